@@ -1,0 +1,240 @@
+"""The table of activations: each one a value and a slope, each of them one scalar formula.
+
+A formula is a plain Python function of one number. `gpudrop.formulas` makes the host, Numba's CUDA
+and CuPy compile it; a bare number in it has the type of x. Slopes are d value / d x.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import erf, exp, expm1, log1p, tanh
+
+from gpudrop.cuda_source import CudaSource
+
+INV_SQRT_2 = 0.7071067811865476
+INV_SQRT_2PI = 0.3989422804014327
+SQRT_8_OVER_PI = 1.5957691216057308
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table: an activation's name, value, slope, and what its slope is a function of.
+
+    slope_of is "input" (x), "output" (y: the slope must be 0 where y is 0, so that a dropped element
+    needs no bits to be told from a kept one) or None (the slope is constant).
+    """
+
+    name: str
+    value: Callable
+    slope: Callable
+    slope_of: str | None = "input"
+
+
+def identity(x):
+    return x
+
+
+def identity_slope(x):
+    return 1
+
+
+def relu(x):
+    # Written so that nan stays nan.
+    return 0 if x <= 0 else x
+
+
+def relu_slope(y):
+    return 1 if y > 0 else 0
+
+
+def leaky_relu(x):
+    return x if x > 0 else 0.01 * x
+
+
+def leaky_relu_slope(x):
+    return 1 if x > 0 else 0.01
+
+
+def relu2(x):
+    return 0 if x <= 0 else x * x
+
+
+def relu2_slope(x):
+    return 2 * x if x > 0 else 0
+
+
+def elu(x):
+    return x if x > 0 else expm1(x)
+
+
+def elu_slope(x):
+    return 1 if x > 0 else exp(x)
+
+
+def selu(x):
+    return SELU_SCALE * (x if x > 0 else SELU_ALPHA * expm1(x))
+
+
+def selu_slope(x):
+    return SELU_SCALE * (1 if x > 0 else SELU_ALPHA * exp(x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + erf(x * INV_SQRT_2))
+
+
+def gelu_slope(x):
+    return 0.5 * (1 + erf(x * INV_SQRT_2)) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+
+
+def sigmoid(x):
+    return 1 / (1 + exp(-x))
+
+
+def sigmoid_slope(x):
+    # exp(-|x|) keeps the quotient finite on both sides.
+    e = exp(-abs(x))
+    return e / ((1 + e) * (1 + e))
+
+
+# gelu_tanh: 0.5 * (1 + tanh(u)) is sigmoid(2u), one exponential and exact in the tail.
+def gelu_tanh(x):
+    return x * sigmoid(SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x))
+
+
+def gelu_tanh_slope(x):
+    # Beyond 10 the slope is 0 or 1 to the last digit, and x * x may overflow.
+    return 1 if x > 10 else 0 if x < -10 else _gelu_tanh_slope(x)
+
+
+def _gelu_tanh_slope(x):
+    u = SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x)
+    return sigmoid(u) + x * sigmoid_slope(u) * SQRT_8_OVER_PI * (1 + 0.134145 * x * x)
+
+
+def quick_gelu(x):
+    return x * sigmoid(1.702 * x)
+
+
+def quick_gelu_slope(x):
+    return sigmoid(1.702 * x) + x * sigmoid_slope(1.702 * x) * 1.702
+
+
+def silu(x):
+    return x / (1 + exp(-x))
+
+
+def silu_slope(x):
+    return sigmoid(x) + x * sigmoid_slope(x)
+
+
+def softplus(x):
+    return (x if x > 0 else 0) + log1p(exp(-abs(x)))
+
+
+# tanh(softplus(x)) = n / (n + 2) with n = e * (e + 2), e = exp(x); for x > 0 in terms of w = 1 / e.
+def mish(x):
+    w = exp(-abs(x))
+    return x * ((1 + 2 * w) / (1 + 2 * w + 2 * w * w) if x > 0 else w * (w + 2) / (w * (w + 2) + 2))
+
+
+def mish_slope(x):
+    w = exp(-abs(x))
+    divisor = 1 + 2 * w + 2 * w * w if x > 0 else w * (w + 2) + 2
+    t = (1 + 2 * w if x > 0 else w * (w + 2)) / divisor
+    one_minus_t = (2 * w * w if x > 0 else 2) / divisor
+    return t + x * one_minus_t * (1 + t) * sigmoid(x)
+
+
+def tanh_slope(x):
+    e = exp(-2 * abs(x))
+    return 4 * e / ((1 + e) * (1 + e))
+
+
+def tanh_value(x):
+    return tanh(x)
+
+
+def hardswish(x):
+    return 0 if x <= -3 else x if x >= 3 else x * (x + 3) / 6
+
+
+def hardswish_slope(x):
+    return 0 if x <= -3 else 1 if x >= 3 else x / 3 + 0.5
+
+
+_ROWS = (
+    Activation("identity", identity, identity_slope, slope_of=None),
+    Activation("relu", relu, relu_slope, slope_of="output"),
+    Activation("leaky_relu", leaky_relu, leaky_relu_slope),
+    Activation("relu2", relu2, relu2_slope),
+    Activation("elu", elu, elu_slope),
+    Activation("selu", selu, selu_slope),
+    Activation("gelu", gelu, gelu_slope),
+    Activation("gelu_tanh", gelu_tanh, gelu_tanh_slope),
+    Activation("quick_gelu", quick_gelu, quick_gelu_slope),
+    Activation("silu", silu, silu_slope),
+    Activation("mish", mish, mish_slope),
+    Activation("softplus", softplus, sigmoid),
+    Activation("sigmoid", sigmoid, sigmoid_slope),
+    Activation("tanh", tanh_value, tanh_slope),
+    Activation("hardswish", hardswish, hardswish_slope),
+)
+ACTIVATIONS = {row.name: row for row in _ROWS}
+"""The table: name -> Activation."""
+
+
+def register_activation(name, value, slope):
+    """Add an activation of your own, fused with dropout on every backend.
+
+    Parameters
+    ----------
+    name : str
+        What `activation=` calls it; an identifier that isn't taken.
+    value, slope : function
+        Plain Python functions of one number, written with def: the activation and its derivative with
+        respect to x. They may use arithmetic, comparisons, conditional expressions, abs, min, max,
+        the functions exp, expm1, log, log1p, sqrt, erf, tanh, sin, cos and floor of math or numpy, and
+        other such functions. A bare number in them has the type of the array's arithmetic.
+
+    Returns
+    -------
+    Activation
+        The new row of the table.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken or not an identifier.
+    TypeError
+        If value or slope is not a function of one number written with def.
+    SyntaxError
+        If a line has no CUDA spelling; it names the line.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> from gpudrop.activations import relu2, relu2_slope  # or two functions of your own
+    >>> row = gpudrop.register_activation("my_relu2", relu2, relu2_slope)
+    >>> gpudrop.dropout(np.float32([-1, 3]), 0, activation="my_relu2")
+    array([0., 9.], dtype=float32)
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name must be an identifier, got {name!r}")
+    if name in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} exists already")
+    for role, formula in (("value", value), ("slope", slope)):
+        CudaSource().add(formula)
+        if formula.__code__.co_argcount != 1:
+            raise TypeError(f"{role} must take one number, {formula.__name__} takes {formula.__code__.co_argcount}")
+    ACTIVATIONS[name] = Activation(name, value, slope)
+    return ACTIVATIONS[name]
+
+
+def find_activation(name):
+    """The row for a name, or for None the identity; a ValueError lists the known names."""
+    try:
+        return ACTIVATIONS["identity" if name is None else name]
+    except (KeyError, TypeError):
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}") from None

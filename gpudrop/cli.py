@@ -1,0 +1,77 @@
+"""The command line: gpudrop demo, gpudrop info, gpudrop bits."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Dropout with one mask everywhere.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def demo(
+    picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("gpudrop-demo.png"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many times the network is trained, each way.")] = 8,
+):
+    """Train a network with and without dropout and show what dropout is for."""
+    from gpudrop.demo import run
+
+    run(picture=picture, seeds=seeds)
+
+
+@app.command()
+def info():
+    """Tell the versions, the devices, and which backend serves which arrays, or why it doesn't."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpudrop import backends
+
+    versions = Table("package", "version", title="Versions")
+    for package in ("gpudrop", "numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
+        versions.add_row(package, _version(package))
+    serving = Table("backend", "serves", "state", title="Backends")
+    kinds = {"cpu": "NumPy arrays", "cupy_elementwise": "CuPy arrays", "numba_cuda": "Numba device arrays"}
+    for name in backends.BACKENDS:
+        module = backends.load(name)
+        state = f"no: {module}" if isinstance(module, str) else f"yes, on {', '.join(module.devices())}"
+        serving.add_row(name, kinds[name], state)
+    console = Console()
+    console.print(versions)
+    console.print(serving)
+
+
+def _version(package):
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = ("cupy-cuda13x", "cupy-cuda12x", "cupy") if package == "cupy" else (package,)
+    for name in names:
+        try:
+            return f"{version(name)} ({name})" if name != package else version(name)
+        except PackageNotFoundError:
+            pass
+    return "not installed"
+
+
+@app.command()
+def bits(
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
+    call: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
+    count: Annotated[int | None, typer.Option(min=0, help="How many bytes; without it they never end.")] = None,
+):
+    """Write the raw random bytes of a stream to standard output, for a battery of tests to read."""
+    from gpudrop.generator import Stream
+    from gpudrop.kernels.cpu import random_bytes
+
+    stream, position = Stream(seed, call), 0
+    try:
+        while count is None or position < count:
+            block = random_bytes(stream, position // 16, 1 << 16)
+            sys.stdout.buffer.write(block if count is None else block[: count - position])
+            position += len(block)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # The reader has what it wanted. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

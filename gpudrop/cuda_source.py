@@ -1,0 +1,135 @@
+"""Prints formulas as CUDA C++, and refuses by line what it doesn't know.
+
+The printed text spells its types real, uint32, uint64 and Words, as `prelude` defines them, and it
+is ordinary C++: g++ builds the same text for the host.
+"""
+
+import ast
+
+from gpudrop.formulas import MATH, parse
+
+OPERATORS = {
+    **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.RShift: ">>", ast.LShift: "<<"},
+    **{ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.And: "&&", ast.Or: "||", ast.Not: "!"},
+    **{ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"},
+    **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
+}
+
+
+def prelude(real):
+    """The types that printed formulas use; real is "float" or "double"."""
+    return f"""
+typedef {real} real;
+typedef unsigned int uint32;
+typedef unsigned long long uint64;
+struct Words {{
+  uint32 w[4];
+  __device__ uint32 operator[](uint32 i) const {{ return w[i]; }}
+}};
+"""
+
+
+class CudaSource:
+    """The C++ text of formulas and of all they call, each printed once.
+
+    Examples
+    --------
+    >>> from gpudrop.activations import silu
+    >>> source = CudaSource()
+    >>> source.add(silu)
+    'silu'
+    >>> print(source.text)
+    __device__ inline real silu(real x) {
+      return (x / (real(1) + exp((-x))));
+    }
+    <BLANKLINE>
+    """
+
+    def __init__(self):
+        self.names = {}
+        self.text = ""
+
+    def add(self, function, name=None):
+        """Print a formula; returns its C++ name."""
+        if function not in self.names:
+            formula = parse(function)
+            name = name or function.__name__
+            while name in self.names.values() or name in MATH:
+                name += "_"
+            self.names[function] = name
+            calls = {called: self.add(f) for called, f in formula.calls.items()}
+            self.text += _Printer(formula, calls).function(name)
+        return self.names[function]
+
+
+class _Printer:
+    def __init__(self, formula, calls):
+        self.formula, self.calls = formula, calls
+        self.declared = {a.arg for a in formula.tree.args.args}
+
+    def function(self, name):
+        tree = self.formula.tree
+        of = {a.arg: ast.unparse(a.annotation) if a.annotation else "real" for a in tree.args.args}
+        result = ast.unparse(tree.returns) if tree.returns else "real"
+        parameters = ", ".join(f"{kind} {name}" for name, kind in of.items())
+        return f"__device__ inline {result} {name}({parameters}) {{\n{self.block(tree.body)}}}\n"
+
+    def block(self, statements, indent="  "):
+        return "".join(f"{indent}{self.statement(s, indent)}\n" for s in statements)
+
+    def nested(self, statements, indent):
+        outer = set(self.declared)
+        text = self.block(statements, indent + "  ")
+        self.declared = outer  # what is first assigned inside a block ends with it
+        return f"{{\n{text}{indent}}}"
+
+    def statement(self, s, indent):
+        match s:
+            case ast.Return(value=ast.Tuple(elts=elements)):
+                return f"return {{{{{', '.join(map(self.expression, elements))}}}}};"
+            case ast.Return(value=value) if value:
+                return f"return {self.expression(value)};"
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                value = self.expression(value)
+                kind = "" if name in self.declared else "auto "
+                self.declared.add(name)
+                return f"{kind}{name} = {value};"
+            case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
+                return self.statement(ast.Assign([target], ast.BinOp(ast.Name(name), op, value)), indent)
+            case ast.If(test=test, body=body, orelse=orelse):
+                text = f"if ({self.expression(test)}) {self.nested(body, indent)}"
+                return text + (f" else {self.nested(orelse, indent)}" if orelse else "")
+            case ast.For(
+                target=ast.Name(id=i),
+                iter=ast.Call(func=ast.Name("range"), args=[ast.Constant(value=n)]),
+                body=body,
+                orelse=[],
+            ):
+                return f"for (int {i} = 0; {i} < {n}; ++{i}) {self.nested(body, indent)}"
+        raise self.formula.refuse(s)
+
+    def expression(self, e):
+        match e:
+            case ast.Name(id=name) if name in self.declared:
+                return name
+            case ast.Constant(value=value):
+                return str(value).lower()
+            case ast.BinOp(left=left, op=ast.Pow(), right=right):
+                return f"pow({self.expression(left)}, {self.expression(right)})"
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return f"({self.expression(left)} {OPERATORS[type(op)]} {self.expression(right)})"
+            case ast.UnaryOp(op=op, operand=operand):
+                return f"({OPERATORS[type(op)]}{self.expression(operand)})"
+            case ast.BoolOp(op=op, values=values):
+                return f"({f' {OPERATORS[type(op)]} '.join(map(self.expression, values))})"
+            case ast.Compare(left=left, ops=ops, comparators=rights) if all(type(op) in OPERATORS for op in ops):
+                links = zip([left, *rights], ops, rights, strict=False)
+                tests = [f"{self.expression(a)} {OPERATORS[type(op)]} {self.expression(b)}" for a, op, b in links]
+                return f"({' && '.join(tests)})"
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                return f"({self.expression(test)} ? {self.expression(body)} : {self.expression(orelse)})"
+            case ast.Subscript(value=value, slice=index):
+                return f"{self.expression(value)}[{self.expression(index)}]"
+            case ast.Call(func=ast.Name(id=name), args=arguments) if name != "range":
+                return f"{self.calls.get(name, name)}({', '.join(map(self.expression, arguments))})"
+        raise self.formula.refuse(e)

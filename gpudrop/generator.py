@@ -1,0 +1,177 @@
+"""Where randomness comes from: a Stream is the randomness of one call, a Generator hands them out."""
+
+import secrets
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpudrop.random_bits import check_uint64
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The randomness of one call: an immutable value, so that equal streams give equal masks.
+
+    Parameters
+    ----------
+    seed, call : int
+        From 0 to 2**64 - 1. Two streams that differ in either never share a Philox counter and key.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> stream = gpudrop.Stream(7, 3)
+    >>> bool((gpudrop.keep_mask(100, 0.5, stream) == gpudrop.keep_mask(100, 0.5, stream)).all())
+    True
+    """
+
+    seed: int
+    call: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "seed", check_uint64("seed", self.seed))
+        object.__setattr__(self, "call", check_uint64("call", self.call))
+
+
+class Generator:
+    """Hands out the streams of a seed: call = 0, 1, 2, ..., each exactly once, from any thread.
+
+    Parameters
+    ----------
+    seed : int, optional
+        From 0 to 2**64 - 1; drawn from the operating system when none is given.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> rng = gpudrop.Generator(42)
+    >>> rng.next(), rng.next()
+    (Stream(seed=42, call=0), Stream(seed=42, call=1))
+    >>> state = rng.state_dict()
+    >>> rng.next()
+    Stream(seed=42, call=2)
+    >>> rng.load_state_dict(state)
+    >>> rng.next()
+    Stream(seed=42, call=2)
+    """
+
+    def __init__(self, seed=None):
+        self._seed = secrets.randbits(64) if seed is None else check_uint64("seed", seed)
+        self._call = 0
+        self._lock = threading.Lock()
+
+    def next(self):
+        """The next stream.
+
+        Returns
+        -------
+        Stream
+
+        Raises
+        ------
+        OverflowError
+            After 2**64 calls.
+        """
+        with self._lock:
+            if self._call >= 2**64:
+                raise OverflowError("all 2**64 calls of this seed are used up")
+            stream = Stream(self._seed, self._call)
+            self._call += 1
+        return stream
+
+    def spawn(self, n):
+        """Derive n independent generators, through NumPy's SeedSequence, using up one call.
+
+        Parameters
+        ----------
+        n : int
+            How many; at least 0.
+
+        Returns
+        -------
+        list of Generator
+            The same ones whenever spawned from the same state; other ones at the next spawn.
+
+        Examples
+        --------
+        >>> import gpudrop
+        >>> a, b = gpudrop.Generator(42).spawn(2)
+        >>> a.next() == b.next()
+        False
+        """
+        if check_uint64("n", n) > 2**32:
+            raise ValueError(f"n must be at most 2**32, got {n}")
+        parent = self.next()
+        children = np.random.SeedSequence(parent.seed, spawn_key=(parent.call,)).spawn(n)
+        return [Generator(int(child.generate_state(1, np.uint64)[0])) for child in children]
+
+    def state_dict(self):
+        """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
+        with self._lock:
+            return {"seed": self._seed, "call": self._call}
+
+    def load_state_dict(self, state):
+        """Go on from a state that `state_dict` returned.
+
+        Parameters
+        ----------
+        state : dict
+            {"seed": int, "call": int}; nothing changes if it isn't a state.
+        """
+        if set(state) != {"seed", "call"}:
+            raise ValueError(f"a state has the keys 'call' and 'seed', got {sorted(state)}")
+        seed = check_uint64("seed", state["seed"])
+        call = state["call"] if state["call"] == 2**64 else check_uint64("call", state["call"])
+        with self._lock:
+            self._seed, self._call = seed, call
+
+    def __getstate__(self):
+        return self.state_dict()
+
+    def __setstate__(self, state):
+        self._lock = threading.Lock()
+        self.load_state_dict(state)
+
+    def __repr__(self):
+        return f"<Generator seed={self._seed} call={self._call}>"
+
+
+_default = Generator()
+
+
+def manual_seed(seed):
+    """Restart the default generator, the one behind `rng=None`, from a seed.
+
+    Parameters
+    ----------
+    seed : int
+        From 0 to 2**64 - 1.
+
+    Returns
+    -------
+    Generator
+        The default generator.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.manual_seed(1)
+    <Generator seed=1 call=0>
+    """
+    _default.load_state_dict({"seed": seed, "call": 0})
+    return _default
+
+
+def check_rng(rng):
+    """A Generator or Stream as it is, the default generator for None, or a TypeError."""
+    if rng is None:
+        return _default
+    if isinstance(rng, (Generator, Stream)):
+        return rng
+    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {type(rng).__name__}")
+
+
+def next_stream(rng):
+    """The stream of this call: a Stream is its own, a Generator hands out its next one."""
+    return rng.next() if isinstance(rng, Generator) else rng

@@ -1,0 +1,154 @@
+"""The mapping: which random bits belong to which element of which call.
+
+Everything here is a pure function of (seed, call, element): no thread, tile, layout, dtype or device
+appears in it, so none of them can change a mask. The annotated functions are formulas
+(see `gpudrop.formulas`): the host, Numba's CUDA and CuPy all compile this one text.
+
+    chunk   = element // lanes(bits)         one Philox call serves a chunk of `lanes` elements
+    words   = draw(seed, call, chunk)        128 bits
+    field   = field(words, lane, bits)       lane = element % lanes(bits)
+    keep    = field >= threshold
+
+Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
+(SC 2011, https://doi.org/10.1145/2063384.2063405).
+"""
+
+from dataclasses import dataclass
+
+from numpy import uint32, uint64
+
+PHILOX_M0 = uint32(0xD2511F53)
+PHILOX_M1 = uint32(0xCD9E8D57)
+PHILOX_W0 = uint32(0x9E3779B9)
+PHILOX_W1 = uint32(0xBB67AE85)
+
+BITS = (8, 16, 32)
+"""The widths a field may have. Wider fields honour p more finely, narrower ones cost fewer words."""
+
+Words = tuple[uint32, uint32, uint32, uint32]
+
+
+def philox4x32(c0: uint32, c1: uint32, c2: uint32, c3: uint32, k0: uint32, k1: uint32) -> Words:
+    """Ten rounds of Philox4x32: the 128-bit counter c under the 64-bit key k."""
+    for _ in range(10):
+        p0 = uint64(PHILOX_M0) * uint64(c0)
+        p1 = uint64(PHILOX_M1) * uint64(c2)
+        c0 = uint32(uint32(p1 >> uint64(32)) ^ c1 ^ k0)
+        c1 = uint32(p1)
+        c2 = uint32(uint32(p0 >> uint64(32)) ^ c3 ^ k1)
+        c3 = uint32(p0)
+        # Added in 64 bits and cut back, so that plain NumPy scalars do not warn of the overflow.
+        k0 = uint32(uint64(k0) + uint64(PHILOX_W0))
+        k1 = uint32(uint64(k1) + uint64(PHILOX_W1))
+    return c0, c1, c2, c3
+
+
+def draw(seed: uint64, call: uint64, chunk: uint64) -> Words:
+    """The 128 random bits of a chunk: the chunk and the call are the counter, the seed is the key."""
+    return philox4x32(
+        uint32(chunk),
+        uint32(chunk >> uint64(32)),
+        uint32(call),
+        uint32(call >> uint64(32)),
+        uint32(seed),
+        uint32(seed >> uint64(32)),
+    )
+
+
+def field(words: Words, lane: uint32, bits: uint32) -> uint32:
+    """Field number `lane` of a chunk's words, both counted from the least significant end."""
+    position = uint32(lane * bits)
+    word = uint32(words[position >> uint32(5)] >> uint32(position & uint32(31)))
+    return uint32(word & uint32(uint32(0xFFFFFFFF) >> uint32(uint32(32) - bits)))
+
+
+def lanes(bits):
+    """How many elements one Philox call serves."""
+    return 128 // bits
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A probability of dropping, as the integers that kernels compare with.
+
+    Attributes
+    ----------
+    threshold : int
+        A field below it drops its element; from 0 to 2**bits.
+    scale : float
+        What kept elements are multiplied by: 1 / (1 - effective_p), or 0 where nothing is kept.
+    effective_p : float
+        The probability that is honoured, threshold / 2**bits.
+    """
+
+    threshold: int
+    scale: float
+    effective_p: float
+
+
+def quantize(p, bits=16):
+    """Round a probability of dropping to the nearest one that `bits` random bits can express.
+
+    Parameters
+    ----------
+    p : float
+        The probability of dropping an element, from 0 to 1.
+    bits : {8, 16, 32}
+        Random bits per element. The honoured probability is within 2**-(bits + 1) of p.
+
+    Returns
+    -------
+    Quantized
+        threshold = floor(p * 2**bits + 0.5), scale = 2**bits / (2**bits - threshold), effective_p.
+        The scale comes from the honoured probability, so the expected value is kept exactly.
+
+    Raises
+    ------
+    ValueError
+        If p is not between 0 and 1, or bits is not 8, 16 or 32.
+    TypeError
+        If p is not a real number.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.quantize(0.1, bits=8)
+    Quantized(threshold=26, scale=1.1130434782608696, effective_p=0.1015625)
+    """
+    p, bits = check_p(p), check_bits(bits)
+    steps = 2**bits
+    threshold = int(p * steps)
+    # floor(p * steps + 0.5) without the sum, whose rounding is wrong for the p just below half a step.
+    threshold += p * steps - threshold >= 0.5
+    kept = steps - threshold
+    return Quantized(threshold, steps / kept if kept else 0.0, threshold / steps)
+
+
+def check_p(p, name="p"):
+    """p as a float, or a ValueError or TypeError that names the argument."""
+    try:
+        value = float(p)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number between 0 and 1, got {p!r}") from None
+    if isinstance(p, str):
+        raise TypeError(f"{name} must be a number between 0 and 1, got {p!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {p}")
+    return value
+
+
+def check_bits(bits):
+    if bits not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
+    return int(bits)
+
+
+def check_uint64(name, value):
+    """value as a Python int in [0, 2**64), or an error that names the argument."""
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {value}")
+    return number

@@ -1,0 +1,98 @@
+"""16-bit floats as their bits: conversions for Numba's targets, which have no such arrays on the host."""
+
+import numpy as np
+from llvmlite import ir
+
+I16, I32, F32, HALF = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.HalfType()
+
+
+def llvm_widen(builder, value):
+    return builder.fpext(builder.bitcast(value, HALF), F32)
+
+
+def llvm_narrow(builder, value):
+    return builder.bitcast(builder.fptrunc(value, HALF), I16)
+
+
+# On the GPU as PTX: given LLVM's own conversions, NVVM moves arithmetic into half precision and then
+# meets operations that it does not support.
+def ptx_widen(builder, value):
+    return builder.asm(ir.FunctionType(F32, [I16]), "cvt.f32.f16 $0, $1;", "=f,h", [value], side_effect=False)
+
+
+def ptx_narrow(builder, value):
+    return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.f16.f32 $0, $1;", "=h,f", [value], side_effect=False)
+
+
+def conversions(intrinsic, types, decorate, widen, narrow):
+    """{dtype: (widen, narrow)}: stored element to arithmetic and back, rounded to nearest even.
+
+    Parameters
+    ----------
+    intrinsic, types, decorate
+        The target's own: numba.extending.intrinsic, numba.types and a jit, or numba.cuda's.
+    widen, narrow
+        How the target's LLVM spells the conversions of float16.
+    """
+
+    def instruction(result, argument, emit):
+        def typed(typingctx, value):
+            return result(argument), lambda context, builder, signature, values: emit(builder, values[0])
+
+        return intrinsic(typed)
+
+    return table(
+        bits=instruction(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
+        unbits=instruction(types.float32, types.uint32, lambda builder, value: builder.bitcast(value, F32)),
+        widen_half=instruction(types.float32, types.uint16, widen),
+        narrow_half=instruction(types.uint16, types.float32, narrow),
+        decorate=decorate,
+    )
+
+
+def table(bits, unbits, widen_half, narrow_half, decorate):
+    """The conversions of every dtype, from the four that need the processor."""
+
+    @decorate
+    def widen_bfloat16(stored):
+        return unbits(np.uint32(np.uint32(stored) << np.uint32(16)))
+
+    @decorate
+    def narrow_bfloat16(value):
+        u = bits(value)
+        odd = np.uint32(np.uint32(u >> np.uint32(16)) & np.uint32(1))
+        # In 64 bits, so that plain NumPy scalars do not warn of an overflow.
+        rounded = np.uint32(np.uint64(u) + np.uint64(np.uint32(0x7FFF) + odd))
+        quiet_nan = np.uint32(u | np.uint32(0x400000))
+        return np.uint16((rounded if value == value else quiet_nan) >> np.uint32(16))
+
+    @decorate
+    def same_float32(value):
+        return np.float32(value)
+
+    @decorate
+    def same_float64(value):
+        return np.float64(value)
+
+    @decorate
+    def to_uint8(value):
+        return np.uint8(value)
+
+    return {
+        "float16": (decorate(lambda stored: widen_half(stored)), decorate(lambda value: narrow_half(value))),
+        "bfloat16": (widen_bfloat16, narrow_bfloat16),
+        "float32": (same_float32, same_float32),
+        "float64": (same_float64, same_float64),
+        "bool": (same_float32, to_uint8),
+    }
+
+
+def numpy_conversions(decorate):
+    """The same in plain NumPy, for the CUDA simulator."""
+    return table(
+        bits=lambda value: np.float32(value).view(np.uint32),
+        unbits=lambda stored: np.uint32(stored).view(np.float32),
+        widen_half=lambda stored: np.float32(np.uint16(stored).view(np.float16)),
+        narrow_half=lambda value: np.float16(value).view(np.uint16),
+        decorate=decorate,
+    )

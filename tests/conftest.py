@@ -1,0 +1,86 @@
+"""The test matrix is the list of backends: a test that takes `backend` is written once and runs on each.
+
+In a plain run: the host kernels, and CuPy's kernels built by g++; on a machine with a GPU also CuPy and
+Numba on it. With NUMBA_ENABLE_CUDASIM=1, in a process of its own: Numba's kernels in the simulator.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpudrop
+from gpudrop import backends
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy_elementwise", "numba_cuda")]
+
+
+@dataclass
+class Backend:
+    """A way to compute: put takes a NumPy array to where it computes, get brings one back."""
+
+    name: str
+    put: Any = lambda x: x
+    get: Any = lambda x: x
+
+    def forward(self, x, *args, **options):
+        return self.get(gpudrop.dropout(self.put(x), *args, **options))
+
+    def both(self, x, dy, *args, **options):
+        y, backprop = gpudrop.dropout_vjp(self.put(x), *args, **options)
+        dx = backprop(self.put(dy))
+        return self.get(y), self.get(dx)
+
+    def mask(self, *args, **options):
+        like = None if self.name in ("cpu", "cupy_text") else self.put(np.zeros(1, np.float32))
+        return self.get(gpudrop.keep_mask(*args, like=like, **options))
+
+
+@pytest.fixture(params=["numba_cuda"] if SIMULATED else ["cpu", "cupy_text", *CUDA])
+def backend(request, monkeypatch):
+    if request.param == "cpu":
+        return Backend("cpu")
+    if request.param == "cupy_text":
+        cupy_text = pytest.importorskip("cupy_text", reason="CuPy is not installed", exc_type=ImportError)
+        from gpudrop.kernels import cupy_elementwise
+
+        monkeypatch.setattr(cupy_elementwise, "kernel", cupy_text.kernel)
+        monkeypatch.setattr(cupy_elementwise, "serves", ("numpy",))
+        monkeypatch.setattr(backends, "choose", lambda kind, name=None: cupy_elementwise)
+        return Backend("cupy_text")
+    module = backends.load(request.param)
+    if isinstance(module, str):
+        pytest.skip(module)
+    if request.param == "cupy_elementwise":
+        import cupy
+
+        return Backend(request.param, cupy.asarray, cupy.asnumpy)
+    from numba import cuda
+
+    return Backend(request.param, cuda.to_device, lambda x: x.copy_to_host())
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Outputs hold nan (or True) before a kernel runs, so that an element it forgets is seen."""
+
+    def filled(allocate):
+        def wrapper(*args):
+            array = allocate(*args)
+            poison = np.full(array.shape, np.nan if array.dtype != bool else True).astype(array.dtype)
+            if isinstance(array, np.ndarray):
+                array[...] = poison
+            elif hasattr(array, "copy_to_device"):
+                for i in np.ndindex(array.shape):
+                    array[i] = poison[i]
+            else:
+                array.set(poison)
+            return array
+
+        return wrapper
+
+    monkeypatch.setattr(backends, "empty_like", filled(backends.empty_like))
+    monkeypatch.setattr(backends, "empty_mask", filled(backends.empty_mask))

@@ -1,0 +1,21 @@
+"""A user's activation, as plain as they come: numbers are bare, one function calls another."""
+
+QUARTER = 0.25
+
+
+def power3(x):
+    square = x * x
+    return square * x
+
+
+def cube(x):
+    """x**3 + 1 above 0, a quarter of x below."""
+    if x > 0:
+        return power3(x) + 1
+    return QUARTER * x
+
+
+def cube_slope(x):
+    slope = 3 * x * x
+    slope += 0
+    return slope if x > 0 else QUARTER

@@ -1,0 +1,300 @@
+"""What users are told: errors by their text, states, kinds of arrays, and what an error leaves untouched."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import gpudrop
+from gpudrop import Generator, Stream, backends
+
+X = np.arange(1, 9, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, "p must be between 0 and 1, got 1.5", lambda: gpudrop.dropout(X, 1.5)),
+        (ValueError, "p must be between 0 and 1, got nan", lambda: gpudrop.dropout(X, float("nan"))),
+        (TypeError, "p must be a number between 0 and 1, got '0.5'", lambda: gpudrop.dropout(X, "0.5")),
+        (ValueError, "bits must be one of 8, 16, 32, got 12", lambda: gpudrop.dropout(X, bits=12)),
+        (
+            ValueError,
+            "unknown activation 'gelo'; known: elu, gelu, ",
+            lambda: gpudrop.dropout(X, activation="gelo"),
+        ),
+        (
+            TypeError,
+            "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got int",
+            lambda: gpudrop.dropout(X, rng=3),
+        ),
+        (TypeError, "x must be a NumPy, CuPy or Numba array, .*, got builtins.list", lambda: gpudrop.dropout([1.0])),
+        (
+            TypeError,
+            "x must be a NumPy, CuPy or Numba array, .*, got numpy.ma.MaskedArray",
+            lambda: gpudrop.dropout(np.ma.masked_array(X)),
+        ),
+        (
+            TypeError,
+            "x must have one of the dtypes float16, bfloat16, float32, float64, got int64",
+            lambda: gpudrop.dropout(np.arange(3)),
+        ),
+        (TypeError, "x must have one of the dtypes .*, got bool", lambda: gpudrop.dropout(X > 3)),
+        (TypeError, "x must have one of the dtypes .*, got >f4", lambda: gpudrop.dropout(X.astype(">f4"))),
+        (
+            ValueError,
+            r"out must be a NumPy array of dtype float32 and shape \(8,\), got a NumPy array of dtype float64 and",
+            lambda: gpudrop.dropout(X, out=np.zeros(8)),
+        ),
+        (ValueError, r"out must be .* shape \(8,\), got .* shape \(7,\)", lambda: gpudrop.dropout(X, out=X[1:])),
+        (
+            ValueError,
+            "out must be x itself or share no memory with it, got an overlapping view",
+            lambda: gpudrop.dropout(X[1:], out=X[:-1]),
+        ),
+        (
+            ValueError,
+            "out must be writable, got a read-only array",
+            lambda: gpudrop.dropout(X, out=np.broadcast_to(np.float32(0), 8)),
+        ),
+        (
+            ValueError,
+            "out must not overlap x, which the backward pass of 'gelu' needs",
+            lambda: gpudrop.dropout_vjp(X, activation="gelu", out=X),
+        ),
+        (
+            ValueError,
+            r"dy must be a NumPy array of dtype float32 and shape \(8,\), got .* shape \(3,\)",
+            lambda: gpudrop.dropout_vjp(X)[1](X[:3]),
+        ),
+        (
+            ValueError,
+            "unknown backend 'gpu'; known: cpu, cupy_elementwise, numba_cuda",
+            lambda: gpudrop.dropout(X, backend="gpu"),
+        ),
+        (
+            ValueError,
+            "backend 'numba_cuda' can't serve a NumPy array, which lives on the host",
+            lambda: gpudrop.dropout(X, backend="numba_cuda"),
+        ),
+        (ValueError, r"seed must be between 0 and 2\*\*64 - 1, got -1", lambda: Stream(-1, 0)),
+        (ValueError, r"call must be between 0 and 2\*\*64 - 1, got 1844", lambda: Stream(0, 2**64)),
+        (TypeError, "seed must be an integer, got 1.5", lambda: Generator(1.5)),
+        (ValueError, "start must leave room", lambda: gpudrop.keep_mask(3, 0.5, Stream(0, 0), start=2**64 - 2)),
+        (ValueError, "give p or keep_prob, not both", lambda: gpudrop.Dropout(0.5, keep_prob=0.5)),
+        (ValueError, "keep_prob must be between 0 and 1, got 2", lambda: gpudrop.Dropout(keep_prob=2)),
+        (RuntimeError, "backward needs a call of the layer before it", lambda: gpudrop.Dropout().backward(X)),
+        (ValueError, "activation 'relu' exists already", lambda: gpudrop.register_activation("relu", abs, abs)),
+        (ValueError, "name must be an identifier, got 'a b'", lambda: gpudrop.register_activation("a b", abs, abs)),
+    ],
+)
+def test_errors_name_the_argument_and_change_nothing(error, message, call):
+    before, state = X.copy(), gpudrop.manual_seed(0).state_dict()
+    with pytest.raises(error, match=message):
+        call()
+    np.testing.assert_array_equal(X, before)
+    if "dy must" not in message:  # there the forward pass was right, and drew
+        assert gpudrop.generator.check_rng(None).state_dict() == state
+
+
+def test_a_failed_allocation_leaves_the_generator_where_it_was(monkeypatch):
+    rng = Generator(1)
+
+    def out_of_memory(operand):
+        raise MemoryError
+
+    monkeypatch.setattr(backends, "empty_like", out_of_memory)
+    with pytest.raises(MemoryError):
+        gpudrop.dropout(X, rng=rng)
+    assert rng.next() == Stream(1, 0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"training": False}, {"p": 0}, {"p": 2**-20}], ids=["eval", "p=0", "p that rounds to 0"]
+)
+def test_the_generator_advances_only_when_a_mask_is_drawn(options):
+    rng = Generator(1)
+    np.testing.assert_array_equal(gpudrop.dropout(X, rng=rng, **options), X)
+    assert rng.state_dict() == {"seed": 1, "call": 0}
+    gpudrop.dropout(X, rng=rng, p=1)
+    assert rng.state_dict() == {"seed": 1, "call": 1}
+
+
+def test_a_generator_hands_out_calls_and_a_stream_repeats():
+    rng = Generator(9)
+    first, second = gpudrop.dropout(X, rng=rng), gpudrop.dropout(X, rng=rng)
+    np.testing.assert_array_equal(first, gpudrop.dropout(X, rng=Stream(9, 0)))
+    np.testing.assert_array_equal(second, gpudrop.dropout(X, rng=Stream(9, 1)))
+    assert not np.array_equal(first, second)
+
+
+def test_manual_seed_restarts_the_default_generator():
+    gpudrop.manual_seed(5)
+    first = gpudrop.dropout(X), gpudrop.keep_mask(50, 0.5)
+    gpudrop.manual_seed(5)
+    np.testing.assert_array_equal(gpudrop.dropout(X), first[0])
+    np.testing.assert_array_equal(gpudrop.keep_mask(50, 0.5), first[1])
+    np.testing.assert_array_equal(first[1], gpudrop.keep_mask(50, 0.5, Stream(5, 1)))
+
+
+def test_seeds_from_the_operating_system_differ():
+    assert len({Generator().state_dict()["seed"] for _ in range(10)}) == 10
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda rng: pickle.loads(pickle.dumps(rng))])
+def test_generators_can_be_copied_and_restored(clone):
+    rng = Generator(3)
+    rng.next()
+    twin = clone(rng)
+    assert twin.next() == rng.next() == Stream(3, 1)
+    assert rng.next() == Stream(3, 2) and twin.state_dict()["call"] == 2
+
+
+def test_a_bad_state_changes_nothing():
+    rng = Generator(3)
+    for state in ({"seed": 1}, {"seed": -1, "call": 0}, {"seed": 1, "call": 0, "more": 2}, {"seed": 1, "call": "a"}):
+        with pytest.raises((TypeError, ValueError)):
+            rng.load_state_dict(state)
+        assert rng.state_dict() == {"seed": 3, "call": 0}
+
+
+def test_the_last_call_is_the_last():
+    rng = Generator(0)
+    rng.load_state_dict({"seed": 0, "call": 2**64 - 1})
+    assert rng.next() == Stream(0, 2**64 - 1)
+    with pytest.raises(OverflowError, match="used up"):
+        rng.next()
+    rng.load_state_dict(rng.state_dict())
+
+
+def test_spawned_generators_are_new_each_time_and_reproducible():
+    rng, twin = Generator(7), Generator(7)
+    families = rng.spawn(3) + rng.spawn(2)
+    seeds = [child.state_dict()["seed"] for child in families]
+    assert len(set(seeds)) == 5 and 7 not in seeds
+    assert [child.state_dict()["seed"] for child in twin.spawn(3) + twin.spawn(2)] == seeds
+    # NumPy's own derivation, so that other programs can repeat it.
+    sequence = np.random.SeedSequence(7, spawn_key=(0, 1))
+    assert seeds[1] == int(sequence.generate_state(1, np.uint64)[0])
+
+
+def test_threads_never_share_a_call():
+    rng, seen, lock = Generator(0), [], threading.Lock()
+
+    def work():
+        mine = [rng.next().call for _ in range(200)]
+        with lock:
+            seen.extend(mine)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(seen) == list(range(1600))
+
+
+def test_no_dropout_is_of_its_own_thread():
+    outside = []
+    with gpudrop.no_dropout():
+        worker = threading.Thread(target=lambda: outside.append(gpudrop.dropout(X, 1)))
+        worker.start()
+        worker.join()
+        np.testing.assert_array_equal(gpudrop.dropout(X, 1), X)
+        with gpudrop.no_dropout():
+            pass
+        np.testing.assert_array_equal(gpudrop.dropout(X, 1), X)
+    np.testing.assert_array_equal(outside[0], 0)
+    np.testing.assert_array_equal(gpudrop.dropout(X, 1), 0)
+
+
+def test_layer_trains_and_evaluates():
+    layer = gpudrop.Dropout(keep_prob=0.5, activation="relu", rng=Generator(4))
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    y = layer(x)
+    np.testing.assert_array_equal(y, gpudrop.dropout(x, 0.5, activation="relu", rng=Stream(4, 0)))
+    np.testing.assert_array_equal(layer.backward(np.ones_like(x)), np.where(y > 0, np.float32(2), 0))
+    assert layer.eval() is layer and not layer.training
+    np.testing.assert_array_equal(layer(x), np.maximum(x, 0))
+    np.testing.assert_array_equal(layer.backward(np.ones_like(x)), x > 0)
+    assert layer.train().training
+    np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, 0.5, activation="relu", rng=Stream(4, 1)))
+    assert repr(gpudrop.Dropout(keep_prob=0.8)) == "Dropout(p=0.2, activation=None, bits=16)"
+
+
+class Foreign:
+    """An array of another library, which speaks DLPack and nothing else."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __array_namespace__(self):
+        return Namespace
+
+
+class Namespace:
+    from_dlpack = staticmethod(lambda array: Foreign(np.from_dlpack(array)))
+
+
+def test_foreign_arrays_come_back_as_their_own_kind():
+    y, backprop = gpudrop.dropout_vjp(Foreign(X), rng=Stream(0, 1))
+    assert isinstance(y, Foreign)
+    np.testing.assert_array_equal(y.array, gpudrop.dropout(X, rng=Stream(0, 1)))
+    dx = backprop(y)
+    assert isinstance(dx, Foreign)
+    np.testing.assert_array_equal(dx.array, 2 * y.array)
+    assert isinstance(gpudrop.keep_mask(3, 0.5, like=y), Foreign)
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    y, backprop = gpudrop.dropout_vjp(torch.from_numpy(X), activation="relu", rng=Stream(0, 1))
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), gpudrop.dropout(X, rng=Stream(0, 1)))
+    assert isinstance(backprop(torch.ones(8)), torch.Tensor)
+
+
+WITHOUT_CUPY = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("cupy", "torch", "rich"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Refuse())
+import numpy as np, gpudrop
+assert gpudrop.dropout(np.ones(8, np.float32), 1).sum() == 0
+from gpudrop import backends
+assert "cupy is blocked" in backends.load("cupy_elementwise"), backends.load("cupy_elementwise")
+class Device:
+    __cuda_array_interface__ = {}
+try:
+    gpudrop.dropout(Device())
+except TypeError as error:
+    assert "needs CuPy, and CuPy is not installed" in str(error), error
+else:
+    raise AssertionError
+print("ok")
+"""
+
+
+def test_everything_on_the_host_works_without_cupy_and_without_a_gpu():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_CUPY], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_import_loads_no_optional_package():
+    code = (
+        "import gpudrop, sys; print([m for m in ('cupy', 'torch', 'rich', 'typer', 'numba.cuda') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,120 @@
+"""Every kernel of both CUDA backends compiled for every supported architecture, without a GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpudrop.activations import ACTIVATIONS
+from gpudrop.fusion import Fusion
+
+cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+pytest.importorskip("nvidia.cu13", reason="CUDA 13's compilers from PyPI are not installed")
+if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+    pytest.skip("the CUDA simulator compiles nothing", allow_module_level=True)
+
+ARCHITECTURES = [75, 80, 90, 100, 120]
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+def fusions(dtype):
+    """(fusion, contiguous, ndim) of every kernel there is for a dtype; strided ones for two activations."""
+    directions = ("forward", "backward")
+    keys = [(Fusion(d, a, 16, dtype), True, 1) for d in directions for a in ACTIVATIONS.values()]
+    some = ACTIVATIONS["identity"], ACTIVATIONS["silu"]
+    keys += [(Fusion(d, a, bits, dtype), True, 1) for d in directions for a in some for bits in (0, 8, 32)]
+    keys += [(Fusion(d, a, 16, dtype), False, 3) for d in directions for a in some]
+    if dtype == "float32":
+        keys += [(Fusion("mask", some[0], bits, "bool"), True, 1) for bits in (0, 8, 16, 32)]
+    return keys
+
+
+def include_paths():
+    import nvidia
+
+    return [f"{Path(cupy.__file__).parent}/_core/include", f"{next(iter(nvidia.__path__))}/cu13/include"]
+
+
+def cubin(source, kind, architecture):
+    options = {"arch": f"sm_{architecture}"}
+    if kind == "c++":
+        options |= {"std": "c++17", "include_path": include_paths()}
+    return core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code
+
+
+def cupy_source(keys):
+    """The complete texts of CuPy kernels as one program: each in its own namespace, under its own name."""
+    import cupy_text
+
+    source = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
+    for i, (fusion, contiguous, ndim) in enumerate(keys):
+        text = cupy_text.text(fusion, contiguous, ndim)
+        source += f"#define {fusion.name} kernel_{i}\nnamespace n{i} {{{text}}}\n#undef {fusion.name}\n"
+    return source
+
+
+def numba_ptx(key):
+    """PTX by architecture. Typing and lowering are shared, since the architecture doesn't enter them."""
+    from numba.cuda.compiler import _compile_pyfunc_with_fixup
+
+    from gpudrop.kernels import numba_cuda
+
+    fusion, contiguous, ndim = key
+    function = numba_cuda.kernel(fusion, contiguous).py_func
+    signature = numba_cuda.signature(fusion, contiguous, ndim)
+    library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
+    return {architecture: library.get_asm_str(divmod(architecture, 10)) for architecture in ARCHITECTURES}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cupy_kernels_compile(dtype, architecture):
+    keys = fusions(dtype)
+    code = cubin(cupy_source(keys), "c++", architecture)
+    assert [i for i in range(len(keys)) if f"kernel_{i}\0".encode() not in code] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("direction", ["forward", "backward", "mask"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numba_kernels_compile(dtype, direction):
+    for key in fusions(dtype):
+        if key[0].direction == direction:
+            ptx = numba_ptx(key)
+            for architecture, text in ptx.items():
+                assert cubin(text, "ptx", architecture)
+            check_ptx(*key, ptx[90])
+
+
+# One access of 16 or of 8 bytes, by whatever types.
+VECTOR = {16: r"(v4\.[buf]32|v2\.[buf]64)", 8: r"v2\.[buf]32"}
+
+
+def check_ptx(fusion, contiguous, ndim, ptx):
+    name = f"{fusion.name} {fusion.dtype} contiguous={contiguous}"
+    assert ".local" not in ptx, f"{name} uses local memory"
+    assert fusion.real == "float64" or ".f64" not in ptx, f"{name} computes in float64"
+    size = fusion.chunk * np.dtype(fusion.storage).itemsize
+    width = min(16, size)
+    if contiguous and width in VECTOR:
+        loads, stores = (len(re.findall(rf"{op}\.global\S*\.{VECTOR[width]}", ptx)) for op in ("ld", "st"))
+        inputs = {"mask": 0, "forward": 1, "backward": 1 + bool(fusion.activation.slope_of)}[fusion.direction]
+        assert (loads, stores) == (inputs * size // width, size // width), f"{name}: {loads} loads, {stores} stores"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cupy_machine_code_loads_16_bytes_and_spills_nothing(dtype, tmp_path):
+    nvdisasm = shutil.which("nvdisasm") or f"{include_paths()[1]}/../bin/nvdisasm"
+    keys = [key for key in fusions(dtype) if key[1] and key[0].bits == 16 and key[0].direction == "forward"]
+    (tmp_path / "kernels.cubin").write_bytes(cubin(cupy_source(keys), "c++", 90))
+    sass = subprocess.run([nvdisasm, tmp_path / "kernels.cubin"], capture_output=True, text=True, check=True).stdout
+    sections = re.split(r"\.section\s+\.text\.(\w+)", sass)
+    assert len(sections) == 1 + 2 * len(keys)
+    for text in sections[2::2]:
+        assert "LDG.E.128" in text and "STG.E.128" in text
+        assert not re.search(r"\b(LDL|STL)\b", text)

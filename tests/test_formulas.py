@@ -1,0 +1,176 @@
+"""Formulas: what the printer prints, what it refuses, and that Numba computes the same from them."""
+
+import math
+import subprocess
+from math import erf, exp  # noqa: F401  (used by formulas below)
+
+import numpy as np
+import pytest
+import reference
+
+import gpudrop
+from gpudrop import random_bits
+from gpudrop.cuda_source import CudaSource, prelude
+from gpudrop.formulas import compiled, parse
+
+TWO = 2
+
+
+def printed(function):
+    source = CudaSource()
+    source.add(function)
+    return source.text
+
+
+def everything(x):
+    """A docstring is no code."""
+    total = x
+    for _ in range(3):
+        total = total + abs(x) ** 2
+    if (x > 1 and not x > 5) or x == -1:
+        total -= math.exp(x)
+    elif 0 < x <= TWO:
+        total = min(total, max(x, 0.5))
+    else:
+        total = -total / 3 + np.sqrt(abs(x))
+    return total if total > -1e3 else np.tanh(total)
+
+
+def test_a_formula_means_the_same_to_python_numba_and_cpp(tmp_path):
+    from gpudrop.kernels.cpu import jit
+    from gpudrop.kernels.host_math import HOST_MATH
+
+    source = tmp_path / "formula.cpp"
+    loop = 'int main() { double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", everything(x)); }'
+    header = "#include <math.h>\n#include <stdio.h>\n#define __device__\n"
+    source.write_text(header + prelude("double") + printed(everything) + loop)
+    subprocess.run(["g++", "-o", tmp_path / "formula", source], check=True)
+    numbers = [-7.5, -1.0, -0.25, 0.0, 0.3, 1.0, 1.7, 2.0, 3.3, 5.0, 8.0]
+    text = "\n".join(map(repr, numbers))
+    done = subprocess.run([tmp_path / "formula"], input=text, capture_output=True, text=True, check=True)
+    in_numba = compiled(everything, np.float64, HOST_MATH["float64"], jit())
+    for x, result in zip(numbers, done.stdout.split(), strict=True):
+        assert float(result) == pytest.approx(everything(x), rel=1e-15)
+        assert in_numba(x) == pytest.approx(everything(x), rel=1e-15)
+
+
+def test_bare_numbers_have_the_type_of_x():
+    from gpudrop.kernels.cpu import jit
+    from gpudrop.kernels.host_math import HOST_MATH
+
+    def third(x):
+        return x / 3 + 0.1 + TWO
+
+    single = compiled(third, np.float32, HOST_MATH["float32"], jit())
+    single(np.float32(1))
+    assert [str(s.signature.return_type) for s in single.overloads.values()] == ["float32"]
+
+
+def comprehension(x):
+    y = [v for v in x]  # noqa: C416
+    return y
+
+
+def loop(x):
+    while x > 1:
+        x = x / 2
+    return x
+
+
+def unknown(x):
+    return no_such_function(x)  # noqa: F821
+
+
+def foreign(x):
+    return np.linalg.norm(x)
+
+
+def keyword(x):
+    return max(x, default=0)
+
+
+def undeclared(x):
+    if x > 0:
+        y = x
+    return y
+
+
+def text(x):
+    return "x"
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        (comprehension, r"line \d+: '\[v for v in x\]' has no CUDA spelling"),
+        (loop, r"line \d+: 'while x > 1:"),
+        (unknown, r"line \d+: 'no_such_function' is not defined"),
+        (foreign, r"line \d+: 'np.linalg.norm' has no CUDA spelling"),
+        (keyword, r"line \d+: 'max\(x, default=0\)' has no CUDA spelling"),
+        (undeclared, r"line \d+: 'y' has no CUDA spelling"),
+        (text, r"line \d+: '\"x\"' has no CUDA spelling"),
+    ],
+)
+def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
+    with pytest.raises(SyntaxError, match=message) as caught:
+        gpudrop.register_activation(f"refused_{formula.__name__}", formula, formula)
+    line = int(str(caught.value).partition(":")[0].removeprefix("line "))
+    first = formula.__code__.co_firstlineno
+    assert first < line <= first + 3
+    assert f"refused_{formula.__name__}" not in gpudrop.activations.ACTIVATIONS
+
+
+@pytest.mark.parametrize("formula", [lambda x: x, math.exp, 3])
+def test_what_is_no_function_is_refused(formula):
+    with pytest.raises(TypeError, match="written with def"):
+        gpudrop.register_activation("refused", formula, formula)
+
+
+def test_a_digest_changes_with_everything_a_formula_is_made_of():
+    def make(inner):
+        def outer(x):
+            return inner(x) + 1
+
+        return outer
+
+    def plain(x):
+        return x
+
+    def squared(x):
+        return x * x
+
+    assert parse(make(plain)).digest != parse(make(squared)).digest
+    assert parse(make(plain)).digest == parse(make(plain)).digest
+
+
+def philox(printed_by, tmp_path, rows):
+    """The known answers' counters and keys through the printed C++."""
+    loop = """
+int main() {
+  unsigned int c[4], k[2];
+  while (scanf("%x %x %x %x %x %x", c, c + 1, c + 2, c + 3, k, k + 1) == 6) {
+    Words w = philox4x32(c[0], c[1], c[2], c[3], k[0], k[1]);
+    printf("%x %x %x %x\\n", w[0], w[1], w[2], w[3]);
+  }
+}
+"""
+    source = tmp_path / "philox.cpp"
+    source.write_text("#include <stdio.h>\n#define __device__\n" + prelude("float") + printed_by + loop)
+    subprocess.run(["g++", "-O2", "-o", tmp_path / "philox", source], check=True)
+    text = "\n".join(" ".join(f"{word:x}" for word in (*counter, *key)) for counter, key, _ in rows)
+    done = subprocess.run([tmp_path / "philox"], input=text, capture_output=True, text=True, check=True)
+    return [tuple(int(word, 16) for word in line.split()) for line in done.stdout.splitlines()]
+
+
+def test_known_answers_on_every_processor(tmp_path):
+    from gpudrop.kernels.cpu import jit
+
+    rows = [row[1:] for row in reference.known_answers() if row[0] == 10]
+    assert len(rows) > 50
+    in_numba = compiled(random_bits.philox4x32, np.float32, {}, jit())
+    in_cpp = philox(printed(random_bits.philox4x32), tmp_path, rows)
+    for (counter, key, answer), cpp in zip(rows, in_cpp, strict=True):
+        words = [np.uint32(word) for word in (*counter, *key)]
+        assert tuple(random_bits.philox4x32(*words)) == answer  # as the simulator runs it
+        assert tuple(in_numba(*words)) == answer
+        assert cpp == answer

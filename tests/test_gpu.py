@@ -1,0 +1,69 @@
+"""What only a GPU can show: streams, forced backends, and arrays past 2**32 elements."""
+
+import numpy as np
+import pytest
+
+import gpudrop
+from gpudrop import Stream, backends
+
+pytestmark = pytest.mark.gpu
+STREAM = Stream(3, 4)
+X = np.random.default_rng(0).standard_normal(100_003).astype(np.float32)
+
+
+@pytest.fixture
+def cupy():
+    reasons = [module for module in map(backends.load, ("cupy_elementwise", "numba_cuda")) if isinstance(module, str)]
+    if reasons:
+        pytest.skip(reasons[0])
+    return pytest.importorskip("cupy")
+
+
+def test_a_backend_can_be_forced(cupy):
+    from numba import cuda
+
+    for x in (cupy.asarray(X), cuda.to_device(X)):
+        results = []
+        for backend in ("cupy_elementwise", "numba_cuda"):
+            y, backprop = gpudrop.dropout_vjp(x, 0.3, activation="relu", rng=STREAM, backend=backend)
+            assert type(y) is type(x)
+            results.append((cupy.asnumpy(cupy.asarray(y)), cupy.asnumpy(cupy.asarray(backprop(y)))))
+        want, backprop = gpudrop.dropout_vjp(X, 0.3, activation="relu", rng=STREAM)
+        for y, dx in results:
+            np.testing.assert_array_equal(y, want)
+            np.testing.assert_array_equal(dx, backprop(want))
+
+
+@pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
+def test_work_goes_onto_the_current_stream_and_does_not_wait(cupy, backend):
+    x = cupy.asarray(X)
+    gpudrop.dropout(x, 0.3, rng=STREAM, backend=backend)  # compiled before the stream is busy
+    busy = cupy.RawKernel(
+        'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n); }', "spin"
+    )
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        busy((1,), (1,), (np.int64(1_000_000_000),))
+        y = gpudrop.dropout(x, 0.3, rng=STREAM, backend=backend)
+        waiting = not stream.done
+    assert waiting, "the call waited for the stream"
+    stream.synchronize()
+    np.testing.assert_array_equal(y.get(), gpudrop.dropout(X, 0.3, rng=STREAM))
+
+
+@pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
+def test_more_than_2_to_the_32_elements(cupy, backend):
+    size = 2**32 + 1000
+    if cupy.cuda.runtime.memGetInfo()[0] < 3 * size:
+        pytest.skip("the GPU has too little free memory")
+    mask = gpudrop.keep_mask(size, 0.3, STREAM, like=cupy.empty(0, np.float32), backend=backend)
+    end = gpudrop.keep_mask(2000, 0.3, STREAM, start=size - 2000)
+    np.testing.assert_array_equal(mask[-2000:].get(), end)
+
+
+def test_foreign_device_arrays_come_back_as_their_own_kind(cupy):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    y, backprop = gpudrop.dropout_vjp(torch.from_numpy(X).cuda(), 0.3, activation="relu", rng=STREAM)
+    assert y.is_cuda
+    np.testing.assert_array_equal(y.cpu().numpy(), gpudrop.dropout(X, 0.3, activation="relu", rng=STREAM))
+    assert backprop(y).is_cuda

@@ -1,0 +1,41 @@
+"""The README's snippets run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import SIMULATED
+
+from gpudrop import backends
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", README, re.MULTILINE | re.DOTALL)
+
+
+def needs(code):
+    return next(
+        (name for module, name in (("import cupy", "cupy_elementwise"), ("cuda.jit", "numba_cuda")) if module in code),
+        "cpu",
+    )
+
+
+def parameters():
+    for title, code in SNIPPETS:
+        name = needs(code)
+        marks = [pytest.mark.gpu] if name != "cpu" and not SIMULATED else []
+        yield pytest.param(name, code, id=title, marks=marks)
+
+
+@pytest.mark.parametrize(("backend_name", "code"), list(parameters()))
+def test_snippet(backend_name, code, tmp_path, monkeypatch):
+    module = backends.load(backend_name)
+    if isinstance(module, str):
+        pytest.skip(module)
+    script = tmp_path / "snippet.py"  # formulas are read from their file
+    script.write_text(code)
+    monkeypatch.setattr("gpudrop.activations.ACTIVATIONS", dict(__import__("gpudrop").activations.ACTIVATIONS))
+    exec(compile(code, str(script), "exec"), {"__name__": "snippet"})
+
+
+def test_every_kind_of_array_has_its_snippet():
+    assert [needs(code) for _, code in SNIPPETS] == ["cpu", "cupy_elementwise", "numba_cuda", "cpu"]

@@ -1,0 +1,43 @@
+"""The error of a computed value in units in the last place, and the table of what is allowed."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+import gpudrop
+
+FINFO = {name: ml_dtypes.finfo(name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+def allowed(name, role, dtype):
+    """(ulps, floor) for an activation's value or slope: the table that every backend is held to."""
+    row = json.loads((Path(gpudrop.__file__).parent / "ulps.json").read_text())[name][role]
+    return row[dtype], row["floor"]
+
+
+def error(got, exact, floor=0.0):
+    """|got - exact| in ulps of got's dtype at max(|exact|, floor), elementwise.
+
+    Values in the far tail, below 2**33 times the smallest normal number of the arithmetic, are judged by
+    their absolute error: x / (1 + exp(-x)) overflows there, with x up to 2**7 (2**10 in float64), and gives 0.
+    """
+    finfo = FINFO[got.dtype.name]
+    arithmetic = FINFO["float64" if got.dtype == np.float64 else "float32"]
+    size = np.maximum(np.abs(exact), max(floor, float(arithmetic.tiny) * 2.0**33))
+    exponent = np.maximum(np.frexp(size)[1] - 1, finfo.minexp)
+    unit = np.ldexp(1.0, np.asarray(exponent - finfo.nmant))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded_same = exact.astype(got.dtype) == got  # inf for what is out of range
+        return np.where(rounded_same, 0.0, np.abs(got.astype(np.float64) - exact) / unit)
+
+
+def samples(dtype, size=200_000):
+    """Every value of a 16-bit dtype; for the others a wide and a dense sample, every float16 included."""
+    halves = np.arange(2**16, dtype=np.uint16)
+    if dtype in ("float16", "bfloat16"):
+        return halves.view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
+    normal = 3 * np.random.default_rng(0).standard_normal(size)
+    wide = np.geomspace(1e-38, 1e38, size // 10)
+    return np.concatenate([np.linspace(-100, 100, size), normal, wide, -wide, halves.view(np.float16)]).astype(dtype)
