@@ -6,7 +6,7 @@ is ordinary C++: g++ builds the same text for the host.
 
 import ast
 
-from gpudrop.formulas import MATH, parse
+from gpudrop.formulas import parse
 
 OPERATORS = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.RShift: ">>", ast.LShift: "<<"},
@@ -14,6 +14,11 @@ OPERATORS = {
     **{ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"},
     **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
 }
+
+
+def spelled(name):
+    """A Python name in C++: no keyword of C++ and no name in the kernels' own text ends in an underscore."""
+    return f"{name}_"
 
 
 def prelude(real):
@@ -37,10 +42,10 @@ class CudaSource:
     >>> from gpudrop.activations import silu
     >>> source = CudaSource()
     >>> source.add(silu)
-    'silu'
+    'silu_'
     >>> print(source.text)
-    __device__ inline real silu(real x) {
-      return (x / (real(1) + exp((-x))));
+    __device__ inline real silu_(real x_) {
+      return (x_ / (real(1) + exp((-x_))));
     }
     <BLANKLINE>
     """
@@ -50,11 +55,11 @@ class CudaSource:
         self.text = ""
 
     def add(self, function, name=None):
-        """Print a formula; returns its C++ name."""
+        """Print a formula, under a name of the caller's or its own; returns its C++ name."""
         if function not in self.names:
             formula = parse(function)
-            name = name or function.__name__
-            while name in self.names.values() or name in MATH:
+            name = name or spelled(function.__name__)
+            while name in self.names.values():
                 name += "_"
             self.names[function] = name
             calls = {called: self.add(f) for called, f in formula.calls.items()}
@@ -69,9 +74,9 @@ class _Printer:
 
     def function(self, name):
         tree = self.formula.tree
-        of = {a.arg: ast.unparse(a.annotation) if a.annotation else "real" for a in tree.args.args}
+        kinds = {a.arg: ast.unparse(a.annotation) if a.annotation else "real" for a in tree.args.args}
         result = ast.unparse(tree.returns) if tree.returns else "real"
-        parameters = ", ".join(f"{kind} {name}" for name, kind in of.items())
+        parameters = ", ".join(f"{kind} {spelled(name)}" for name, kind in kinds.items())
         return f"__device__ inline {result} {name}({parameters}) {{\n{self.block(tree.body)}}}\n"
 
     def block(self, statements, indent="  "):
@@ -93,7 +98,7 @@ class _Printer:
                 value = self.expression(value)
                 kind = "" if name in self.declared else "auto "
                 self.declared.add(name)
-                return f"{kind}{name} = {value};"
+                return f"{kind}{spelled(name)} = {value};"
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
                 return self.statement(ast.Assign([target], ast.BinOp(ast.Name(name), op, value)), indent)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -105,13 +110,14 @@ class _Printer:
                 body=body,
                 orelse=[],
             ):
-                return f"for (int {i} = 0; {i} < {n}; ++{i}) {self.nested(body, indent)}"
+                self.declared.add(i)
+                return f"for (int {spelled(i)} = 0; {spelled(i)} < {n}; ++{spelled(i)}) {self.nested(body, indent)}"
         raise self.formula.refuse(s)
 
     def expression(self, e):
         match e:
             case ast.Name(id=name) if name in self.declared:
-                return name
+                return spelled(name)
             case ast.Constant(value=value):
                 return str(value).lower()
             case ast.BinOp(left=left, op=ast.Pow(), right=right):

@@ -22,6 +22,7 @@ CONVERSIONS = {
     "float64": ("x", "x"),
     "bool": ("x", "static_cast<storage>(x)"),
 }
+HEADERS = {"float16": "#include <cuda_fp16.h>", "bfloat16": "#include <cuda_bf16.h>"}
 C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "float", "float64": "double"}
 
 
@@ -52,8 +53,7 @@ def preamble(fusion):
     widen, narrow = CONVERSIONS[fusion.dtype]
     width = min(16, fusion.chunk * np.dtype(fusion.storage).itemsize)
     return f"""
-#include <cuda_fp16.h>
-#include <cuda_bf16.h>
+{HEADERS.get(fusion.dtype, "")}
 namespace gpudrop {{
 {prelude(C_TYPES[fusion.real])}
 typedef {C_TYPES[fusion.storage]} storage;

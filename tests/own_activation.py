@@ -3,15 +3,15 @@
 QUARTER = 0.25
 
 
-def power3(x):
-    square = x * x
-    return square * x
+def double(x):  # a name that C++ keeps for itself
+    register = x + x
+    return register
 
 
 def cube(x):
     """x**3 + 1 above 0, a quarter of x below."""
     if x > 0:
-        return power3(x) + 1
+        return double(x) * x * x / 2 + 1
     return QUARTER * x
 
 

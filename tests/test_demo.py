@@ -124,7 +124,8 @@ def test_run_gives_finite_figures_and_a_picture(ran):
     assert result.figures.shape == (2, 2, len(demo.COLUMNS))
     np.testing.assert_array_equal(result.curves[0, :, 0], result.curves[1, :, 0])  # both sides start alike
     assert (result.curves[0, :, -1] != result.curves[1, :, -1])[:, 1:].any()
-    assert (result.figures[:, :, demo.COLUMNS.index("test %")] > 70).all()
+    assert (result.curves[:, :, -1, 1] < result.curves[:, :, 0, 1] / 2).all()
+    assert (result.curves[:, :, -1, 2:] > 70).all()
     assert result.picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert result.picture.stat().st_size > 20_000
 

@@ -41,7 +41,7 @@ def test_a_formula_means_the_same_to_python_numba_and_cpp(tmp_path):
     from gpudrop.kernels.host_math import HOST_MATH
 
     source = tmp_path / "formula.cpp"
-    loop = 'int main() { double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", everything(x)); }'
+    loop = 'int main() { double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", everything_(x)); }'
     header = "#include <math.h>\n#include <stdio.h>\n#define __device__\n"
     source.write_text(header + prelude("double") + printed(everything) + loop)
     subprocess.run(["g++", "-o", tmp_path / "formula", source], check=True)
@@ -149,7 +149,7 @@ def philox(printed_by, tmp_path, rows):
 int main() {
   unsigned int c[4], k[2];
   while (scanf("%x %x %x %x %x %x", c, c + 1, c + 2, c + 3, k, k + 1) == 6) {
-    Words w = philox4x32(c[0], c[1], c[2], c[3], k[0], k[1]);
+    Words w = philox4x32_(c[0], c[1], c[2], c[3], k[0], k[1]);
     printf("%x %x %x %x\\n", w[0], w[1], w[2], w[3]);
   }
 }
