@@ -1,18 +1,23 @@
 """Which kernels serve an array: the kinds of arrays, the backends, and the way between them."""
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-BACKENDS = ("cpu", "cupy_elementwise", "numba_cuda")
-"""The modules of gpudrop.kernels, by name."""
+BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
+"""The modules of gpudrop.kernels, and the kind of arrays that is each one's own."""
 
-_KIND_NAMES = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
+KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
+"""The kinds of arrays, and what they are called."""
+
+# DLPack's numbers of the devices whose memory is the host's (CPU, pinned for CUDA) and CUDA's.
+_DLPACK_HOST, _DLPACK_CUDA = (1, 3), (2, 13)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,13 @@ class Operand:
     give_back: Callable
 
     def describe(self):
-        return f"a {_KIND_NAMES[self.kind]} of dtype {self.array.dtype} and shape {tuple(self.array.shape)}"
+        """What another array must be to go with this one, in words."""
+        device = f" on device {self.array.device.id}" if self.kind == "cupy" else ""
+        return f"a {KINDS[self.kind]} of dtype {self.array.dtype} and shape {tuple(self.array.shape)}{device}"
+
+    def on_device(self):
+        """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
+        return self.array.device if self.kind == "cupy" else nullcontext()
 
 
 def adopt(name, x):
@@ -44,17 +55,16 @@ def adopt(name, x):
     TypeError
         If x, which the message calls `name`, is of no supported kind.
     """
-    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
-        return Operand(x, "numpy", _unchanged)
     cupy = sys.modules.get("cupy")
+    if getattr(type(x), "__cuda_ndarray__", False):
+        return Operand(_plain_numba(x), "numba", _unchanged)
+    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+        return Operand(np.asarray(x), "numpy", _unchanged)  # of no subclass: np.matrix is never flat
     if cupy is not None and isinstance(x, cupy.ndarray):
         return Operand(x, "cupy", _unchanged)
-    if getattr(type(x), "__cuda_ndarray__", False):
-        return Operand(x, "numba", _unchanged)
     if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):
-        on_host = int(x.__dlpack_device__()[0]) == 1
-        array = np.from_dlpack(x) if on_host else _cupy(name, x).from_dlpack(x)
-        return Operand(array, "numpy" if on_host else "cupy", functools.partial(_through_dlpack, x))
+        array = _from_dlpack(name, x)
+        return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
     if hasattr(x, "__cuda_array_interface__"):
         return Operand(_cupy(name, x).asarray(x), "cupy", _unchanged)
     raise TypeError(
@@ -77,6 +87,26 @@ def _cupy(name, x):
     return cupy
 
 
+def _from_dlpack(name, x):
+    device = int(x.__dlpack_device__()[0])
+    if device not in _DLPACK_HOST + _DLPACK_CUDA:
+        raise TypeError(f"{name} must be on the host or on a CUDA device, got DLPack's device type {device}")
+    library = np if device in _DLPACK_HOST else _cupy(name, x)
+    try:
+        return library.from_dlpack(x)
+    except (RuntimeError, BufferError) as error:
+        raise TypeError(f"{name} can't be read through DLPack: {error}") from error
+
+
+def _plain_numba(x):
+    """Numba's managed and mapped arrays are NumPy arrays as well, and lack some of a device array's methods."""
+    if not isinstance(x, np.ndarray):
+        return x
+    from numba import cuda
+
+    return cuda.as_cuda_array(x, sync=False)
+
+
 def _through_dlpack(x, result):
     """The result in x's namespace, or as it is where that has no from_dlpack."""
     if hasattr(x, "__array_namespace__"):
@@ -91,18 +121,20 @@ def empty_like(operand):
     if operand.kind == "numpy":
         return np.empty_like(operand.array, subok=False)
     if operand.kind == "cupy":
-        return sys.modules["cupy"].empty_like(operand.array)
+        with operand.on_device():
+            return sys.modules["cupy"].empty_like(operand.array)
     from numba import cuda
 
     return cuda.device_array_like(operand.array, stream=operand.array.stream)
 
 
 def empty_mask(shape, like):
-    """An uninitialised boolean array of the operand's kind, or of NumPy's if `like` is None."""
-    if like is None or like.kind == "numpy":
+    """An uninitialised boolean array of an operand's kind."""
+    if like.kind == "numpy":
         return np.empty(shape, np.bool_)
     if like.kind == "cupy":
-        return sys.modules["cupy"].empty(shape, np.bool_)
+        with like.on_device():
+            return sys.modules["cupy"].empty(shape, np.bool_)
     from numba import cuda
 
     return cuda.device_array(shape, np.bool_, stream=like.array.stream)
@@ -119,6 +151,12 @@ def same_memory(x, y):
     return x.ctypes.data == y.ctypes.data and x.strides == y.strides and x.shape == y.shape
 
 
+def _interface(array):
+    """The CUDA array interface, with strides: Numba leaves out those of a broadcast array."""
+    interface = {key: array.__cuda_array_interface__[key] for key in ("shape", "data", "typestr", "version")}
+    return interface | {"strides": tuple(array.strides)}
+
+
 class _Addresses:
     def __init__(self, interface):
         self.__array_interface__ = interface
@@ -129,8 +167,7 @@ def _addresses(array):
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "__cuda_array_interface__"):
-        interface = array.__cuda_array_interface__
-        return np.asarray(_Addresses({k: interface[k] for k in ("shape", "strides", "data", "typestr", "version")}))
+        return np.asarray(_Addresses(_interface(array)))
     return array._ary  # a Numba array in the simulator
 
 
@@ -138,7 +175,7 @@ def is_writable(array):
     return not isinstance(array, np.ndarray) or array.flags.writeable
 
 
-@functools.cache
+@cache
 def load(backend):
     """The kernel module of a backend, or the reason why it can't serve, as a sentence."""
     try:
@@ -158,37 +195,48 @@ def choose(kind, backend=None):
     RuntimeError
         If the backend can't serve on this machine; the message says why.
     """
-    name = _backend_of(kind) if backend is None else backend
+    name = next(own for own in BACKENDS if BACKENDS[own] == kind) if backend is None else backend
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if (kind == "numpy") != (name == "cpu"):
+    if (kind == "numpy") != (BACKENDS[name] == "numpy"):
         place = "host" if kind == "numpy" else "device"
-        raise ValueError(f"backend {name!r} can't serve a {_KIND_NAMES[kind]}, which lives on the {place}")
+        raise ValueError(f"backend {name!r} can't serve a {KINDS[kind]}, which lives on the {place}")
     module = load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} can't serve: {module}")
     return module
 
 
-def _backend_of(kind):
-    return {"numpy": "cpu", "cupy": "cupy_elementwise", "numba": "numba_cuda"}[kind]
+def launch(module, operand, fusion, a, b, out, draw):
+    """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
+    with operand.on_device():
+        own = BACKENDS[module.__name__.rpartition(".")[2]]
+        if own == operand.kind:
+            module.launch(fusion, a, b, out, draw)
+        elif own == "numba":
+            # CuPy's interface names its current stream, which the views then carry.
+            from numba import cuda
+
+            views = _views(fusion, (a, b, out), lambda array: cuda.as_cuda_array(array, sync=False))
+            module.launch(fusion, *views, draw)
+        else:
+            import cupy
+
+            views = _views(fusion, (a, b, out), lambda array: cupy.asarray(_OnDevice(array)))
+            stream = a.stream or out.stream
+            with cupy.cuda.ExternalStream(int(stream)) if stream else nullcontext():
+                module.launch(fusion, *views, draw)
 
 
-def launch(module, kind, fusion, a, b, out, draw):
-    """Run a fusion on arrays of a kind, viewed as the kernel module's own kind."""
-    if kind not in module.serves:
-        own = {id(array): _foreign_view(module, array, fusion) for array in (a, b, out)}
-        a, b, out = own[id(a)], own[id(b)], own[id(out)]
-    module.launch(fusion, a, b, out, draw)
+class _OnDevice:
+    """A Numba array to CuPy, with no stream to wait for: the kernel runs on the array's own."""
+
+    def __init__(self, array):
+        self.array = array
+        self.__cuda_array_interface__ = _interface(array)
 
 
-def _foreign_view(module, array, fusion):
-    """The same device memory as the other library's array, on the stream that is current in its own."""
-    array = array.view(fusion.storage)  # a dtype that both libraries have
-    if "numba" in module.serves:
-        from numba import cuda
-
-        return cuda.as_cuda_array(array, sync=False)
-    import cupy
-
-    return cupy.asarray(array)
+def _views(fusion, arrays, view):
+    """Views of a dtype that both libraries have, one per array."""
+    of = {id(array): view(array.view(fusion.storage)) for array in arrays}
+    return [of[id(array)] for array in arrays]

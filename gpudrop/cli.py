@@ -33,11 +33,10 @@ def info():
     for package in ("gpudrop", "numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
         versions.add_row(package, _version(package))
     serving = Table("backend", "serves", "state", title="Backends")
-    kinds = {"cpu": "NumPy arrays", "cupy_elementwise": "CuPy arrays", "numba_cuda": "Numba device arrays"}
-    for name in backends.BACKENDS:
+    for name, kind in backends.BACKENDS.items():
         module = backends.load(name)
         state = f"no: {module}" if isinstance(module, str) else f"yes, on {', '.join(module.devices())}"
-        serving.add_row(name, kinds[name], state)
+        serving.add_row(name, f"{backends.KINDS[kind]}s", state)
     console = Console()
     console.print(versions)
     console.print(serving)

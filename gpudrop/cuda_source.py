@@ -10,15 +10,14 @@ from gpudrop.formulas import parse
 
 OPERATORS = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.RShift: ">>", ast.LShift: "<<"},
-    **{ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.And: "&&", ast.Or: "||", ast.Not: "!"},
+    **{ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"},
     **{ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"},
     **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
 }
 
 
-def spelled(name):
-    """A Python name in C++: no keyword of C++ and no name in the kernels' own text ends in an underscore."""
-    return f"{name}_"
+TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
+"""What annotations mean; without one a parameter or result is real."""
 
 
 def prelude(real):
@@ -45,7 +44,7 @@ class CudaSource:
     'silu_'
     >>> print(source.text)
     __device__ inline real silu_(real x_) {
-      return (x_ / (real(1) + exp((-x_))));
+      return (x_ / (real(1.0) + exp((-x_))));
     }
     <BLANKLINE>
     """
@@ -58,7 +57,8 @@ class CudaSource:
         """Print a formula, under a name of the caller's or its own; returns its C++ name."""
         if function not in self.names:
             formula = parse(function)
-            name = name or spelled(function.__name__)
+            # No keyword of C++ and no name in the kernels' own text ends in an underscore.
+            name = name or f"{function.__name__}_"
             while name in self.names.values():
                 name += "_"
             self.names[function] = name
@@ -70,22 +70,29 @@ class CudaSource:
 class _Printer:
     def __init__(self, formula, calls):
         self.formula, self.calls = formula, calls
-        self.declared = {a.arg for a in formula.tree.args.args}
+        self.truths = {a.arg: self.type(a.annotation) == "bool" for a in formula.tree.args.args}
+        """The variables that are declared, and whether each is a truth value."""
+
+    def type(self, annotation):
+        text = ast.unparse(annotation) if annotation else "float"
+        if text not in TYPES:
+            raise self.formula.refuse(annotation)
+        return TYPES[text]
 
     def function(self, name):
         tree = self.formula.tree
-        kinds = {a.arg: ast.unparse(a.annotation) if a.annotation else "real" for a in tree.args.args}
-        result = ast.unparse(tree.returns) if tree.returns else "real"
-        parameters = ", ".join(f"{kind} {spelled(name)}" for name, kind in kinds.items())
-        return f"__device__ inline {result} {name}({parameters}) {{\n{self.block(tree.body)}}}\n"
+        if not _returns(tree.body):
+            raise self.formula.refuse(tree, "doesn't return on every path")
+        parameters = ", ".join(f"{self.type(a.annotation)} {a.arg}" for a in tree.args.args)
+        return f"__device__ inline {self.type(tree.returns)} {name}({parameters}) {{\n{self.block(tree.body)}}}\n"
 
     def block(self, statements, indent="  "):
         return "".join(f"{indent}{self.statement(s, indent)}\n" for s in statements)
 
     def nested(self, statements, indent):
-        outer = set(self.declared)
+        outer = dict(self.truths)
         text = self.block(statements, indent + "  ")
-        self.declared = outer  # what is first assigned inside a block ends with it
+        self.truths = outer  # what is first assigned inside a block ends with it
         return f"{{\n{text}{indent}}}"
 
     def statement(self, s, indent):
@@ -95,10 +102,11 @@ class _Printer:
             case ast.Return(value=value) if value:
                 return f"return {self.expression(value)};"
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                value = self.expression(value)
-                kind = "" if name in self.declared else "auto "
-                self.declared.add(name)
-                return f"{kind}{spelled(name)} = {value};"
+                text, truth = self.expression(value), self.is_truth(value)
+                kind = "" if name in self.truths else "auto "
+                if self.truths.setdefault(name, truth) != truth:
+                    raise self.formula.refuse(s, "changes the type of its variable")
+                return f"{kind}{name} = {text};"
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
                 return self.statement(ast.Assign([target], ast.BinOp(ast.Name(name), op, value)), indent)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -110,14 +118,26 @@ class _Printer:
                 body=body,
                 orelse=[],
             ):
-                self.declared.add(i)
-                return f"for (int {spelled(i)} = 0; {spelled(i)} < {n}; ++{spelled(i)}) {self.nested(body, indent)}"
+                self.truths[i] = False
+                return f"for (int {i} = 0; {i} < {n}; ++{i}) {self.nested(body, indent)}"
         raise self.formula.refuse(s)
+
+    def is_truth(self, e):
+        match e:
+            case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant():
+                return True
+            case ast.Name(id=name):
+                return self.truths.get(name, False)
+            case ast.BoolOp(values=values):
+                return all(map(self.is_truth, values))
+            case ast.IfExp(body=body, orelse=orelse):
+                return self.is_truth(body) and self.is_truth(orelse)
+        return False
 
     def expression(self, e):
         match e:
-            case ast.Name(id=name) if name in self.declared:
-                return spelled(name)
+            case ast.Name(id=name) if name in self.truths:
+                return name
             case ast.Constant(value=value):
                 return str(value).lower()
             case ast.BinOp(left=left, op=ast.Pow(), right=right):
@@ -126,8 +146,11 @@ class _Printer:
                 return f"({self.expression(left)} {OPERATORS[type(op)]} {self.expression(right)})"
             case ast.UnaryOp(op=op, operand=operand):
                 return f"({OPERATORS[type(op)]}{self.expression(operand)})"
-            case ast.BoolOp(op=op, values=values):
-                return f"({f' {OPERATORS[type(op)]} '.join(map(self.expression, values))})"
+            case ast.BoolOp(op=op, values=[first, *rest]):
+                # The value of one of the operands, as in Python.
+                one = self.expression(first)
+                other = self.expression(rest[0] if len(rest) == 1 else ast.BoolOp(op, rest))
+                return f"({one} ? {other} : {one})" if isinstance(op, ast.And) else f"({one} ? {one} : {other})"
             case ast.Compare(left=left, ops=ops, comparators=rights) if all(type(op) in OPERATORS for op in ops):
                 links = zip([left, *rights], ops, rights, strict=False)
                 tests = [f"{self.expression(a)} {OPERATORS[type(op)]} {self.expression(b)}" for a, op, b in links]
@@ -136,6 +159,16 @@ class _Printer:
                 return f"({self.expression(test)} ? {self.expression(body)} : {self.expression(orelse)})"
             case ast.Subscript(value=value, slice=index):
                 return f"{self.expression(value)}[{self.expression(index)}]"
-            case ast.Call(func=ast.Name(id=name), args=arguments) if name != "range":
+            case ast.Call(func=ast.Name(id=name), args=arguments):
                 return f"{self.calls.get(name, name)}({', '.join(map(self.expression, arguments))})"
         raise self.formula.refuse(e)
+
+
+def _returns(statements):
+    """Whether every path through the statements ends in a return."""
+    match statements[-1:]:
+        case [ast.Return()]:
+            return True
+        case [ast.If(body=body, orelse=orelse)]:
+            return _returns(body) and _returns(orelse)
+    return False

@@ -5,11 +5,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gpudrop import backends
 from gpudrop.activations import Activation, find_activation
 from gpudrop.fusion import STORAGE, Draw, Fusion
 from gpudrop.generator import check_rng, next_stream
-from gpudrop.random_bits import check_bits, check_p, check_uint64, quantize
+from gpudrop.random_bits import check_bits, check_uint64, quantize
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
@@ -165,18 +167,18 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
-    quantized, rng, start = quantize(p, bits), check_rng(rng), check_uint64("start", start)
-    operand = None if like is None else backends.adopt("like", like)
-    kind = operand.kind if operand else "numpy"
-    module = backends.choose(kind, backend)
+    bits, start = check_bits(bits), check_uint64("start", start)
+    quantized, rng = quantize(p, bits), check_rng(rng)
+    operand = backends.adopt("like", np.empty(0) if like is None else like)
+    module = backends.choose(operand.kind, backend)
     mask = backends.empty_mask(shape, operand)
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     drawn = quantized.threshold > 0
     fusion = Fusion("mask", find_activation(None), bits if drawn else 0, "bool")
     draw = Draw.of(next_stream(rng), quantized, start) if drawn else Draw()
-    backends.launch(module, kind, fusion, mask, mask, mask, draw)
-    return operand.give_back(mask) if operand else mask
+    backends.launch(module, operand, fusion, mask, mask, mask, draw)
+    return operand.give_back(mask)
 
 
 @dataclass
@@ -194,7 +196,7 @@ class _Prepared:
     def forward(self):
         x = self.x.array
         fusion = Fusion("forward", self.activation, self.bits, x.dtype.name)
-        backends.launch(self.module, self.x.kind, fusion, x, x, self.out, self.draw)
+        backends.launch(self.module, self.x, fusion, x, x, self.out, self.draw)
         return self.x.give_back(self.out) if self.result is None else self.result
 
     def backward(self, dy, *, out=None):
@@ -208,14 +210,15 @@ class _Prepared:
             raise ValueError(f"out must not overlap {kept}, which the backward pass of {self.activation.name!r} needs")
         bits = 0 if self.activation.slope_of == "output" else self.bits
         fusion = Fusion("backward", self.activation, bits, operand.array.dtype.name)
-        backends.launch(self.module, operand.kind, fusion, operand.array, saved, target, self.draw)
+        backends.launch(self.module, operand, fusion, operand.array, saved, target, self.draw)
         return operand.give_back(target) if out is None else out
 
 
 def _prepare(x, p, activation, training, rng, bits, out, backend, backward=False):
     operand = backends.adopt("x", x)
     _check_dtype("x", operand.array.dtype)
-    quantized, activation, rng = quantize(check_p(p), check_bits(bits)), find_activation(activation), check_rng(rng)
+    bits, activation, rng = check_bits(bits), find_activation(activation), check_rng(rng)
+    quantized = quantize(p, bits)
     module = backends.choose(operand.kind, backend)
     target = _target("out", out, operand, "x")
     if backward and activation.slope_of == "input" and out is not None and backends.overlap(target, operand.array):
@@ -239,8 +242,7 @@ def _target(name, out, operand, source):
 
 
 def _check_like(name, operand, model):
-    same = operand.kind == model.kind and operand.array.dtype == model.array.dtype
-    if not same or tuple(operand.array.shape) != tuple(model.array.shape):
+    if operand.describe() != model.describe():
         raise ValueError(f"{name} must be {model.describe()}, got {operand.describe()}")
 
 

@@ -4,13 +4,14 @@ A formula takes numbers and returns a number. It may use assignments, if, for ov
 arithmetic, comparisons, conditional expressions, the functions in MATH (from math or numpy), abs,
 min, max, numpy's uint32 and uint64 casts, module-level numbers and other formulas.
 
-A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here);
-parameters and results are real unless annotated. So `0.5 * x` is never computed in float64 by
-accident, on any processor.
+A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here), and so
+do loop variables and what is cast to a float; parameters and results are real unless annotated. So
+`0.5 * x` is never computed in float64 by accident, on any processor.
 
-`parse` brings a function into canonical form, in which every name is a local variable, a cast, a
-function of MATH or another formula, and every bare number reads real(number). `compiled` turns that
-back into a Python function for Numba or for the CUDA simulator; `gpudrop.cuda_source` prints it as C++.
+`parse` brings a function into canonical form, in which every name is a cast, a function of MATH, a
+local variable (ending in an underscore) or another formula (ending in its number), and every bare number
+reads real(number). `compiled` turns that back into a Python function for Numba or for the CUDA
+simulator; `gpudrop.cuda_source` prints it as C++.
 """
 
 import ast
@@ -27,11 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 
 MATH = ("cos", "erf", "exp", "expm1", "fabs", "floor", "log", "log1p", "sin", "sqrt", "tanh")
-CASTS = ("uint32", "uint64", "float32", "float64")
+CASTS = ("uint32", "uint64", "real")
 
 # What a name's value means, found by identity so that any import style works.
 _KNOWN = {getattr(module, name): name for module in (math, np) for name in MATH if hasattr(module, name)}
-_KNOWN |= {getattr(np, name): name for name in CASTS}
+_KNOWN |= {np.uint32: "uint32", np.uint64: "uint64", np.float32: "real", np.float64: "real", float: "real"}
 _KNOWN |= {abs: "fabs", np.abs: "fabs", range: "range", min: "min", max: "max"}
 
 
@@ -84,6 +85,7 @@ class _Canonical(ast.NodeTransformer):
     def __init__(self, formula):
         self.formula = formula
         self.local = set(formula.function.__code__.co_varnames)
+        self.counters = set()  # the variables of loops, which are integers
         closure = inspect.getclosurevars(formula.function)
         self.outer = {**vars(builtins), **formula.function.__globals__, **closure.nonlocals}
 
@@ -97,31 +99,44 @@ class _Canonical(ast.NodeTransformer):
         if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
             node.body = node.body[1:]
         node.decorator_list = []
+        for argument in node.args.args:
+            argument.arg += "_"
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+    def visit_For(self, node):
+        if isinstance(node.target, ast.Name):
+            self.counters.add(node.target.id)
+            node.target.id += "_"
+        node.iter = self.visit(node.iter)
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
     def visit_Name(self, node):
         if node.id in self.local:
-            return node
+            name = ast.copy_location(ast.Name(f"{node.id}_", node.ctx), node)
+            return _cast("real", name, node) if node.id in self.counters else name
         if node.id not in self.outer:
             raise self.formula.refuse(node, "is not defined")
-        return self._spell(node, self.outer[node.id], node.id)
+        return self._spell(node, self.outer[node.id])
 
     def visit_Attribute(self, node):
         if isinstance(node.value, ast.Name) and isinstance(self.outer.get(node.value.id), types.ModuleType):
-            value = getattr(self.outer[node.value.id], node.attr, None)
-            return self._spell(node, value, node.attr)
+            return self._spell(node, getattr(self.outer[node.value.id], node.attr, None))
         raise self.formula.refuse(node)
 
-    def _spell(self, node, value, name):
+    def _spell(self, node, value):
         if isinstance(value, (np.uint32, np.uint64)):
-            return _cast(type(value).__name__, int(value), node)
-        if isinstance(value, (int, float, np.floating)) and math.isfinite(value):
-            return _cast("real", float(value), node)
+            return _cast(type(value).__name__, ast.Constant(int(value)), node)
+        if isinstance(value, (int, float, np.floating)):
+            return self._real(node, value)
         if isinstance(value, Hashable) and value in _KNOWN:
             name = _KNOWN[value]
         elif isinstance(value, types.FunctionType):
-            self.formula.calls[name] = value
+            # Two formulas may have one name; no name of a local ends in a digit here.
+            calls = self.formula.calls
+            name = next((n for n, f in calls.items() if f is value), f"{value.__name__}_{len(calls)}")
+            calls[name] = value
         else:
             raise self.formula.refuse(node)
         return ast.copy_location(ast.Name(name, ast.Load()), node)
@@ -129,30 +144,47 @@ class _Canonical(ast.NodeTransformer):
     def visit_Constant(self, node):
         if isinstance(node.value, bool):
             return node
-        if isinstance(node.value, (int, float)):
-            return _cast("real", node.value, node)
-        raise self.formula.refuse(node)
+        return self._real(node, node.value)
+
+    def _real(self, node, value):
+        try:
+            finite = math.isfinite(value)
+        except (TypeError, OverflowError):
+            finite = False
+        if not finite:
+            raise self.formula.refuse(node)
+        return _cast("real", ast.Constant(float(value)), node)
 
     def visit_Call(self, node):
-        if node.keywords:
-            raise self.formula.refuse(node)
         function = self.visit(node.func)
-        if not isinstance(function, ast.Name):
+        if node.keywords or not isinstance(function, ast.Name):
             raise self.formula.refuse(node)
-        plain = function.id in CASTS or function.id == "range"
-        arguments = [a if plain and isinstance(a, ast.Constant) else self.visit(a) for a in node.args]
-        if function.id in ("min", "max") and len(arguments) == 2:
+        if function.id in ("min", "max") and len(node.args) > 1:
             # As Python defines them, so that nan behaves the same everywhere.
-            first, second = arguments
             order = ast.Lt() if function.id == "min" else ast.Gt()
-            choice = ast.IfExp(ast.Compare(second, [order], [first]), second, first)
-            return ast.copy_location(choice, node)
+            best, *rest = map(self.visit, node.args)
+            for other in rest:
+                choice = ast.IfExp(ast.Compare(other, [order], [best]), other, best)
+                best = ast.copy_location(choice, node)
+            return best
+        if function.id in (*CASTS, "range"):
+            arguments = [a if isinstance(a, ast.Constant) else self._uncast(self.visit(a)) for a in node.args]
+        elif function.id in MATH or function.id in self.formula.calls:
+            arguments = [self.visit(a) for a in node.args]
+        else:
+            raise self.formula.refuse(node)
         return ast.copy_location(ast.Call(function, arguments, []), node)
 
+    def _uncast(self, argument):
+        """What is cast anyway needn't be made real before."""
+        match argument:
+            case ast.Call(func=ast.Name(id="real"), args=[ast.Name() as name]):
+                return name
+        return argument
 
-def _cast(name, number, node):
-    call = ast.Call(ast.Name(name, ast.Load()), [ast.Constant(number)], [])
-    return ast.copy_location(call, node)
+
+def _cast(name, value, node):
+    return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), [value], []), node)
 
 
 def compiled(function, real, math_functions, decorate, memo=None):
@@ -172,7 +204,7 @@ def compiled(function, real, math_functions, decorate, memo=None):
     memo = {} if memo is None else memo
     if function not in memo:
         formula = parse(function)
-        namespace = {name: getattr(np, name) for name in CASTS} | math_functions | {"real": real}
+        namespace = {"uint32": np.uint32, "uint64": np.uint64, "real": real} | math_functions
         for name, called in formula.calls.items():
             namespace[name] = compiled(called, real, math_functions, decorate, memo)
         bare = _without_annotations(formula.tree)
@@ -185,4 +217,4 @@ def compiled(function, real, math_functions, decorate, memo=None):
 def _without_annotations(tree):
     arguments = ast.arguments([], [ast.arg(a.arg) for a in tree.args.args], None, [], [], None, [])
     # type_params is new in Python 3.12 and required from 3.13 on.
-    return ast.FunctionDef(name=tree.name, args=arguments, body=tree.body, decorator_list=[], type_params=[])
+    return ast.FunctionDef(name=f"{tree.name}_", args=arguments, body=tree.body, decorator_list=[], type_params=[])

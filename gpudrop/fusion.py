@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpudrop.activations import Activation
+from gpudrop.random_bits import lanes
 
 # The storage and the arithmetic of each dtype: kernels see 16-bit floats as their bits.
 STORAGE = {"float16": "uint16", "bfloat16": "uint16", "float32": "float32", "float64": "float64", "bool": "uint8"}
@@ -52,7 +53,7 @@ class Fusion:
     @property
     def chunk(self):
         """Elements per step of a kernel: those of one Philox call."""
-        return 128 // (self.bits or 16)
+        return lanes(self.bits or 16)
 
     @cached_property
     def element(self):

@@ -122,7 +122,8 @@ class Generator:
         if set(state) != {"seed", "call"}:
             raise ValueError(f"a state has the keys 'call' and 'seed', got {sorted(state)}")
         seed = check_uint64("seed", state["seed"])
-        call = state["call"] if state["call"] == 2**64 else check_uint64("call", state["call"])
+        used_up = isinstance(state["call"], int) and state["call"] == 2**64
+        call = state["call"] if used_up else check_uint64("call", state["call"])
         with self._lock:
             self._seed, self._call = seed, call
 

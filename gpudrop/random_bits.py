@@ -13,6 +13,8 @@ Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: a
 (SC 2011, https://doi.org/10.1145/2063384.2063405).
 """
 
+import math
+import operator
 from dataclasses import dataclass
 
 from numpy import uint32, uint64
@@ -127,27 +129,32 @@ def quantize(p, bits=16):
 def check_p(p, name="p"):
     """p as a float, or a ValueError or TypeError that names the argument."""
     try:
-        value = float(p)
+        value = float("text" if isinstance(p, (str, bytes)) else p)
+    except OverflowError:
+        value = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number between 0 and 1, got {p!r}") from None
-    if isinstance(p, str):
-        raise TypeError(f"{name} must be a number between 0 and 1, got {p!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {p}")
     return value
 
 
 def check_bits(bits):
-    if bits not in BITS:
+    """bits as an int, or a ValueError that lists the widths."""
+    try:
+        width = operator.index(bits)
+    except TypeError:
+        width = None
+    if width not in BITS:
         raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
-    return int(bits)
+    return width
 
 
 def check_uint64(name, value):
     """value as a Python int in [0, 2**64), or an error that names the argument."""
     try:
-        number = value.__index__()
-    except AttributeError:
+        number = operator.index(value)
+    except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if not 0 <= number < 2**64:
         raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {value}")

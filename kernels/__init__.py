@@ -1,8 +1,7 @@
 """Kernels: how a fused operation is computed on one kind of processor.
 
-A backend is a module here with four names:
+A backend is a module here, listed in `gpudrop.backends.BACKENDS`, with three names:
 
-    serves              the array kinds it is chosen for, by name ("numpy", "cupy", "numba")
     unavailable()       None, or the reason why it can't serve on this machine, as a sentence
     devices()           the names of the devices it computes on
     launch(fusion, a, b, out, draw)

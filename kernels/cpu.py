@@ -5,6 +5,7 @@ buffer, then `_apply` runs the element formula over it. Each of the two loops ve
 loop doing both would not.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -22,8 +23,6 @@ from numba.extending import intrinsic, models, overload, register_model, unbox
 from gpudrop import random_bits
 from gpudrop.formulas import compiled, parse
 from gpudrop.kernels import half, host_math
-
-serves = ("numpy",)
 
 BLOCK = 4096  # elements whose words and data stay in a 32 KiB cache together
 SLICE = 1 << 17  # elements that a thread takes at a time; fewer are done by the caller alone
@@ -81,11 +80,14 @@ def _kernel(fusion, a_writable, b_writable):
     name = f"{fusion.name}_{fusion.dtype}_{a_writable:d}{b_writable:d}_{digest}"
     function = FunctionType(_run.__code__, globals(), name)
     function.__qualname__ = name
-    return jit(cache=True)(function), _Argument(fusion, name)
+    try:
+        return jit(cache=True)(function), _Argument(fusion, name)
+    except RuntimeError:  # no folder for the cache can be written to
+        return jit()(function), _Argument(fusion, name)
 
 
 _draw = compiled(random_bits.draw, np.float32, {}, jit())
-_CONVERSIONS = half.conversions(intrinsic, types, jit(), half.llvm_widen, half.llvm_narrow)
+_CONVERSIONS = half.conversions(intrinsic, types, jit(), *half.host_instructions())
 _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
@@ -142,7 +144,8 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(fusion, a, b, out, draw):
-    a, b, target = _flat(fusion, a), _flat(fusion, b), _flat(fusion, out)
+    a, b = _flat(fusion, a), _flat(fusion, b)
+    target = _flat(fusion, out if out.flags.c_contiguous else np.empty(out.shape, out.dtype))
     limit, scale = _FIELD[fusion.bits](draw.limit), getattr(np, fusion.real)(draw.scale)
     start, seed, call = np.uint64(draw.start), np.uint64(draw.seed), np.uint64(draw.call)
     kernel, argument = _kernel(fusion, a.flags.writeable, b.flags.writeable)
@@ -186,7 +189,10 @@ def _share_out(run, size):
                 return
             run(lo, min(lo + SLICE, size))
 
-    helpers = [_pool().submit(work) for _ in range(threads - 1)]
+    helpers = []
+    with contextlib.suppress(RuntimeError):  # at interpreter shutdown no thread starts any more
+        for _ in range(threads - 1):
+            helpers.append(_pool().submit(work))
     try:
         work()
     finally:

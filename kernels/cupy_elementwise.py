@@ -13,8 +13,6 @@ import numpy as np
 from gpudrop import random_bits
 from gpudrop.cuda_source import CudaSource, prelude
 
-serves = ("cupy",)
-
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
     "bfloat16": ("__bfloat162float(__ushort_as_bfloat16(x))", "__bfloat16_as_ushort(__float2bfloat16_rn(x))"),

@@ -1,5 +1,9 @@
 """16-bit floats as their bits: conversions for Numba's targets, which have no such arrays on the host."""
 
+import platform
+
+import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 
@@ -24,6 +28,15 @@ def ptx_narrow(builder, value):
     return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.f16.f32 $0, $1;", "=h,f", [value], side_effect=False)
 
 
+def host_instructions():
+    """LLVM's conversions where the host has instructions for them: elsewhere they are calls that don't link."""
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    if numba.config.CPU_FEATURES is not None:
+        features = numba.config.CPU_FEATURES
+    lacking = platform.machine() in ("x86_64", "AMD64", "i686") and "+f16c" not in features
+    return (None, None) if lacking else (llvm_widen, llvm_narrow)
+
+
 def conversions(intrinsic, types, decorate, widen, narrow):
     """{dtype: (widen, narrow)}: stored element to arithmetic and back, rounded to nearest even.
 
@@ -32,7 +45,7 @@ def conversions(intrinsic, types, decorate, widen, narrow):
     intrinsic, types, decorate
         The target's own: numba.extending.intrinsic, numba.types and a jit, or numba.cuda's.
     widen, narrow
-        How the target's LLVM spells the conversions of float16.
+        How the target's LLVM spells the conversions of float16; None does them in integers.
     """
 
     def instruction(result, argument, emit):
@@ -44,14 +57,37 @@ def conversions(intrinsic, types, decorate, widen, narrow):
     return table(
         bits=instruction(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
         unbits=instruction(types.float32, types.uint32, lambda builder, value: builder.bitcast(value, F32)),
-        widen_half=instruction(types.float32, types.uint16, widen),
-        narrow_half=instruction(types.uint16, types.float32, narrow),
+        widen_half=widen and instruction(types.float32, types.uint16, widen),
+        narrow_half=narrow and instruction(types.uint16, types.float32, narrow),
         decorate=decorate,
     )
 
 
 def table(bits, unbits, widen_half, narrow_half, decorate):
-    """The conversions of every dtype, from the four that need the processor."""
+    """The conversions of every dtype, from those that need the processor."""
+
+    @decorate
+    def widen_float16(stored):
+        magnitude = np.uint32(np.uint32(stored & np.uint16(0x7FFF)) << np.uint32(13))
+        # The float with these bits is too small by a power of two, subnormals included.
+        scaled = bits(np.float32(unbits(magnitude) * np.float32(2.0**112)))
+        special = np.uint32(magnitude | np.uint32(0x7F800000))
+        sign = np.uint32(np.uint32(stored & np.uint16(0x8000)) << np.uint32(16))
+        return unbits(np.uint32((special if magnitude >= np.uint32(0x0F800000) else scaled) | sign))
+
+    @decorate
+    def narrow_float16(value):
+        u = bits(value)
+        magnitude = np.uint32(u & np.uint32(0x7FFFFFFF))
+        odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
+        rounded = np.uint32(np.uint64(magnitude) + np.uint64(np.uint32(0xFFF) + odd))
+        normal = np.uint32(np.uint32(max(rounded, np.uint32(0x38000000)) - np.uint32(0x38000000)) >> np.uint32(13))
+        # Adding 0.5 rounds a subnormal, whose unit is 2**-24, into the lowest bits.
+        small = min(magnitude, np.uint32(0x38800000))
+        subnormal = np.uint32(bits(np.float32(unbits(small) + np.float32(0.5))) - np.uint32(0x3F000000))
+        result = subnormal if magnitude < np.uint32(0x38800000) else min(normal, np.uint32(0x7C00))
+        result = result if value == value else np.uint32(0x7E00)
+        return np.uint16(np.uint32(result) | np.uint32(np.uint32(u >> np.uint32(16)) & np.uint32(0x8000)))
 
     @decorate
     def widen_bfloat16(stored):
@@ -79,7 +115,10 @@ def table(bits, unbits, widen_half, narrow_half, decorate):
         return np.uint8(value)
 
     return {
-        "float16": (decorate(lambda stored: widen_half(stored)), decorate(lambda value: narrow_half(value))),
+        "float16": (
+            decorate(lambda stored: widen_half(stored)) if widen_half else widen_float16,
+            decorate(lambda value: narrow_half(value)) if narrow_half else narrow_float16,
+        ),
         "bfloat16": (widen_bfloat16, narrow_bfloat16),
         "float32": (same_float32, same_float32),
         "float64": (same_float64, same_float64),

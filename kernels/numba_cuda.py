@@ -8,6 +8,7 @@ arrays that aren't contiguous or aligned, go element by element through the same
 import functools
 import math
 
+import numba_cuda  # noqa: F401  (without it, old versions of Numba have a numba.cuda of their own)
 import numpy as np
 from llvmlite import ir
 from numba import config, cuda
@@ -16,8 +17,6 @@ from numba.cuda import types
 from gpudrop import random_bits
 from gpudrop.formulas import MATH, compiled
 from gpudrop.kernels import half
-
-serves = ("numba",)
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 

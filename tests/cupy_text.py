@@ -19,20 +19,23 @@ ARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's kinds of kernel arguments
 KERNEL = cupy_elementwise.kernel  # the original: `launch` is tested with a replacement
 
 
-def argument_types(fusion, contiguous, ndim):
+def argument_types(fusion, contiguous, ndim, narrow_index):
     storage, real = np.dtype(fusion.storage), np.dtype(fusion.real)
-    array = _kernel._ArgInfo(ARRAY, cupy.ndarray, storage, ndim, contiguous, True)
+    array = _kernel._ArgInfo(ARRAY, cupy.ndarray, storage, ndim, contiguous, narrow_index)
     scalars = [np.dtype(t) for t in ("int64", "uint64", "uint64", "uint64", "uint32")] + [real]
     scalars = [_kernel._ArgInfo(SCALAR, _scalar.CScalar, dtype, 0, True, True) for dtype in scalars]
-    indexer = _kernel._ArgInfo(INDEXER, object, None, 1, True, True)
+    indexer = _kernel._ArgInfo(INDEXER, object, None, 1, True, narrow_index)
     return (array, array, *scalars, array, indexer)
 
 
-def text(fusion, contiguous=True, ndim=1):
-    """What CuPy hands to its compiler, without the header that it puts before everything."""
+def text(fusion, contiguous=True, ndim=1, narrow_index=True):
+    """What CuPy hands to its compiler, without the header that it puts before everything.
+
+    narrow_index: whether CuPy finds the arrays small enough to index them with 32 bits.
+    """
     kernel = KERNEL(fusion, contiguous)
     return _kernel._get_elementwise_kernel_code(
-        argument_types(fusion, contiguous, ndim),
+        argument_types(fusion, contiguous, ndim, narrow_index),
         _kernel._TypeMap(()),
         kernel.params,
         kernel.operation,

@@ -19,6 +19,10 @@ X = np.arange(1, 9, dtype=np.float32)
     ("error", "message", "call"),
     [
         (ValueError, "p must be between 0 and 1, got 1.5", lambda: gpudrop.dropout(X, 1.5)),
+        (ValueError, "p must be between 0 and 1, got 1000", lambda: gpudrop.dropout(X, 10**400)),
+        (TypeError, "p must be a number between 0 and 1, got b'0.5'", lambda: gpudrop.dropout(X, b"0.5")),
+        (ValueError, "bits must be one of 8, 16, 32, got 16.0", lambda: gpudrop.dropout(X, bits=16.0)),
+        (TypeError, r"seed must be an integer, got array\(\[1, 2\]\)", lambda: Generator(np.array([1, 2]))),
         (ValueError, "p must be between 0 and 1, got nan", lambda: gpudrop.dropout(X, float("nan"))),
         (TypeError, "p must be a number between 0 and 1, got '0.5'", lambda: gpudrop.dropout(X, "0.5")),
         (ValueError, "bits must be one of 8, 16, 32, got 12", lambda: gpudrop.dropout(X, bits=12)),
@@ -101,6 +105,35 @@ def test_errors_name_the_argument_and_change_nothing(error, message, call):
         assert gpudrop.generator.check_rng(None).state_dict() == state
 
 
+@pytest.mark.parametrize("bits", [np.uint8(16), np.array(16)])
+def test_bits_may_be_any_integer(bits):
+    np.testing.assert_array_equal(gpudrop.dropout(X, bits=bits, rng=Stream(0, 0)), gpudrop.dropout(X, rng=Stream(0, 0)))
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_subclasses_of_arrays_are_plain_memory(tmp_path):
+    """np.matrix stays two-dimensional when it is reshaped."""
+    memory = np.full((64, 4), -1, np.float32)
+    x = X.reshape(2, 4)
+    want = gpudrop.dropout(x, rng=Stream(0, 0))
+    out = np.asmatrix(memory)[:2]
+    assert gpudrop.dropout(np.asmatrix(x), rng=Stream(0, 0), out=out) is out
+    np.testing.assert_array_equal(memory[:2], want)
+    assert (memory[2:] == -1).all()
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2, 4))
+    mapped[...] = x
+    assert type(gpudrop.dropout(mapped, rng=Stream(0, 0))) is np.ndarray
+
+
+def test_read_only_input():
+    x = X.copy()
+    x.flags.writeable = False
+    y, backprop = gpudrop.dropout_vjp(x, activation="silu", rng=Stream(0, 0))
+    want, want_backprop = gpudrop.dropout_vjp(X, activation="silu", rng=Stream(0, 0))
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(backprop(x), want_backprop(X))
+
+
 def test_a_failed_allocation_leaves_the_generator_where_it_was(monkeypatch):
     rng = Generator(1)
 
@@ -156,7 +189,12 @@ def test_generators_can_be_copied_and_restored(clone):
 
 def test_a_bad_state_changes_nothing():
     rng = Generator(3)
-    for state in ({"seed": 1}, {"seed": -1, "call": 0}, {"seed": 1, "call": 0, "more": 2}, {"seed": 1, "call": "a"}):
+    for state in (
+        {"seed": 1},
+        {"seed": -1, "call": 0},
+        {"seed": 1, "call": 0, "more": 2},
+        {"seed": 1, "call": 2.0**64},
+    ):
         with pytest.raises((TypeError, ValueError)):
             rng.load_state_dict(state)
         assert rng.state_dict() == {"seed": 3, "call": 0}
@@ -256,12 +294,23 @@ def test_foreign_arrays_come_back_as_their_own_kind():
     assert isinstance(gpudrop.keep_mask(3, 0.5, like=y), Foreign)
 
 
+def test_devices_of_dlpack(monkeypatch):
+    monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (3, 0))  # pinned: the host's memory
+    assert isinstance(gpudrop.dropout(Foreign(X)), Foreign)
+    monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (8, 0))
+    with pytest.raises(TypeError, match="x must be on the host or on a CUDA device, got DLPack's device type 8"):
+        gpudrop.dropout(Foreign(X))
+
+
 def test_torch_tensors():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     y, backprop = gpudrop.dropout_vjp(torch.from_numpy(X), activation="relu", rng=Stream(0, 1))
     assert isinstance(y, torch.Tensor)
     np.testing.assert_array_equal(y.numpy(), gpudrop.dropout(X, rng=Stream(0, 1)))
     assert isinstance(backprop(torch.ones(8)), torch.Tensor)
+    for unreadable in (torch.ones(8, dtype=torch.bfloat16), torch.ones(8, requires_grad=True)):
+        with pytest.raises(TypeError, match="x can't be read through DLPack"):
+            gpudrop.dropout(unreadable)
 
 
 WITHOUT_CUPY = """

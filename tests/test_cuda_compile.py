@@ -47,13 +47,13 @@ def cubin(source, kind, architecture):
     return core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code
 
 
-def cupy_source(keys):
+def cupy_source(keys, narrow_index=True):
     """The complete texts of CuPy kernels as one program: each in its own namespace, under its own name."""
     import cupy_text
 
     source = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
     for i, (fusion, contiguous, ndim) in enumerate(keys):
-        text = cupy_text.text(fusion, contiguous, ndim)
+        text = cupy_text.text(fusion, contiguous, ndim, narrow_index)
         source += f"#define {fusion.name} kernel_{i}\nnamespace n{i} {{{text}}}\n#undef {fusion.name}\n"
     return source
 
@@ -77,6 +77,11 @@ def test_cupy_kernels_compile(dtype, architecture):
     keys = fusions(dtype)
     code = cubin(cupy_source(keys), "c++", architecture)
     assert [i for i in range(len(keys)) if f"kernel_{i}\0".encode() not in code] == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cupy_kernels_compile_with_64_bit_indices(dtype):
+    assert cubin(cupy_source(fusions(dtype)[::9], narrow_index=False), "c++", 90)
 
 
 @pytest.mark.filterwarnings("ignore")

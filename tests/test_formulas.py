@@ -5,6 +5,8 @@ import subprocess
 from math import erf, exp  # noqa: F401  (used by formulas below)
 
 import numpy as np
+import own_activation
+import own_helpers
 import pytest
 import reference
 
@@ -36,32 +38,63 @@ def everything(x):
     return total if total > -1e3 else np.tanh(total)
 
 
-def test_a_formula_means_the_same_to_python_numba_and_cpp(tmp_path):
+def truths(x):
+    positive = x > 0
+    small = positive and x < 3
+    value = x > -5 and x
+    return (value or 5) + (small or 0) + (0.5 if positive else 0)
+
+
+def same_names(x):
+    real = own_activation_double(x) + own_helpers_double(x)
+    fabs = abs(real)
+    return fabs + tanh(x) + np.tanh(x)
+
+
+own_activation_double, own_helpers_double, tanh = own_activation.double, own_helpers.double, own_helpers.tanh
+
+
+def numbers(x: float) -> float:
+    total = np.float32(x) / 3 + float(1)
+    for i in range(4):
+        total += x * i
+    return min(total, 7, 2 * x) + 100000000000000000000
+
+
+@pytest.mark.parametrize("formula", [everything, truths, same_names, numbers])
+def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     from gpudrop.kernels.cpu import jit
     from gpudrop.kernels.host_math import HOST_MATH
 
     source = tmp_path / "formula.cpp"
-    loop = 'int main() { double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", everything_(x)); }'
+    name = f"{formula.__name__}_"
+    loop = f'int main() {{ double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", {name}(x)); }}'
     header = "#include <math.h>\n#include <stdio.h>\n#define __device__\n"
-    source.write_text(header + prelude("double") + printed(everything) + loop)
-    subprocess.run(["g++", "-o", tmp_path / "formula", source], check=True)
-    numbers = [-7.5, -1.0, -0.25, 0.0, 0.3, 1.0, 1.7, 2.0, 3.3, 5.0, 8.0]
-    text = "\n".join(map(repr, numbers))
+    source.write_text(header + prelude("double") + printed(formula) + loop)
+    subprocess.run(["g++", "-Wall", "-Werror", "-o", tmp_path / "formula", source], check=True)
+    values = [-7.5, -1.0, -0.25, 0.0, 0.25, 1.0, 1.75, 2.0, 3.25, 5.0, 8.0]
+    text = "\n".join(map(repr, values))
     done = subprocess.run([tmp_path / "formula"], input=text, capture_output=True, text=True, check=True)
-    in_numba = compiled(everything, np.float64, HOST_MATH["float64"], jit())
-    for x, result in zip(numbers, done.stdout.split(), strict=True):
-        assert float(result) == pytest.approx(everything(x), rel=1e-15)
-        assert in_numba(x) == pytest.approx(everything(x), rel=1e-15)
+    in_numba = compiled(formula, np.float64, HOST_MATH["float64"], jit())
+    for x, result in zip(values, done.stdout.split(), strict=True):
+        # Casts to a float are casts to the type of the arithmetic.
+        python = formula(x) if formula is not numbers else float(x / 3 + 1 + 6 * x)
+        python = min(python, 7, 2 * x) + 1e20 if formula is numbers else python
+        assert float(result) == pytest.approx(python, rel=1e-15)
+        assert in_numba(x) == pytest.approx(python, rel=1e-15)
 
 
 def test_bare_numbers_have_the_type_of_x():
     from gpudrop.kernels.cpu import jit
     from gpudrop.kernels.host_math import HOST_MATH
 
-    def third(x):
-        return x / 3 + 0.1 + TWO
+    def mixed(x):
+        total = x / 3 + 0.1 + TWO
+        for i in range(3):
+            total += i * x
+        return total
 
-    single = compiled(third, np.float32, HOST_MATH["float32"], jit())
+    single = compiled(mixed, np.float32, HOST_MATH["float32"], jit())
     single(np.float32(1))
     assert [str(s.signature.return_type) for s in single.overloads.values()] == ["float32"]
 
@@ -99,6 +132,29 @@ def text(x):
     return "x"
 
 
+def infinite(x):
+    return x * 1e400
+
+
+def endless(x):
+    if x > 0:
+        return x
+
+
+def turncoat(x):
+    y = x > 0
+    y = 2 * x
+    return y
+
+
+def annotated(x: np.float32):
+    return x
+
+
+def minimum(x):
+    return min(x)
+
+
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
@@ -109,6 +165,11 @@ def text(x):
         (keyword, r"line \d+: 'max\(x, default=0\)' has no CUDA spelling"),
         (undeclared, r"line \d+: 'y' has no CUDA spelling"),
         (text, r"line \d+: '\"x\"' has no CUDA spelling"),
+        (infinite, r"line \d+: '1e400' has no CUDA spelling"),
+        (endless, r"line \d+: 'def endless\(x\):' doesn't return on every path"),
+        (turncoat, r"line \d+: 'y = 2 \* x' changes the type of its variable"),
+        (annotated, r"line \d+: 'np.float32' has no CUDA spelling"),
+        (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
     ],
 )
 def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
@@ -116,7 +177,7 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
         gpudrop.register_activation(f"refused_{formula.__name__}", formula, formula)
     line = int(str(caught.value).partition(":")[0].removeprefix("line "))
     first = formula.__code__.co_firstlineno
-    assert first < line <= first + 3
+    assert first <= line <= first + 3
     assert f"refused_{formula.__name__}" not in gpudrop.activations.ACTIVATIONS
 
 

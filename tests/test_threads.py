@@ -56,6 +56,59 @@ def test_a_fork_after_use():
     assert done.stdout == "ok\n", done.stderr
 
 
+AT_EXIT = """
+import atexit, numpy as np, gpudrop
+x = np.ones(1_000_003, np.float32)
+want = gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1))
+same = lambda: np.array_equal(gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1)), want)
+atexit.register(lambda: print("ok" if same() else "different"))
+"""
+
+
+def test_a_call_at_interpreter_shutdown():
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+UNCACHED = """
+import numpy as np, gpudrop
+from numba.core import caching
+for locator in caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda cls, function, path: None)
+assert gpudrop.dropout(np.ones(8, np.float32), 0).sum() == 8
+print("ok")
+"""
+
+
+def test_without_a_folder_for_the_cache():
+    done = subprocess.run([sys.executable, "-c", UNCACHED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+HALVES = """
+import numpy as np, gpudrop
+halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+y = gpudrop.dropout(halves, 0)
+same = (y.view(np.uint16) == halves.view(np.uint16)) | (np.isnan(y) & np.isnan(halves))
+assert same.all(), halves[~same]
+# Products with a scale of 4 / 3 round to nearest even, into subnormals and into inf.
+y = gpudrop.dropout(halves, 0.25, rng=gpudrop.Stream(0, 0))
+kept = gpudrop.keep_mask(2**16, 0.25, gpudrop.Stream(0, 0))
+with np.errstate(all="ignore"):
+    want = np.where(kept, halves.astype(np.float32) * np.float32(4 / 3), np.float32(0)).astype(np.float16)
+same = (y.view(np.uint16) == want.view(np.uint16)) | (np.isnan(y) & np.isnan(want))
+assert same.all(), halves[~same]
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("cpu", ["host", "generic"])
+def test_float16_on_a_processor_with_and_without_instructions_for_it(cpu):
+    environment = os.environ | ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""} if cpu == "generic" else {})
+    done = subprocess.run([sys.executable, "-c", HALVES], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
 CACHED = """
 import sys, numpy as np, gpudrop
 from gpudrop.kernels import cpu
