@@ -18,10 +18,11 @@ import numba
 import numpy as np
 from numba import njit, types
 from numba.core.pythonapi import NativeValue
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
 
-from gpudrop import random_bits
-from gpudrop.formulas import compiled, parse
+from gpudrop import formulas, random_bits
+from gpudrop.formulas import compiled
 from gpudrop.kernels import half, host_math
 
 BLOCK = 4096  # elements whose words and data stay in a 32 KiB cache together
@@ -63,10 +64,10 @@ _fusions = {}
 
 
 @functools.cache
-def _sources():
-    """Numba's cache watches this file alone; the names of kernels change with the others they are made of."""
-    paths = [half.__file__, host_math.__file__, random_bits.__file__]
-    return hashlib.sha256(b"".join(Path(p).read_bytes() for p in paths)).hexdigest()
+def _surroundings():
+    """What a kernel is made of beside its formula and this file, which Numba watches: sources and processor."""
+    sources = [Path(module.__file__).read_text() for module in (formulas, half, host_math, random_bits)]
+    return "".join([*sources, str(cpu_target.target_context.codegen().magic_tuple())])
 
 
 @functools.cache
@@ -76,7 +77,7 @@ def _kernel(fusion, a_writable, b_writable):
     A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
     processes that compile different signatures of one function at once may give one the other's code.
     """
-    digest = hashlib.sha256((parse(fusion.element).digest + _sources()).encode()).hexdigest()[:20]
+    digest = hashlib.sha256((formulas.parse(fusion.element).digest + _surroundings()).encode()).hexdigest()[:20]
     name = f"{fusion.name}_{fusion.dtype}_{a_writable:d}{b_writable:d}_{digest}"
     function = FunctionType(_run.__code__, globals(), name)
     function.__qualname__ = name

@@ -46,6 +46,22 @@ def test_every_half_of_seed_and_call_counts(backend, stream):
     np.testing.assert_array_equal(backend.mask(200, 0.5, stream), expected(200, 0.5, stream))
 
 
+def known_answers():
+    """(stream, chunk, words) of the published answers whose counters are chunks of some array."""
+    for rounds, (c0, c1, c2, c3), (k0, k1), words in reference.known_answers():
+        if rounds == 10 and c1 < 2**30:
+            yield Stream(k0 | k1 << 32, c2 | c3 << 32), c0 | c1 << 32, words
+
+
+@pytest.mark.parametrize(("stream", "chunk", "words"), list(known_answers())[::3])
+def test_known_answers(backend, stream, chunk, words):
+    """A field is kept at the threshold that equals it and dropped at the next: 32 bits seen through a mask."""
+    for lane, word in enumerate(words):
+        for above in (0, 1):
+            mask = backend.mask(4, (word + above) / 2**32, stream, bits=32, start=4 * chunk)
+            assert mask[lane] == (not above)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("size", SIZES)

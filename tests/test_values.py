@@ -34,7 +34,7 @@ def test_value_and_slope(backend, name, dtype):
     x = ulps.samples(dtype, 50_000)
     if SIMULATED:  # a kernel in plain Python: a sample that covers all magnitudes
         x = x[:: x.size // 60]
-    x = x[np.isfinite(x.astype(np.float64)) & (np.abs(x.astype(np.float64)) < 1e4)]
+    x = x[np.isfinite(x.astype(np.float64))]
     y, dx = backend.both(x, np.ones_like(x), 0.5, activation=name, rng=Stream(1, 2))
     kept = reference.keep_mask(x.shape, 0.5, 1, 2)
     exact = x.astype(np.float64)[kept]
