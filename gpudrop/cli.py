@@ -18,7 +18,10 @@ def demo(
     """Train a network with and without dropout and show what dropout is for."""
     from gpudrop.demo import run
 
-    run(picture=picture, seeds=seeds)
+    try:
+        run(picture=picture, seeds=seeds)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        sys.exit(f"gpudrop demo: {error}")
 
 
 @app.command()

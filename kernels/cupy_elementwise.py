@@ -12,6 +12,7 @@ import numpy as np
 
 from gpudrop import random_bits
 from gpudrop.cuda_source import CudaSource, prelude
+from gpudrop.kernels import arguments
 
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
@@ -132,22 +133,6 @@ def launch(fusion, a, b, out, draw):
     if out.size == 0:
         return
     contiguous = all(array.flags.c_contiguous for array in (a, b, out))
-    # One view per array: CuPy may copy an input that overlaps the output without being it.
-    views = {id(array): _view(array, fusion, contiguous) for array in (a, b, out)}
-    kernel(fusion, contiguous)(
-        views[id(a)],
-        views[id(b)],
-        np.int64(out.size),
-        np.uint64(draw.start),
-        np.uint64(draw.seed),
-        np.uint64(draw.call),
-        np.uint32(draw.limit),
-        getattr(np, fusion.real)(draw.scale),
-        views[id(out)],
-        size=-(-(out.size + draw.start % fusion.chunk) // fusion.chunk),
-    )
-
-
-def _view(array, fusion, contiguous):
-    array = array.view(fusion.storage)
-    return array.reshape(-1) if contiguous else array
+    a, b, out, numbers = arguments(fusion, a, b, out, draw, contiguous)
+    chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
+    kernel(fusion, contiguous)(a, b, *numbers, out, size=chunks)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from gpudrop.formulas import MATH
 
 f32, i32 = np.float32, np.int32
-jit = njit(nogil=True, error_model="numpy", fastmath={"contract"})
+jit = njit(nogil=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @intrinsic

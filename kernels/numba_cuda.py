@@ -16,7 +16,7 @@ from numba.cuda import types
 
 from gpudrop import random_bits
 from gpudrop.formulas import MATH, compiled
-from gpudrop.kernels import half
+from gpudrop.kernels import arguments, half
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -223,25 +223,11 @@ def launch(fusion, a, b, out, draw):
     if out.size == 0:
         return
     contiguous = all(array.is_c_contiguous() for array in (a, b, out))
-    views = {id(array): _view(array, fusion, contiguous) for array in (a, b, out)}
-    chunks = -(-(out.size + fusion.chunk) // fusion.chunk)
+    stream = a.stream or out.stream
+    a, b, out, numbers = arguments(fusion, a, b, out, draw, contiguous)
+    chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
     blocks = min(-(-chunks // THREADS), BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
-    kernel(fusion, contiguous)[blocks, THREADS, a.stream or out.stream](
-        views[id(a)],
-        views[id(b)],
-        views[id(out)],
-        np.int64(out.size),
-        np.uint64(draw.start),
-        np.uint64(draw.seed),
-        np.uint64(draw.call),
-        np.uint32(draw.limit),
-        getattr(np, fusion.real)(draw.scale),
-    )
-
-
-def _view(array, fusion, contiguous):
-    array = array.view(fusion.storage)
-    return array.reshape(-1) if contiguous else array
+    kernel(fusion, contiguous)[blocks, THREADS, stream](a, b, out, *numbers)
 
 
 def _multiprocessors():

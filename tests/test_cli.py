@@ -39,3 +39,9 @@ def test_info_says_what_serves_and_why_the_rest_does_not():
         assert "yes, on " in row or "no: " in row
     assert any("cpu" in line and "host threads" in line for line in lines)
     assert any("numba " in line for line in lines)
+
+
+def test_demo_says_what_is_missing_in_one_line(tmp_path):
+    command = [*GPUDROP, "demo", "--picture", str(tmp_path / "no" / "such.png")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("gpudrop demo: the folder of the picture must exist")
