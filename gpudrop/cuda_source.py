@@ -15,7 +15,6 @@ OPERATORS = {
     **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
 }
 
-
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
 """What annotations mean; without one a parameter or result is real."""
 
@@ -52,17 +51,22 @@ class CudaSource:
     def __init__(self):
         self.names = {}
         self.text = ""
+        self.unfinished = []
 
     def add(self, function, name=None):
         """Print a formula, under a name of the caller's or its own; returns its C++ name."""
+        formula = parse(function)
+        if function in self.unfinished:
+            raise formula.refuse(formula.tree, "calls itself")
         if function not in self.names:
-            formula = parse(function)
             # No keyword of C++ and no name in the kernels' own text ends in an underscore.
             name = name or f"{function.__name__}_"
             while name in self.names.values():
                 name += "_"
             self.names[function] = name
+            self.unfinished.append(function)
             calls = {called: self.add(f) for called, f in formula.calls.items()}
+            self.unfinished.pop()
             self.text += _Printer(formula, calls).function(name)
         return self.names[function]
 

@@ -127,7 +127,7 @@ def dropout_vjp(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, 
     array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
     prepared = _prepare(x, p, activation, training, rng, bits, out, backend, backward=True)
-    return prepared.forward(), prepared.backward
+    return prepared.forward(), prepared.backprop()
 
 
 def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
@@ -186,8 +186,8 @@ class _Prepared:
     """A checked and allocated call: all that is left to do is to launch."""
 
     x: backends.Operand
-    out: Any
-    result: Any
+    target: Any  # where to write
+    out: Any  # the user's own array for that, or None
     activation: Activation
     module: Any
     bits: int
@@ -196,22 +196,29 @@ class _Prepared:
     def forward(self):
         x = self.x.array
         fusion = Fusion("forward", self.activation, self.bits, x.dtype.name)
-        backends.launch(self.module, self.x, fusion, x, x, self.out, self.draw)
-        return self.x.give_back(self.out) if self.result is None else self.result
+        backends.launch(self.module, self.x, fusion, x, x, self.target, self.draw)
+        return self.x.give_back(self.target) if self.out is None else self.out
 
-    def backward(self, dy, *, out=None):
-        """dx for dy = d cost / d y; see `dropout_vjp`."""
-        operand = backends.adopt("dy", dy)
-        _check_like("dy", operand, self.x)
-        target = _target("out", out, operand, "dy")
-        saved = {"input": self.x.array, "output": self.out, None: operand.array}[self.activation.slope_of]
-        if self.activation.slope_of and backends.overlap(target, saved):
-            kept = "x" if self.activation.slope_of == "input" else "y"
-            raise ValueError(f"out must not overlap {kept}, which the backward pass of {self.activation.name!r} needs")
-        bits = 0 if self.activation.slope_of == "output" else self.bits
-        fusion = Fusion("backward", self.activation, bits, operand.array.dtype.name)
-        backends.launch(self.module, operand, fusion, operand.array, saved, target, self.draw)
-        return operand.give_back(target) if out is None else out
+    def backprop(self):
+        """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
+        activation, module, draw, like = self.activation, self.module, self.draw, self.x.describe()
+        saved = {"input": self.x.array, "output": self.target, None: None}[activation.slope_of]
+        bits = 0 if activation.slope_of == "output" else self.bits
+        fusion = Fusion("backward", activation, bits, self.x.array.dtype.name)
+
+        def backprop(dy, *, out=None):
+            """dx for dy = d cost / d y; see `dropout_vjp`."""
+            operand = backends.adopt("dy", dy)
+            _check_like("dy", operand, like)
+            target = _target("out", out, operand, "dy")
+            if saved is not None and backends.overlap(target, saved):
+                kept = {"input": "x", "output": "y"}[activation.slope_of]
+                raise ValueError(f"out must not overlap {kept}, which the backward pass of {activation.name!r} needs")
+            slope_of = operand.array if saved is None else saved
+            backends.launch(module, operand, fusion, operand.array, slope_of, target, draw)
+            return operand.give_back(target) if out is None else out
+
+        return backprop
 
 
 def _prepare(x, p, activation, training, rng, bits, out, backend, backward=False):
@@ -233,7 +240,7 @@ def _target(name, out, operand, source):
     if out is None:
         return backends.empty_like(operand)
     target = backends.adopt(name, out)
-    _check_like(name, target, operand)
+    _check_like(name, target, operand.describe())
     if not backends.is_writable(target.array):
         raise ValueError(f"{name} must be writable, got a read-only array")
     if backends.overlap(target.array, operand.array) and not backends.same_memory(target.array, operand.array):
@@ -241,9 +248,9 @@ def _target(name, out, operand, source):
     return target.array
 
 
-def _check_like(name, operand, model):
-    if operand.describe() != model.describe():
-        raise ValueError(f"{name} must be {model.describe()}, got {operand.describe()}")
+def _check_like(name, operand, description):
+    if operand.describe() != description:
+        raise ValueError(f"{name} must be {description}, got {operand.describe()}")
 
 
 def _check_dtype(name, dtype):

@@ -1,10 +1,12 @@
 """What users are told: errors by their text, states, kinds of arrays, and what an error leaves untouched."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -123,6 +125,20 @@ def test_subclasses_of_arrays_are_plain_memory(tmp_path):
     mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2, 4))
     mapped[...] = x
     assert type(gpudrop.dropout(mapped, rng=Stream(0, 0))) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("activation", "kept"), [(None, (False, False)), ("relu", (False, True)), ("silu", (True, False))]
+)
+def test_backprop_keeps_no_more_than_it_needs(activation, kept):
+    x = X.copy()
+    y, backprop = gpudrop.dropout_vjp(x, activation=activation, rng=Stream(0, 0))
+    want = backprop(X)
+    references = weakref.ref(x), weakref.ref(y)
+    del x, y
+    gc.collect()
+    assert tuple(reference() is not None for reference in references) == kept
+    np.testing.assert_array_equal(backprop(X), want)
 
 
 def test_read_only_input():

@@ -151,6 +151,10 @@ def annotated(x: np.float32):
     return x
 
 
+def recursive(x):
+    return x if x < 1 else recursive(x / 2)
+
+
 def minimum(x):
     return min(x)
 
@@ -169,6 +173,7 @@ def minimum(x):
         (endless, r"line \d+: 'def endless\(x\):' doesn't return on every path"),
         (turncoat, r"line \d+: 'y = 2 \* x' changes the type of its variable"),
         (annotated, r"line \d+: 'np.float32' has no CUDA spelling"),
+        (recursive, r"line \d+: 'def recursive\(x\):' calls itself"),
         (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
     ],
 )
