@@ -17,7 +17,7 @@ SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation:
     """One row of the table: an activation's name, value, slope, and what its slope is a function of.
 
@@ -98,6 +98,12 @@ def sigmoid_slope(x):
     return e / ((1 + e) * (1 + e))
 
 
+# The same number as sigmoid, out of what sigmoid_slope computes: together they cost one exponential.
+def _sigmoid(x):
+    e = exp(-abs(x))
+    return (1 if x > 0 else e) / (1 + e)
+
+
 # gelu_tanh: 0.5 * (1 + tanh(u)) is sigmoid(2u), one exponential and exact in the tail.
 def gelu_tanh(x):
     return x * sigmoid(SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x))
@@ -110,7 +116,7 @@ def gelu_tanh_slope(x):
 
 def _gelu_tanh_slope(x):
     u = SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x)
-    return sigmoid(u) + x * sigmoid_slope(u) * SQRT_8_OVER_PI * (1 + 0.134145 * x * x)
+    return _sigmoid(u) + x * sigmoid_slope(u) * SQRT_8_OVER_PI * (1 + 0.134145 * x * x)
 
 
 def quick_gelu(x):
@@ -118,7 +124,7 @@ def quick_gelu(x):
 
 
 def quick_gelu_slope(x):
-    return sigmoid(1.702 * x) + x * sigmoid_slope(1.702 * x) * 1.702
+    return _sigmoid(1.702 * x) + x * sigmoid_slope(1.702 * x) * 1.702
 
 
 def silu(x):
@@ -126,7 +132,7 @@ def silu(x):
 
 
 def silu_slope(x):
-    return sigmoid(x) + x * sigmoid_slope(x)
+    return _sigmoid(x) + x * sigmoid_slope(x)
 
 
 def softplus(x):
@@ -144,7 +150,7 @@ def mish_slope(x):
     divisor = 1 + 2 * w + 2 * w * w if x > 0 else w * (w + 2) + 2
     t = (1 + 2 * w if x > 0 else w * (w + 2)) / divisor
     one_minus_t = (2 * w * w if x > 0 else 2) / divisor
-    return t + x * one_minus_t * (1 + t) * sigmoid(x)
+    return t + x * one_minus_t * (1 + t) * _sigmoid(x)
 
 
 def tanh_slope(x):

@@ -4,9 +4,8 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device ar
 _DLPACK_HOST, _DLPACK_CUDA = (1, 3), (2, 13)
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """A user's array as kernels take it.
 
     Attributes
@@ -37,14 +35,20 @@ class Operand:
     kind: str
     give_back: Callable
 
-    def describe(self):
-        """What another array must be to go with this one, in words."""
-        device = f" on device {self.array.device.id}" if self.kind == "cupy" else ""
-        return f"a {KINDS[self.kind]} of dtype {self.array.dtype} and shape {tuple(self.array.shape)}{device}"
+    def likeness(self):
+        """What another array must have in common with this one to go with it; `describe` puts it in words."""
+        device = self.array.device.id if self.kind == "cupy" else None
+        return self.kind, self.array.dtype, tuple(self.array.shape), device
 
     def on_device(self):
         """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
         return self.array.device if self.kind == "cupy" else nullcontext()
+
+
+def describe(kind, dtype, shape, device):
+    """A likeness in words."""
+    place = "" if device is None else f" on device {device}"
+    return f"a {KINDS[kind]} of dtype {dtype} and shape {shape}{place}"
 
 
 def adopt(name, x):
@@ -55,6 +59,8 @@ def adopt(name, x):
     TypeError
         If x, which the message calls `name`, is of no supported kind.
     """
+    if type(x) is np.ndarray:
+        return Operand(x, "numpy", _unchanged)
     cupy = sys.modules.get("cupy")
     if getattr(type(x), "__cuda_ndarray__", False):
         return Operand(_plain_numba(x), "numba", _unchanged)
@@ -209,6 +215,9 @@ def choose(kind, backend=None):
 
 def launch(module, operand, fusion, a, b, out, draw):
     """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
+    if operand.kind == "numpy":
+        module.launch(fusion, a, b, out, draw)
+        return
     with operand.on_device():
         own = BACKENDS[module.__name__.rpartition(".")[2]]
         if own == operand.kind:

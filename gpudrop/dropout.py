@@ -3,15 +3,16 @@
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpudrop import backends
-from gpudrop.activations import Activation, find_activation
+from gpudrop.activations import find_activation
 from gpudrop.fusion import STORAGE, Draw, Fusion
-from gpudrop.generator import check_rng, next_stream
-from gpudrop.random_bits import check_bits, check_uint64, quantize
+from gpudrop.generator import check_rng, take
+from gpudrop.random_bits import check_bits, check_p, check_uint64, quantize
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
@@ -167,49 +168,73 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
-    bits, start = check_bits(bits), check_uint64("start", start)
-    quantized, rng = quantize(p, bits), check_rng(rng)
+    start, rng = check_uint64("start", start), check_rng(rng)
+    plan = _plan(None, check_p(p), find_activation(None), check_bits(bits))
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
     mask = backends.empty_mask(shape, operand)
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
-    drawn = quantized.threshold > 0
-    fusion = Fusion("mask", find_activation(None), bits if drawn else 0, "bool")
-    draw = Draw.of(next_stream(rng), quantized, start) if drawn else Draw()
-    backends.launch(module, operand, fusion, mask, mask, mask, draw)
+    backends.launch(module, operand, plan.forward, mask, mask, mask, plan.draw(rng, start))
     return operand.give_back(mask)
 
 
-@dataclass
+class _Plan(NamedTuple):
+    """All of a call but its arrays and its stream."""
+
+    forward: Fusion
+    backward: Fusion | None
+    limit: int
+    scale: float
+
+    def draw(self, rng, start=0):
+        """The numbers of one call; the generator moves on if anything is drawn."""
+        return Draw(*take(rng), start, self.limit, self.scale) if self.forward.bits else Draw()
+
+
+# A cache, because training makes the same few calls again and again; p may come from a schedule.
+@lru_cache(maxsize=1024)
+def _plan(dtype, p, activation, bits):
+    """The plan for an array of a dtype, or for a mask without one."""
+    quantized = quantize(p, bits)
+    if not quantized.threshold:
+        bits = 0
+    if dtype is None:
+        forward, backward = Fusion("mask", activation, bits, "bool"), None
+    elif dtype.name not in DTYPES or not dtype.isnative:
+        raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
+    else:
+        forward = Fusion("forward", activation, bits, dtype.name)
+        backward = Fusion("backward", activation, 0 if activation.slope_of == "output" else bits, dtype.name)
+    return _Plan(forward, backward, quantized.threshold - 1, quantized.scale)
+
+
+@dataclass(slots=True)
 class _Prepared:
     """A checked and allocated call: all that is left to do is to launch."""
 
     x: backends.Operand
     target: Any  # where to write
     out: Any  # the user's own array for that, or None
-    activation: Activation
     module: Any
-    bits: int
+    plan: _Plan
     draw: Draw
 
     def forward(self):
         x = self.x.array
-        fusion = Fusion("forward", self.activation, self.bits, x.dtype.name)
-        backends.launch(self.module, self.x, fusion, x, x, self.target, self.draw)
+        backends.launch(self.module, self.x, self.plan.forward, x, x, self.target, self.draw)
         return self.x.give_back(self.target) if self.out is None else self.out
 
     def backprop(self):
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
-        activation, module, draw, like = self.activation, self.module, self.draw, self.x.describe()
+        module, fusion, draw, likeness = self.module, self.plan.backward, self.draw, self.x.likeness()
+        activation = fusion.activation
         saved = {"input": self.x.array, "output": self.target, None: None}[activation.slope_of]
-        bits = 0 if activation.slope_of == "output" else self.bits
-        fusion = Fusion("backward", activation, bits, self.x.array.dtype.name)
 
         def backprop(dy, *, out=None):
             """dx for dy = d cost / d y; see `dropout_vjp`."""
             operand = backends.adopt("dy", dy)
-            _check_like("dy", operand, like)
+            _check_like("dy", operand, likeness)
             target = _target("out", out, operand, "dy")
             if saved is not None and backends.overlap(target, saved):
                 kept = {"input": "x", "output": "y"}[activation.slope_of]
@@ -223,16 +248,13 @@ class _Prepared:
 
 def _prepare(x, p, activation, training, rng, bits, out, backend, backward=False):
     operand = backends.adopt("x", x)
-    _check_dtype("x", operand.array.dtype)
-    bits, activation, rng = check_bits(bits), find_activation(activation), check_rng(rng)
-    quantized = quantize(p, bits)
+    p, bits, activation, rng = check_p(p), check_bits(bits), find_activation(activation), check_rng(rng)
+    plan = _plan(operand.array.dtype, p if training and not _switched_off.get() else 0.0, activation, bits)
     module = backends.choose(operand.kind, backend)
     target = _target("out", out, operand, "x")
     if backward and activation.slope_of == "input" and out is not None and backends.overlap(target, operand.array):
         raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-    drawn = training and not _switched_off.get() and quantized.threshold > 0
-    draw = Draw.of(next_stream(rng), quantized) if drawn else Draw()
-    return _Prepared(operand, target, out, activation, module, bits if drawn else 0, draw)
+    return _Prepared(operand, target, out, module, plan, plan.draw(rng))
 
 
 def _target(name, out, operand, source):
@@ -240,7 +262,7 @@ def _target(name, out, operand, source):
     if out is None:
         return backends.empty_like(operand)
     target = backends.adopt(name, out)
-    _check_like(name, target, operand.describe())
+    _check_like(name, target, operand.likeness())
     if not backends.is_writable(target.array):
         raise ValueError(f"{name} must be writable, got a read-only array")
     if backends.overlap(target.array, operand.array) and not backends.same_memory(target.array, operand.array):
@@ -248,11 +270,7 @@ def _target(name, out, operand, source):
     return target.array
 
 
-def _check_like(name, operand, description):
-    if operand.describe() != description:
-        raise ValueError(f"{name} must be {description}, got {operand.describe()}")
-
-
-def _check_dtype(name, dtype):
-    if dtype.name not in DTYPES or not dtype.isnative:
-        raise TypeError(f"{name} must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
+def _check_like(name, operand, likeness):
+    if operand.likeness() != likeness:
+        wanted, got = backends.describe(*likeness), backends.describe(*operand.likeness())
+        raise ValueError(f"{name} must be {wanted}, got {got}")

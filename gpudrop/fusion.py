@@ -6,6 +6,7 @@ a new operand is a new field and a few lines per loop, never a new family of ker
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from gpudrop.activations import Activation
 from gpudrop.random_bits import lanes
@@ -82,8 +83,7 @@ class Fusion:
         return element
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """What varies from call to call without another kernel: the numbers a kernel is given.
 
     Attributes
@@ -104,7 +104,3 @@ class Draw:
     start: int = 0
     limit: int = 0
     scale: float = 1.0
-
-    @classmethod
-    def of(cls, stream, quantized, start=0):
-        return cls(stream.seed, stream.call, start, quantized.threshold - 1, quantized.scale)

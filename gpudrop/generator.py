@@ -73,12 +73,15 @@ class Generator:
         OverflowError
             After 2**64 calls.
         """
+        return Stream(*self._take())
+
+    def _take(self):
         with self._lock:
-            if self._call >= 2**64:
+            call = self._call
+            if call >= 2**64:
                 raise OverflowError("all 2**64 calls of this seed are used up")
-            stream = Stream(self._seed, self._call)
-            self._call += 1
-        return stream
+            self._call = call + 1
+            return self._seed, call
 
     def spawn(self, n):
         """Derive n independent generators, through NumPy's SeedSequence, using up one call.
@@ -173,6 +176,6 @@ def check_rng(rng):
     raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {type(rng).__name__}")
 
 
-def next_stream(rng):
-    """The stream of this call: a Stream is its own, a Generator hands out its next one."""
-    return rng.next() if isinstance(rng, Generator) else rng
+def take(rng):
+    """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out."""
+    return rng._take() if isinstance(rng, Generator) else (rng.seed, rng.call)

@@ -1,8 +1,9 @@
 """Host kernels: one loop that Numba compiles per fusion, shared out to threads in slices.
 
-A slice is done in blocks that stay in the first-level cache: `_fill` draws the words of a block into a
-buffer, then `_apply` runs the element formula over it. Each of the two loops vectorises, while one
-loop doing both would not.
+A slice is done in blocks that stay in the first-level cache. The words of a block are drawn in groups of
+Philox calls, each group behind prefetches of the lines its elements lie in, so that memory is read while
+the processor draws; then `_apply` runs the element formula over the block. Each of the two loops
+vectorises, while one loop doing both would not.
 """
 
 import contextlib
@@ -16,7 +17,9 @@ from types import FunctionType
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
@@ -25,12 +28,14 @@ from gpudrop import formulas, random_bits
 from gpudrop.formulas import compiled
 from gpudrop.kernels import half, host_math
 
-BLOCK = 4096  # elements whose words and data stay in a 32 KiB cache together
-SLICE = 1 << 17  # elements that a thread takes at a time; fewer are done by the caller alone
+BLOCK = 1024  # elements whose words and data stay in the first-level cache together
+GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
+LINE = 64  # bytes in a line of the cache
+SLICE = 1 << 17  # elements that are worth another thread
 
 jit = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"contract"})
 # Functions that kernels alone call need no entry from Python, a fifth of the time of compiling them.
-inner = functools.partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = functools.partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 
 
 def unavailable():
@@ -38,12 +43,20 @@ def unavailable():
 
 
 def devices():
-    return [f"{numba.get_num_threads()} host threads"]
+    return [f"{_threads()} host threads"]
 
 
-# A fusion is passed to the kernel as an argument whose Numba type selects the element formula: a kernel
-# that closed over the formula would never be found again in Numba's disk cache. The cache stores the
-# type, so it is only a name, and the fusion is found by it.
+def _threads():
+    """How many threads Numba would use here, where no threading layer can be loaded as well."""
+    try:
+        return numba.get_num_threads()
+    except ValueError:
+        return numba.config.NUMBA_NUM_THREADS
+
+
+# A kernel's first argument has a Numba type of its own, which selects the element formula: a kernel that
+# closed over the formula would never be found again in Numba's disk cache. The cache stores the type, so it
+# is only a name, and the fusion is found by it.
 class FusionType(types.Dummy):
     pass
 
@@ -54,12 +67,6 @@ register_model(FusionType)(models.OpaqueModel)
 @unbox(FusionType)
 def _unbox_fusion(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
-
-
-class _Argument:
-    def __init__(self, fusion, name):
-        self._numba_type_ = FusionType(name)
-        _fusions[name] = fusion
 
 
 _fusions = {}
@@ -73,20 +80,31 @@ def _surroundings():
 
 
 @functools.cache
-def _kernel(fusion, a_writable, b_writable):
-    """`_run` for one fusion, and the argument that selects it.
+def kernel(fusion):
+    """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
+    function, signature = specialised(fusion)
+    try:
+        dispatcher = jit(signature, cache=True)(function)
+    except RuntimeError:  # no folder for the cache can be written to
+        dispatcher = jit(signature)(function)
+    return dispatcher.get_compile_result(signature).entry_point
+
+
+def specialised(fusion):
+    """`_run` for one fusion, and its signature.
 
     A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
     processes that compile different signatures of one function at once may give one the other's code.
     """
     digest = hashlib.sha256((formulas.parse(fusion.element).digest + _surroundings()).encode()).hexdigest()[:20]
-    name = f"{fusion.name}_{fusion.dtype}_{a_writable:d}{b_writable:d}_{digest}"
+    name = f"{fusion.name}_{fusion.dtype}_{digest}"
+    _fusions[name] = fusion
     function = FunctionType(_run.__code__, globals(), name)
     function.__qualname__ = name
-    try:
-        return jit(cache=True)(function), _Argument(fusion, name)
-    except RuntimeError:  # no folder for the cache can be written to
-        return jit()(function), _Argument(fusion, name)
+    storage, field, real = (numba.from_dtype(np.dtype(d)) for d in (fusion.storage, _FIELD[fusion.bits], fusion.real))
+    source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
+    i64, u64 = types.int64, types.uint64
+    return function, types.void(FusionType(name), field, real, source, source, target, i64, i64, u64, u64, u64)
 
 
 _draw = compiled(random_bits.draw, np.float32, {}, inner())
@@ -94,12 +112,43 @@ _CONVERSIONS = half.conversions(intrinsic, types, inner(), *half.host_instructio
 _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
-def element(fusion, field, limit, scale, a, b):
-    """What is stored for one element; resolved by the fusion's type."""
+def _drawn(fusion):
+    """Whether there are bits to draw."""
 
 
-@overload(element)
+def _lanes(fusion):
+    """Elements per Philox call."""
+
+
+def _fields(fusion, words):
+    """Random words as the fields that elements are compared with."""
+
+
 def _element(fusion, field, limit, scale, a, b):
+    """What is stored for one element."""
+
+
+# The four are resolved by the fusion's type when a kernel is compiled.
+@overload(_drawn)
+def _overload_drawn(fusion):
+    drawn = _fusions[fusion.name].bits > 0
+    return lambda fusion: drawn
+
+
+@overload(_lanes)
+def _overload_lanes(fusion):
+    lanes = _fusions[fusion.name].chunk
+    return lambda fusion: lanes
+
+
+@overload(_fields)
+def _overload_fields(fusion, words):
+    field = _FIELD[_fusions[fusion.name].bits]
+    return lambda fusion, words: words.view(field)
+
+
+@overload(_element)
+def _overload_element(fusion, field, limit, scale, a, b):
     f = _fusions[fusion.name]
     formula = compiled(f.element, getattr(np, f.real), host_math.HOST_MATH[f.real], inner())
     widen, narrow = _CONVERSIONS[f.dtype]
@@ -109,9 +158,25 @@ def _element(fusion, field, limit, scale, a, b):
     )
 
 
-@jit()
-def _fill(words, chunk, seed, call):
-    for i in range(words.size // 4):
+@intrinsic
+def _prefetch(typingctx, array, i):
+    """Have the line of array[i] brought into the cache; any i will do, since a prefetch never faults."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, keep, of_data = i32(0), i32(3), i32(1)
+        builder.call(function, [builder.bitcast(builder.gep(data, [args[1]]), byte), read, keep, of_data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@inner()
+def _draw_group(words, chunk, seed, call):
+    for i in range(GROUP):
         w = _draw(seed, call, np.uint64(chunk + np.uint64(i)))
         words[4 * i] = w[0]
         words[4 * i + 1] = w[1]
@@ -122,66 +187,87 @@ def _fill(words, chunk, seed, call):
 @inner()
 def _apply(fusion, fields, limit, scale, a, b, out):
     for i in range(out.size):
-        out[i] = element(fusion, fields[i], limit, scale, a[i], b[i])
+        out[i] = _element(fusion, fields[i], limit, scale, a[i], b[i])
 
 
-def _run(fusion, words, fields, limit, scale, a, b, out, lo, hi, start, seed, call):
-    """out[lo:hi], with `words` as the buffer and `fields` as its view by field."""
-    lanes = np.uint64(fields.size // (words.size // 4)) if words.size else np.uint64(1)
+@inner()
+def _copy(source, spare):
+    for i in range(source.size):
+        spare[i] = source[i]
+    return spare[: source.size]
+
+
+def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
+    """out[lo:hi]"""
+    lanes = np.int64(_lanes(fusion))
+    words = np.empty(4 * (BLOCK // lanes + GROUP), np.uint32)
+    fields = _fields(fusion, words)
+    spare = np.empty(BLOCK, a.dtype)
+    in_place = a.ctypes.data == out.ctypes.data
+    shift = np.int64(0)
     for first in range(lo, hi, BLOCK):
         last = min(first + BLOCK, hi)
-        shift = 0
-        if words.size:
+        if _drawn(fusion):
             m = np.uint64(start + np.uint64(first))
-            shift = np.int64(m % lanes)
-            chunks = (np.int64(last - first) + shift + np.int64(lanes) - 1) // np.int64(lanes)
-            _fill(words[: 4 * chunks], m // lanes, seed, call)
-        _apply(fusion, fields[shift:], limit, scale, a[first:last], b[first:last], out[first:last])
+            chunk, shift = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
+            for group in range((shift + last - first + GROUP * lanes - 1) // (GROUP * lanes)):
+                ahead = first + group * GROUP * lanes
+                for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
+                    _prefetch(a, i)
+                    _prefetch(b, i)
+                _draw_group(words[4 * GROUP * group :], np.uint64(chunk + np.uint64(GROUP * group)), seed, call)
+        source = a[first:last]
+        if in_place:  # a loop that reads what it writes would not vectorise
+            source = _copy(source, spare)
+        _apply(fusion, fields[shift:], limit, scale, source, b[first:last], out[first:last])
+
+
+@jit()
+def _fill(words, chunk, seed, call):
+    for group in range(words.size // (4 * GROUP)):
+        _draw_group(words[4 * GROUP * group :], np.uint64(chunk + np.uint64(GROUP * group)), seed, call)
 
 
 def random_bytes(stream, chunk, count):
     """The 16 * count random bytes of `count` chunks of a stream, from chunk number `chunk` on."""
-    words = np.empty(4 * count, np.uint32)
+    words = np.empty(4 * GROUP * -(-count // GROUP), np.uint32)
     _fill(words, np.uint64(chunk), np.uint64(stream.seed), np.uint64(stream.call))
-    return words.astype("<u4", copy=False).tobytes()
+    return words[: 4 * count].astype("<u4", copy=False).tobytes()
 
 
 def launch(fusion, a, b, out, draw):
-    a, b = _flat(fusion, a), _flat(fusion, b)
-    target = _flat(fusion, out if out.flags.c_contiguous else np.empty(out.shape, out.dtype))
-    limit, scale = _FIELD[fusion.bits](draw.limit), getattr(np, fusion.real)(draw.scale)
-    start, seed, call = np.uint64(draw.start), np.uint64(draw.seed), np.uint64(draw.call)
-    kernel, argument = _kernel(fusion, a.flags.writeable, b.flags.writeable)
-    buffered = (BLOCK * fusion.bits // 128 + 1) * 4 if fusion.bits else 0
+    run, flat_a = kernel(fusion), _flat(fusion, a)
+    flat_b = flat_a if b is a else _flat(fusion, b)
+    in_order = out.flags.carray
+    target = _flat(fusion, out if in_order else np.empty(out.shape, out.dtype))
 
-    def run(lo, hi):
-        words = np.empty(buffered, np.uint32)
-        fields = words.view(_FIELD[fusion.bits]) if buffered else _NO_FIELDS
-        kernel(argument, words, fields, limit, scale, a, b, target, lo, hi, start, seed, call)
+    def part(lo, hi):
+        run(None, draw.limit, draw.scale, flat_a, flat_b, target, lo, hi, draw.start, draw.seed, draw.call)
 
-    _share_out(run, target.size)
-    if not np.shares_memory(target, out):
+    _share_out(part, target.size)
+    if not in_order:
         out[...] = target.view(out.dtype).reshape(out.shape)
-
-
-_NO_FIELDS = np.zeros(BLOCK, np.uint16)
 
 
 def _flat(fusion, array):
     """The elements in logical order, in the kernel's storage type; a copy if they don't lie so."""
-    return np.require(array, requirements="CA").reshape(-1).view(fusion.storage)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements="CA")
+    return array.reshape(-1).view(fusion.storage)
 
 
-def _share_out(run, size):
-    """run(lo, hi) over [0, size) on as many threads as numba.get_num_threads() says.
+def _share_out(part, size):
+    """part(lo, hi) over [0, size) on as many threads as numba.set_num_threads allows.
 
     Python's threads, because the kernels hold no lock: unlike Numba's own layers they may be entered by
     many threads at once and survive a fork.
     """
-    threads = min(numba.get_num_threads(), -(-size // SLICE))
-    if threads <= 1:
-        return run(0, size)
-    starts = iter(range(0, size, SLICE))  # a range iterator hands each start out once, to any thread
+    threads = 1 if size <= SLICE else min(_threads(), -(-size // SLICE))
+    if threads == 1:
+        return part(0, size)
+    # A few slices for each thread, so that one that is held up takes fewer.
+    step = SLICE * max(1, size // (8 * threads * SLICE))
+    starts = iter(range(0, size, step))  # a range iterator hands each start out once, to any thread
     lock = threading.Lock()
 
     def work():
@@ -190,7 +276,7 @@ def _share_out(run, size):
                 lo = next(starts, None)
             if lo is None:
                 return
-            run(lo, min(lo + SLICE, size))
+            part(lo, min(lo + step, size))
 
     helpers = []
     with contextlib.suppress(RuntimeError):  # at interpreter shutdown no thread starts any more

@@ -13,52 +13,58 @@ from numba.extending import intrinsic
 
 from gpudrop.formulas import MATH
 
-f32, i32 = np.float32, np.int32
-jit = njit(nogil=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+f32 = np.float32
+jit = njit(
+    nogil=True,
+    error_model="numpy",
+    fastmath={"contract"},
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    forceinline=True,
+)
+
+ROUND = 12582912  # 1.5 * 2**23: a sum with it is rounded to an integer, which its lowest bits then hold
 
 
 @intrinsic
-def _power_of_two(typingctx, k):
-    """2.0**k for an int32 k from -126 to 127, by its bits."""
+def _half_power_of_two(typingctx, k_plus_round):
+    """2.0**(k - 1), given k + ROUND, for k from -125 to 128; 0 for k = -126."""
 
     def codegen(context, builder, signature, args):
-        biased = builder.add(args[0], ir.Constant(ir.IntType(32), 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
+        i32 = ir.IntType(32)
+        exponent = builder.shl(builder.bitcast(args[0], i32), i32(23))
+        return builder.bitcast(builder.add(exponent, i32(126 << 23)), ir.FloatType())
 
-    return types.float32(types.int32), codegen
+    return types.float32(types.float32), codegen
 
 
 @jit
 def _reduce(x):
-    """x = k * log(2) + r: returns expm1(r), and two halves of k."""
-    # Beyond these bounds exp is inf or 0. nan passes through both comparisons.
+    """x = k * log(2) + r: expm1(r) and 2**(k - 1), for half of 2**128 is a float32."""
+    # Beyond these bounds exp is inf or, from 1.7e-38 down, 0. nan passes through both comparisons.
     x = f32(89) if x > f32(89) else x
-    x = f32(-105) if x < f32(-105) else x
-    # Adding 1.5 * 2**23 rounds to an integer.
-    rounded = f32(x * f32(1.4426950408889634) + f32(12582912)) - f32(12582912)
-    k = i32(rounded)
+    x = f32(-87.5) if x < f32(-87.5) else x
+    k_plus_round = f32(x * f32(1.4426950408889634) + f32(ROUND))
+    k = f32(k_plus_round - f32(ROUND))
     # log(2) in two parts, the first of them exact in its products with k.
-    r = f32(x - rounded * f32(0.693359375)) - rounded * f32(-2.12194440e-4)
+    r = f32(x - k * f32(0.693359375)) - k * f32(-2.12194440e-4)
     q = f32(1.39262008929e-3) * r + f32(8.36323283247e-3)
     q = q * r + f32(4.16665544008e-2)
     q = q * r + f32(1.66665766663e-1)
     q = q * r + f32(0.5)
-    half = i32(k >> i32(1))
-    return q * r * r + r, half, i32(k - half)
+    return q * f32(r * r) + r, _half_power_of_two(k_plus_round)
 
 
 @jit
 def exp32(x):
-    # The scale goes on in two halves: 2**k itself may be out of range where the result is not.
-    m, k1, k2 = _reduce(x)
-    return f32(f32(m + f32(1)) * _power_of_two(k1)) * _power_of_two(k2)
+    m, half_scale = _reduce(x)
+    return f32(m * f32(2) + f32(2)) * half_scale
 
 
 @jit
 def expm132(x):
-    m, k1, k2 = _reduce(x)
-    s = _power_of_two(k1)
-    return f32(m * s + f32(s - _power_of_two(i32(-k2)))) * _power_of_two(k2)
+    m, half_scale = _reduce(x)
+    return f32(m * half_scale + f32(half_scale - f32(0.5))) * f32(2)
 
 
 @jit
@@ -70,9 +76,10 @@ def tanh32(x):
 
 @jit
 def erf32(x):
-    # x times a rational function of x**2; from 3.92 on erf rounds to 1.
-    a = f32(3.92) if abs(x) > f32(3.92) else abs(x)
-    t = a * a
+    # x times a rational function of x**2; from 3.92 on erf rounds to 1, and at 4 so does this, once cut off.
+    x = f32(4) if x > f32(4) else x
+    x = f32(-4) if x < f32(-4) else x
+    t = x * x
     p = f32(2.0742803014424055e-06) * t + f32(2.8443205897419054e-04)
     p = p * t + f32(3.7035548317486478e-03)
     p = p * t + f32(5.255864309261681e-02)
@@ -83,9 +90,9 @@ def erf32(x):
     q = q * t + f32(1.1347496208770605e-01)
     q = q * t + f32(5.006809793674689e-01)
     q = q * t + f32(1)
-    y = a * p / q
-    y = f32(1) if y > f32(1) or a >= f32(3.92) else y
-    return y if x >= f32(0) else -y
+    y = x * p / q
+    y = f32(1) if y > f32(1) else y
+    return f32(-1) if y < f32(-1) else y
 
 
 HOST_MATH = {

@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import pytest
-import reference
 
 import gpudrop
 from gpudrop import Stream
+from gpudrop.kernels import cpu
 
 X = np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32)
 ONE = gpudrop.dropout(X[:100_000], 0.3, activation="relu", rng=Stream(1, 1))  # below the size that is shared out
@@ -37,22 +39,68 @@ def test_many_threads_at_once():
             np.testing.assert_array_equal(call.result(), want)
 
 
-FORK = """
-import os, numpy as np, gpudrop
+@pytest.mark.parametrize("allowed", range(1, numba.config.NUMBA_NUM_THREADS + 1))
+def test_as_many_threads_work_as_numba_is_set_to(monkeypatch, allowed):
+    used, kernel = set(), cpu.kernel
+
+    def recorded(fusion):
+        def run(*args):
+            used.add(threading.get_ident())
+            time.sleep(0.01)  # long enough for every thread to get its share
+            kernel(fusion)(*args)
+
+        return run
+
+    monkeypatch.setattr(cpu, "kernel", recorded)
+    numba.set_num_threads(allowed)
+    try:
+        gpudrop.dropout(X, 0.3)
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert len(used) == allowed
+    assert threading.get_ident() in used
+
+
+# After parallel work of Numba's own, in which no two threads may enter some of its layers at once, and which
+# others can't do in a forked process.
+LAYER = """
+import os, sys, threading, numba, numpy as np, gpudrop
+from concurrent.futures import ThreadPoolExecutor
 x = np.ones(1_000_003, np.float32)
-want = gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1))
-child = os.fork()
-same = np.array_equal(gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1)), want)
-if child == 0:
-    os._exit(0 if same else 3)
-assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+if sys.argv[1] == "present":
+    @numba.njit(parallel=True)
+    def total(x):
+        sum = 0.0
+        for i in numba.prange(x.size):
+            sum += x[i]
+        return sum
+    assert total(x) == x.size
+    assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+call = lambda _=0: gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1))
+want = call()
+with ThreadPoolExecutor(8) as pool:
+    assert all(np.array_equal(y, want) for y in pool.map(call, range(24)))
+if hasattr(os, "fork"):
+    child = os.fork()
+    same = np.array_equal(call(), want)
+    if child == 0:
+        os._exit(0 if same else 3)
+    assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 print("ok")
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_fork_after_use():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb", "tbb, not installed"])
+def test_threads_and_forks_under_every_threading_layer(layer):
+    layer, _, absent = layer.partition(", ")
+    # Where pip puts the library of the package tbb.
+    libraries = os.pathsep.join([f"{sys.prefix}/lib", os.environ.get("LD_LIBRARY_PATH", "")])
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "LD_LIBRARY_PATH": libraries}
+    script = f"import sys\nsys.modules['numba.np.ufunc.tbbpool'] = None\n{LAYER}" if absent else LAYER
+    command = [sys.executable, "-W", "ignore", "-c", script, "absent" if absent else "present"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    if not absent and "No threading layer could be loaded" in done.stderr:
+        pytest.skip(f"Numba's threading layer {layer} is not installed")
     assert done.stdout == "ok\n", done.stderr
 
 
@@ -68,75 +116,3 @@ atexit.register(lambda: print("ok" if same() else "different"))
 def test_a_call_at_interpreter_shutdown():
     done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=120)
     assert done.stdout == "ok\n", done.stderr
-
-
-UNCACHED = """
-import numpy as np, gpudrop
-from numba.core import caching
-for locator in caching.CacheImpl._locator_classes:
-    locator.from_function = classmethod(lambda cls, function, path: None)
-assert gpudrop.dropout(np.ones(8, np.float32), 0).sum() == 8
-print("ok")
-"""
-
-
-def test_without_a_folder_for_the_cache():
-    done = subprocess.run([sys.executable, "-c", UNCACHED], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "ok\n", done.stderr
-
-
-HALVES = """
-import numpy as np, gpudrop
-halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-y = gpudrop.dropout(halves, 0)
-same = (y.view(np.uint16) == halves.view(np.uint16)) | (np.isnan(y) & np.isnan(halves))
-assert same.all(), halves[~same]
-# Products with a scale of 4 / 3 round to nearest even, into subnormals and into inf.
-y = gpudrop.dropout(halves, 0.25, rng=gpudrop.Stream(0, 0))
-kept = gpudrop.keep_mask(2**16, 0.25, gpudrop.Stream(0, 0))
-with np.errstate(all="ignore"):
-    want = np.where(kept, halves.astype(np.float32) * np.float32(4 / 3), np.float32(0)).astype(np.float16)
-same = (y.view(np.uint16) == want.view(np.uint16)) | (np.isnan(y) & np.isnan(want))
-assert same.all(), halves[~same]
-print("ok")
-"""
-
-
-@pytest.mark.parametrize("cpu", ["host", "generic"])
-def test_float16_on_a_processor_with_and_without_instructions_for_it(cpu):
-    environment = os.environ | ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""} if cpu == "generic" else {})
-    done = subprocess.run([sys.executable, "-c", HALVES], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.stdout == "ok\n", done.stderr
-
-
-CACHED = """
-import sys, numpy as np, gpudrop
-from gpudrop.kernels import cpu
-used, kernel = [], cpu._kernel
-cpu._kernel = lambda *key: used.append(kernel(*key)[0]) or kernel(*key)
-y = gpudrop.dropout(np.linspace(-2, 2, 9, dtype=np.float32), 0, activation=sys.argv[1])
-print(sum(used[0].stats.cache_hits.values()), sum(used[0].stats.cache_misses.values()), *y)
-"""
-
-
-def run_at_once(names, cache):
-    """A process for each activation, all at the same time: (hits, misses) and values of each."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-c", CACHED]
-    processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=environment) for name in names]
-    lines = [process.communicate()[0].split() for process in processes]
-    return [(int(hits), int(misses)) for hits, misses, *_ in lines], [[float(y) for y in line[2:]] for line in lines]
-
-
-def test_processes_that_start_at_once_share_a_cache_and_later_ones_compile_nothing(tmp_path):
-    names = ["relu", "silu", "relu", "silu"]
-    run_at_once(names, tmp_path)
-    files = sorted(tmp_path.rglob("*.nb?"))
-    stats, values = run_at_once(names, tmp_path)
-    assert stats == [(1, 0)] * len(names)
-    assert sorted(tmp_path.rglob("*.nb?")) == files
-    # Numba doesn't lock its files, so no two kernels may share one.
-    assert sum(file.suffix == ".nbi" for file in files) == len(set(names))
-    x = np.linspace(-2, 2, 9, dtype=np.float32).astype(np.float64)
-    for name, y in zip(names, values, strict=True):
-        np.testing.assert_allclose(y, reference.ACTIVATIONS[name][0](x), rtol=1e-6)
