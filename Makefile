@@ -7,7 +7,7 @@ CUDA_VERSION := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[a-zA-Z ]*Versi
 CUDA_EXTRA := $(if $(CUDA_VERSION),$(if $(filter 12,$(CUDA_VERSION)),cuda12,cuda13))
 comma := ,
 
-.PHONY: demo test lint install clean
+.PHONY: demo test bench lint install clean
 
 demo: .venv/demo
 	$(BIN)/gpudrop demo
@@ -16,6 +16,12 @@ demo: .venv/demo
 test: install
 	$(BIN)/python -m pytest -n auto
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto tests/test_backends.py tests/test_values.py tests/test_readme.py
+
+# On an idle machine, about 20 minutes; make bench ARGUMENTS=--quick takes 3. Peers that can't be installed
+# take no part; where PyTorch's build for CUDA is not wanted, install the one for the CPU into .venv before.
+bench: install
+	-$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m bench cpu $(ARGUMENTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: gpudrop demo, gpudrop info, gpudrop bits."""
+"""The command line: gpudrop demo, gpudrop info, gpudrop warmup, gpudrop bits."""
 
 import os
 import sys
@@ -55,6 +55,32 @@ def _version(package):
         except PackageNotFoundError:
             pass
     return "not installed"
+
+
+@app.command()
+def warmup(
+    activations: Annotated[list[str] | None, typer.Argument(help="Which; without any, all of the table.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="May be given several times; float32 without it.")] = None,
+    bits: Annotated[int, typer.Option(help="Random bits per element.")] = 16,
+):
+    """Compile the host kernels into Numba's cache on disk, so that no later process waits for it."""
+    import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
+    import numpy as np
+    from rich.progress import track
+
+    from gpudrop.activations import ACTIVATIONS
+    from gpudrop.dropout import dropout_vjp, keep_mask
+    from gpudrop.generator import Stream
+
+    names, rng = activations or list(ACTIVATIONS), Stream(0, 0)
+    calls = [(name, of, p) for name in names for of in dtype or ["float32"] for p in (0.5, 0)]
+    try:
+        keep_mask(1, 0.5, rng, bits=bits)
+        for name, of, p in track(calls, description="compiling"):
+            y, backprop = dropout_vjp(np.zeros(1, of), p, activation=name, rng=rng, bits=bits)
+            backprop(y)
+    except (TypeError, ValueError) as error:
+        sys.exit(f"gpudrop warmup: {error}")
 
 
 @app.command()

@@ -31,7 +31,8 @@ from gpudrop.kernels import half, host_math
 BLOCK = 1024  # elements whose words and data stay in the first-level cache together
 GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
 LINE = 64  # bytes in a line of the cache
-SLICE = 1 << 17  # elements that are worth another thread
+SLICE = 1 << 16  # elements that a thread takes at a time, at least
+SHARED = 1 << 19  # elements that are worth waking threads for
 
 jit = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"contract"})
 # Functions that kernels alone call need no entry from Python, a fifth of the time of compiling them.
@@ -175,13 +176,13 @@ def _prefetch(typingctx, array, i):
 
 
 @inner()
-def _draw_group(words, chunk, seed, call):
+def _draw_group(words, at, chunk, seed, call):
+    """The words of GROUP chunks, in pairs, to words[at:]."""
     for i in range(GROUP):
-        w = _draw(seed, call, np.uint64(chunk + np.uint64(i)))
-        words[4 * i] = w[0]
-        words[4 * i + 1] = w[1]
-        words[4 * i + 2] = w[2]
-        words[4 * i + 3] = w[3]
+        w0, w1, w2, w3 = _draw(seed, call, np.uint64(chunk + np.uint64(i)))
+        # Pairs, because vectors hold the words in 64 bits. Unsigned, so that no index counts from the end.
+        words[np.uint64(at + np.uint64(2 * i))] = np.uint64(w0) | np.uint64(w1) << np.uint64(32)
+        words[np.uint64(at + np.uint64(2 * i + 1))] = np.uint64(w2) | np.uint64(w3) << np.uint64(32)
 
 
 @inner()
@@ -200,7 +201,7 @@ def _copy(source, spare):
 def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
     """out[lo:hi]"""
     lanes = np.int64(_lanes(fusion))
-    words = np.empty(4 * (BLOCK // lanes + GROUP), np.uint32)
+    words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
     fields = _fields(fusion, words)
     spare = np.empty(BLOCK, a.dtype)
     in_place = a.ctypes.data == out.ctypes.data
@@ -215,7 +216,9 @@ def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
                 for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
                     _prefetch(a, i)
                     _prefetch(b, i)
-                _draw_group(words[4 * GROUP * group :], np.uint64(chunk + np.uint64(GROUP * group)), seed, call)
+                _draw_group(
+                    words, np.uint64(2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call
+                )
         source = a[first:last]
         if in_place:  # a loop that reads what it writes would not vectorise
             source = _copy(source, spare)
@@ -224,15 +227,15 @@ def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
 
 @jit()
 def _fill(words, chunk, seed, call):
-    for group in range(words.size // (4 * GROUP)):
-        _draw_group(words[4 * GROUP * group :], np.uint64(chunk + np.uint64(GROUP * group)), seed, call)
+    for at in range(0, words.size, 2 * GROUP):
+        _draw_group(words, np.uint64(at), chunk + np.uint64(at // 2), seed, call)
 
 
 def random_bytes(stream, chunk, count):
     """The 16 * count random bytes of `count` chunks of a stream, from chunk number `chunk` on."""
-    words = np.empty(4 * GROUP * -(-count // GROUP), np.uint32)
+    words = np.empty(2 * GROUP * -(-count // GROUP), np.uint64)
     _fill(words, np.uint64(chunk), np.uint64(stream.seed), np.uint64(stream.call))
-    return words[: 4 * count].astype("<u4", copy=False).tobytes()
+    return words[: 2 * count].astype("<u8", copy=False).tobytes()
 
 
 def launch(fusion, a, b, out, draw):
@@ -262,11 +265,11 @@ def _share_out(part, size):
     Python's threads, because the kernels hold no lock: unlike Numba's own layers they may be entered by
     many threads at once and survive a fork.
     """
-    threads = 1 if size <= SLICE else min(_threads(), -(-size // SLICE))
+    threads = min(_threads(), size // SLICE) if size >= SHARED else 1
     if threads == 1:
         return part(0, size)
-    # A few slices for each thread, so that one that is held up takes fewer.
-    step = SLICE * max(1, size // (8 * threads * SLICE))
+    # Several slices for each thread, so that one that wakes late or is held up takes fewer.
+    step = max(SLICE, size // (8 * threads * BLOCK) * BLOCK)
     starts = iter(range(0, size, step))  # a range iterator hands each start out once, to any thread
     lock = threading.Lock()
 

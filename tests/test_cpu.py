@@ -20,8 +20,8 @@ from gpudrop.activations import ACTIVATIONS
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu
 
-# Sizes on both sides of all that the kernels count in: groups of draws, blocks, slices.
-UNITS = [4, 8, 16, 4 * cpu.GROUP, 8 * cpu.GROUP, 16 * cpu.GROUP, cpu.BLOCK, 2 * cpu.BLOCK, cpu.SLICE, 3 * cpu.SLICE]
+# Sizes on both sides of all that the kernels count in: groups of draws, blocks, slices, threads.
+UNITS = [4, 8, 16, 4 * cpu.GROUP, 8 * cpu.GROUP, 16 * cpu.GROUP, cpu.BLOCK, 2 * cpu.BLOCK, cpu.SLICE, cpu.SHARED]
 SIZES = st.sampled_from(UNITS).flatmap(lambda unit: st.integers(unit - 1, unit + 1)) | st.integers(0, 5 * cpu.BLOCK)
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
@@ -168,3 +168,20 @@ def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python's own cache goes by size and time
         _, values = run_at_once(["edited"], tmp_path)
         np.testing.assert_array_equal(values[0], factor * x)
+
+
+WARMUP = [sys.executable, "-c", "from gpudrop.cli import app; app()", "warmup"]
+
+
+def test_warmup_leaves_nothing_to_compile(tmp_path):
+    command = [*WARMUP, "silu", "relu", "--dtype", "bfloat16", "--dtype", "float32"]
+    subprocess.run(command, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, check=True, capture_output=True)
+    compiled, _ = run_at_once(["silu", "relu"], tmp_path)
+    assert compiled == [0, 0]
+
+
+@pytest.mark.parametrize(("argument", "message"), [("gelo", "unknown activation 'gelo'"), ("--dtype=int8", "int8")])
+def test_warmup_refuses_what_is_not_known(argument, message):
+    done = subprocess.run([*WARMUP, argument], capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("gpudrop warmup: ")

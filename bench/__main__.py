@@ -1,0 +1,101 @@
+"""python -m bench cpu: measure, show tables, and write the results as JSON and a chart."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import llvmlite.binding
+import numba
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import report, runner, startup
+from bench.cases import cpu_cases
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("gpudrop", "numpy", "numba", "llvmlite", "torch", "jax", "ml_dtypes")
+
+app = typer.Typer(help="Benchmarks of gpudrop against copies of as many bytes and against its peers.")
+
+
+@app.callback()
+def main():
+    pass
+
+
+@app.command()
+def cpu(
+    quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Where results go, with the chart beside them.")] = None,
+):
+    """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
+    threads = numba.config.NUMBA_NUM_THREADS
+    record = described(f"{_processor()}, {threads} cores", threads)
+    record["rounds"] = rounds = 5 if quick else 7
+    record["startup"] = startup.measure(1 if quick else 3)
+    record["cases"] = []
+    runner.touch(0.2 if quick else 0.7)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for case in progress.track(cpu_cases(threads, quick), description="measuring"):
+            record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, rounds)})
+    finish(record, json or RESULTS / f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-quick' if quick else ''}.json")
+
+
+def described(device, threads):
+    """The beginning of a record: what was measured, when and with what."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
+    return {
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() or "unknown",
+        "device": device,
+        "threads": threads,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def finish(record, path):
+    """Show and write a complete record."""
+    console = Console()
+    for table in report.tables(record):
+        console.print(table)
+    for note in report.notes(record):
+        console.print(note)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(record))
+    report.chart(record, path.with_suffix(".png"))
+    console.print(f"{path} and {path.with_suffix('.png').name} are written")
+
+
+def dumps(record):
+    """JSON with a line for each case."""
+    cases = ",\n".join(json.dumps(row) for row in record["cases"])
+    head = json.dumps({key: value for key, value in record.items() if key != "cases"}, indent=2)
+    return f'{head[:-2]},\n  "cases": [\n{cases}\n]}}\n'
+
+
+def _processor():
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model} ({llvmlite.binding.get_host_cpu_name()})"
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,66 @@
+"""What is measured: cases, as data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": bfloat16}
+LARGE = 2**26  # elements: far beyond any last-level cache
+SIZES = tuple(10**k for k in range(2, 9))
+SMOOTH = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: what every contender computes.
+
+    Attributes
+    ----------
+    section : str
+        The table it belongs to, and with it who takes part: see `contenders.of`.
+    activation, dtype : str
+    size : int
+        Elements of x.
+    backward : bool
+        Whether the gradient is taken back as well.
+    threads : int
+    p : float
+        The probability of dropping.
+    """
+
+    section: str
+    activation: str = "relu"
+    dtype: str = "float32"
+    size: int = LARGE
+    backward: bool = False
+    threads: int = 1
+    p: float = 0.1
+
+    @property
+    def reads_saved(self):
+        """Whether the backward pass reads an array beside dy."""
+        return self.activation != "identity"
+
+    @property
+    def bytes(self):
+        """Bytes that must move between the arrays and the processor: x, y; dy, what is saved, dx."""
+        arrays = 2 + (2 + self.reads_saved if self.backward else 0)
+        return arrays * self.size * np.dtype(DTYPES[self.dtype]).itemsize
+
+
+def cpu_cases(threads, quick):
+    """The cases of a run on the host with so many threads at most."""
+    directions = (False, True)
+    if quick:
+        sizes = [Case("sizes", size=size, backward=b, threads=threads) for b in directions for size in (10**3, 10**5)]
+        sizes += [Case("sizes", size=10**7, threads=threads)]
+        kinds = [("relu", "float32"), ("relu", "bfloat16"), ("identity", "float32"), ("gelu", "float32")]
+        alone = [Case("one thread", size=10**7)]
+    else:
+        sizes = [Case("sizes", size=size, backward=b, threads=threads) for b in directions for size in SIZES]
+        kinds = [(name, dtype) for name in ("identity", "relu") for dtype in DTYPES]
+        kinds += [(name, "float32") for name in SMOOTH]
+        alone = [Case("one thread", size=size, backward=b) for b in directions for size in SIZES]
+    kinds = [Case("kinds", name, dtype, backward=b, threads=threads) for name, dtype in kinds for b in directions]
+    return sizes + kinds + alone

@@ -1,0 +1,94 @@
+"""The ceilings: copies of as many bytes, times a number, on as many threads.
+
+`plain` is a loop as anybody writes it. `streaming` is the fastest one that is known here: it reads through
+software prefetches, computes into a buffer in the first-level cache, and writes from there around the caches
+(non-temporal stores), which spares memory the reading of lines that are about to be overwritten. Which of the
+two is faster depends on the processor.
+"""
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LINE = 64  # bytes in a line of the cache
+BLOCK = 2048  # elements of a buffer
+
+
+@njit(parallel=True, fastmath=True)
+def plain(x, saved, s, y):
+    """y = x * s + saved; saved is x itself where one array is read, and then y = x * s."""
+    if saved.ctypes.data == x.ctypes.data:
+        for i in prange(x.size):
+            y[i] = x[i] * s
+    else:
+        for i in prange(x.size):
+            y[i] = x[i] * s + saved[i]
+
+
+@intrinsic
+def _prefetch(typingctx, array, i):
+    def codegen(context, builder, signature, args):
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        function_type = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        builder.call(prefetch, [builder.bitcast(address, byte), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
+def _stream(typingctx, source, i, target, j):
+    """Write the line at source[i] to target[j] around the caches; both must begin a line."""
+
+    def codegen(context, builder, signature, args):
+        line = ir.VectorType(ir.IntType(32), LINE // 4)
+
+        def address(array, index):
+            data = context.make_array(signature.args[array])(context, builder, args[array]).data
+            return builder.bitcast(builder.gep(data, [args[index]]), line.as_pointer())
+
+        store = builder.store(builder.load(address(0, 1), align=LINE), address(2, 3), align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+@njit(fastmath=True)
+def _times(x, saved, s, y, one):
+    if one:
+        for i in range(y.size):
+            y[i] = x[i] * s
+    else:
+        for i in range(y.size):
+            y[i] = x[i] * s + saved[i]
+
+
+@njit(parallel=True, fastmath=True)
+def streaming(x, saved, s, y):
+    """As `plain`."""
+    one = saved.ctypes.data == x.ctypes.data
+    line = LINE // y.itemsize
+    head = min(((-y.ctypes.data) % LINE) // y.itemsize, y.size)
+    blocks = (y.size - head) // BLOCK
+    _times(x[:head], saved[:head], s, y[:head], one)
+    tail = head + blocks * BLOCK
+    _times(x[tail:], saved[tail:], s, y[tail:], one)
+    parts = 4 * numba.get_num_threads()
+    for part in prange(parts):
+        room = np.empty(BLOCK + line, y.dtype)
+        skip = ((-room.ctypes.data) % LINE) // y.itemsize
+        buffer = room[skip : skip + BLOCK]
+        for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+            at = head + block * BLOCK
+            for i in range(at + BLOCK, at + 2 * BLOCK, line):
+                _prefetch(x, i)
+                _prefetch(saved, i)
+            _times(x[at : at + BLOCK], saved[at : at + BLOCK], s, buffer, one)
+            for i in range(0, BLOCK, line):
+                _stream(buffer, i, y, at + i)

@@ -1,0 +1,84 @@
+"""What a run found, to read: a table for each section, and a chart."""
+
+import numpy as np
+from rich.table import Table
+
+from bench.contenders import CONTENDERS, OURS, OURS_GIVEN, PLAIN, PLAIN_GIVEN, STREAMING_GIVEN
+
+CEILINGS = (PLAIN, PLAIN_GIVEN, STREAMING_GIVEN)
+COLOURS = ("#0072B2", "#56B4E9", "#000000", "#555555", "#AAAAAA", "#D55E00", "#CC79A7", "#E69F00", "#B59B00")
+COLOURS += ("#009E73", "#7A5195", "#A05A2C")
+
+
+def tables(record):
+    """A table for each section, and one of what is paid once."""
+    for section in dict.fromkeys(row["section"] for row in record["cases"]):
+        rows = [row for row in record["cases"] if row["section"] == section]
+        present = [name for name in CONTENDERS if any(name in row["results"] for row in rows)]
+        peers = [name for name in present if name not in (OURS, OURS_GIVEN, *CEILINGS)]
+        speeds = [f"{name} G/s" for name in (OURS, OURS_GIVEN)]
+        shares, times = [f"of {name}" for name in CEILINGS], [f"x {name}" for name in peers]
+        table = Table("case", "elements", *speeds, *shares, *times, title=section, padding=(0, 0))
+        table.columns[0].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*_cells(row, peers))
+        yield table
+    once = Table("paid once", "seconds", title="start-up, medians of fresh processes")
+    for what, seconds in record["startup"].items():
+        once.add_row(what, f"{seconds:.3f}")
+    yield once
+
+
+def _cells(row, peers):
+    """Speeds, shares of the ceilings, and how many times as fast as each peer; new arrays against new arrays."""
+    results = row["results"]
+    yield f"{row['activation']} {row['dtype']}{' and back' if row['backward'] else ''}"
+    yield f"{row['size']:,}"
+    for name in (OURS, OURS_GIVEN):
+        yield f"{results[name]['elements_per_second'] / 1e9:.3g}" if "seconds" in results[name] else "wrong"
+    for name in (*CEILINGS, *peers):
+        mine = results[OURS_GIVEN if name in (PLAIN_GIVEN, STREAMING_GIVEN) else OURS]
+        other = results.get(name, {})
+        if "seconds" in mine and "seconds" in other:
+            ratio = other["seconds"] / mine["seconds"]
+            yield f"{ratio:.2f}" if name in CEILINGS else f"{ratio:.3g}"
+        else:
+            yield "wrong" if "wrong" in other else "-"
+
+
+def notes(record):
+    """Why somebody took no part, each reason once."""
+    reasons = {}
+    for row in record["cases"]:
+        for name, result in row["results"].items():
+            for state in ("absent", "wrong"):
+                if state in result:
+                    reasons.setdefault(f"{name}: {state} ({result[state]})", row)
+    return list(reasons)
+
+
+def chart(record, path):
+    """Elements per second against size, a line for each contender, the ceilings dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for panel, backward in zip(panels, (False, True), strict=True):
+        rows = [row for row in record["cases"] if row["section"] == "sizes" and row["backward"] == backward]
+        for name, colour in zip(CONTENDERS, COLOURS, strict=True):
+            points = [(row["size"], row["results"].get(name, {}).get("elements_per_second")) for row in rows]
+            sizes, rates = np.array([point for point in points if point[1]], float).reshape(-1, 2).T
+            style = "--" if name in CEILINGS else "-"
+            width = 2.5 if name in (OURS, OURS_GIVEN) else 1.5
+            panel.loglog(sizes, rates, style, color=colour, linewidth=width, marker="o", markersize=3, label=name)
+        panel.set(title="forward and backward" if backward else "forward", xlabel="elements")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("elements per second")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['threads']} threads of {record['device']}")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,151 @@
+"""The benchmarks: what computes something else is found out and not timed, and a run ends in files."""
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from bench import __main__ as command
+from bench import cases, contenders, report, runner
+from bench.cases import DTYPES, Case
+from bench.contenders import CONTENDERS, OURS, OURS_GIVEN, Absent, Contender
+
+SMALL = [Case("sizes", size=1000, backward=b, threads=1) for b in (False, True)]
+
+
+def prepared(contender, case):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype]) for _ in range(2))
+    return x, dy, contender.prepare(case, x, dy)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "torch.compile"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_contenders_compute_their_case(monkeypatch, name, activation, dtype, backward):
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    case = Case("sizes", activation, dtype, 20_000, backward, threads=2)
+    contender = CONTENDERS[name]
+    try:
+        x, dy, call = prepared(contender, case)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
+
+
+def ours_but(change):
+    """A contender that does what gpudrop does, and then something else."""
+
+    def prepare(case, x, dy):
+        call = contenders.ours(case, x, dy)
+        return lambda: change(x, dy, *call())
+
+    return prepare
+
+
+BROKEN = {
+    "no scale": lambda x, dy, y, dx: (y * np.float32(0.9), dx),
+    "nothing dropped": lambda x, dy, y, dx: (np.maximum(x, 0) / np.float32(0.9), dx),
+    "too much dropped": lambda x, dy, y, dx: (y * (np.arange(y.size) % 10 > 0), dx * (np.arange(y.size) % 10 > 0)),
+    "no activation": lambda x, dy, y, dx: (np.where(y != 0, y, x / np.float32(0.9) * (x < 0)), dx),
+    "a mask of its own for the gradient": lambda x, dy, y, dx: (y, np.roll(dx, 1)),
+    "one element wrong": lambda x, dy, y, dx: (y, np.where(np.arange(y.size) == y.size - 1, 7, dx)),
+    "no gradient": lambda x, dy, y, dx: (y,),
+    "another dtype": lambda x, dy, y, dx: (y.astype(np.float64), dx),
+}
+
+
+@pytest.mark.parametrize("check", [CONTENDERS["PyTorch"].check, CONTENDERS[OURS].check], ids=["any mask", "our mask"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_computes_something_else_is_not_timed(fault, check):
+    case = Case("sizes", size=200_000, backward=True, threads=1)
+    broken = Contender("broken", ours_but(BROKEN[fault]), check)
+    right = Contender("right", ours_but(lambda x, dy, y, dx: (y, dx)), check)
+    results = runner.measure(case, 1, [broken, right])
+    assert set(results["broken"]) == {"wrong"}
+    assert results["right"]["seconds"] > 0
+
+
+def test_our_own_mask_is_checked_to_the_bit():
+    """A mask that is right but for its order passes as somebody's, not as the contract's."""
+    case = Case("sizes", "identity", size=200_000, threads=1)
+
+    def prepare(case, x, dy):
+        kept = contenders.ours(case, x, dy)()[0] != 0
+        return lambda: (np.where(np.roll(kept, 1), x / np.float32(0.9), np.float32(0)),)
+
+    for check, state in ((CONTENDERS["PyTorch"].check, "seconds"), (CONTENDERS[OURS].check, "wrong")):
+        assert state in runner.measure(case, 1, [Contender("rolled", prepare, check)])["rolled"]
+
+
+@pytest.mark.parametrize("name", ["copy", "copy out=", "streaming copy out="])
+def test_ceilings_are_checked(monkeypatch, name):
+    case = Case("sizes", size=200_000, threads=1)
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    assert "seconds" in runner.measure(case, 1, [CONTENDERS[name]])[name]
+    x, dy, call = prepared(CONTENDERS[name], case)
+    (y,) = call()
+    y[-1] += 1
+    with pytest.raises(runner.Wrong, match="no copy"):
+        CONTENDERS[name].check(case, x, dy, [y])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 15, 100, 5000, 100_001])
+def test_streaming_copy_of_every_size(monkeypatch, size, dtype):
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    case = Case("sizes", "relu", dtype, size, backward=True, threads=2)
+    contender = CONTENDERS["streaming copy out="]
+    x, dy, call = prepared(contender, case)
+    contender.check(case, x, dy, list(call()))
+
+
+def test_bytes_that_must_move():
+    assert Case("sizes", "relu", "float32", 10).bytes == 80
+    assert Case("sizes", "relu", "float32", 10, backward=True).bytes == 200  # and dy, y, dx
+    assert Case("sizes", "identity", "bfloat16", 10, backward=True).bytes == 80  # and dy, dx
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_cases_are_unique_and_cover_what_is_promised(quick):
+    every = cases.cpu_cases(2, quick)
+    assert len(set(every)) == len(every)
+    assert {case.threads for case in every} == {1, 2}
+    if not quick:
+        assert {case.dtype for case in every} == set(DTYPES)
+        assert {case.activation for case in every} == {"identity", "relu", *cases.SMOOTH}
+        assert {case.size for case in every if case.section == "sizes"} == {10**k for k in range(2, 9)}
+
+
+def test_a_run_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+    names = (OURS, OURS_GIVEN, "copy", "copy out=", "NumPy tuned")
+    record = command.described("a processor", 1) | {"startup": {"import": 0.25}, "rounds": 2}
+    contestants = [CONTENDERS[name] for name in names]
+    record["cases"] = [
+        asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, 2, contestants)} for case in SMALL
+    ]
+    path = tmp_path / "new" / "cpu.json"
+    command.finish(record, path)
+    read = json.loads(path.read_text())
+    assert read == record
+    assert {"device", "threads", "versions", "commit", "date", "command"} <= set(read)
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    for row in read["cases"]:
+        tuned, mine = row["results"]["NumPy tuned"]["seconds"], row["results"][OURS]["seconds"]
+        assert f"{tuned / mine:.3g}" in shown
+        fast = row["results"][OURS]["elements_per_second"]
+        assert math.isclose(fast, row["size"] / mine)
+    assert "0.250" in shown
+
+
+def test_notes_say_why_somebody_is_missing():
+    results = {"a": {"absent": "not installed"}, "b": {"wrong": "y[0] is 1, not 2"}, "c": {"seconds": 1.0}}
+    assert report.notes({"cases": [{"results": results}] * 2}) == [
+        "a: absent (not installed)",
+        "b: wrong (y[0] is 1, not 2)",
+    ]
