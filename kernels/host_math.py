@@ -1,4 +1,4 @@
-"""exp, expm1, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
+"""exp, expm1, log1p, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
 
 The C library's versions are scalar calls, about 20 times slower in a loop. The polynomials are
 minimax fits made with mpmath; their errors are in gpudrop/ulps.json. In float64 the C library serves.
@@ -7,13 +7,12 @@ minimax fits made with mpmath; their errors are in gpudrop/ulps.json. In float64
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 from gpudrop.formulas import MATH
 
-f32 = np.float32
+f32, i32, u32 = np.float32, np.int32, np.uint32
 jit = njit(
     nogil=True,
     error_model="numpy",
@@ -24,18 +23,27 @@ jit = njit(
 )
 
 ROUND = 12582912  # 1.5 * 2**23: a sum with it is rounded to an integer, which its lowest bits then hold
+SQRT_HALF = 0x3F3504F3  # the bits of sqrt(0.5)
 
 
-@intrinsic
-def _half_power_of_two(typingctx, k_plus_round):
+def _bitcast(result, argument):
+    @intrinsic
+    def cast(typingctx, value):
+        def codegen(context, builder, signature, args):
+            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+        return result(argument), codegen
+
+    return cast
+
+
+_bits, _from_bits = _bitcast(types.uint32, types.float32), _bitcast(types.float32, types.uint32)
+
+
+@jit
+def _half_power_of_two(k_plus_round):
     """2.0**(k - 1), given k + ROUND, for k from -125 to 128; 0 for k = -126."""
-
-    def codegen(context, builder, signature, args):
-        i32 = ir.IntType(32)
-        exponent = builder.shl(builder.bitcast(args[0], i32), i32(23))
-        return builder.bitcast(builder.add(exponent, i32(126 << 23)), ir.FloatType())
-
-    return types.float32(types.float32), codegen
+    return _from_bits(u32(u32(_bits(k_plus_round) << u32(23)) + u32(126 << 23)))
 
 
 @jit
@@ -68,6 +76,31 @@ def expm132(x):
 
 
 @jit
+def log1p32(x):
+    u = f32(x + f32(1))
+    # What the sum has lost; far out, where 2**-k is no float32, nothing that counts.
+    lost = f32(x - f32(u - f32(1))) if x < f32(1) else f32(f32(1) - f32(u - x))
+    # u = 2**k * (1 + f), with 1 + f between sqrt(0.5) and sqrt(2).
+    above = u32(_bits(u) - u32(SQRT_HALF))
+    k = i32(i32(above) >> i32(23))
+    scale = _from_bits(u32(u32(127 << 23) - u32(u32(k) << u32(23))))  # 2**-k
+    f = f32(_from_bits(u32(u32(above & u32(0x7FFFFF)) + u32(SQRT_HALF))) - f32(1))
+    f = f32(f + lost * scale) if x < f32(2.0**60) else f
+    p = f32(-7.634493708610535e-02) * f + f32(1.2761574983596802e-01)
+    p = p * f + f32(-1.3160182535648346e-01)
+    p = p * f + f32(1.4201758801937103e-01)
+    p = p * f + f32(-1.6623356938362122e-01)
+    p = p * f + f32(2.0001226663589478e-01)
+    p = p * f + f32(-2.500081956386566e-01)
+    p = p * f + f32(3.333333134651184e-01)
+    # log(2) in two parts, the first of them exact in its products with k.
+    y = f32(f32(p * f - f32(0.5)) * f32(f * f) + f) + f32(k) * f32(-2.12194440e-4)
+    y = f32(k) * f32(0.693359375) + y
+    y = y if u > f32(0) else f32(-np.inf) if u == f32(0) else f32(np.nan)
+    return y if u < f32(np.inf) else x
+
+
+@jit
 def tanh32(x):
     m = expm132(f32(-2) * abs(x))
     t = f32(-m / (m + f32(2)))
@@ -97,7 +130,7 @@ def erf32(x):
 
 HOST_MATH = {
     "float32": {name: getattr(math, name) for name in MATH}
-    | {"exp": exp32, "expm1": expm132, "tanh": tanh32, "erf": erf32},
+    | {"exp": exp32, "expm1": expm132, "log1p": log1p32, "tanh": tanh32, "erf": erf32},
     "float64": {name: getattr(math, name) for name in MATH},
 }
 """What each function of a formula means on the host, by the arithmetic."""
