@@ -4,11 +4,13 @@ A formula is a plain Python function of one number. `gpudrop.formulas` makes the
 and CuPy compile it; a bare number in it has the type of x. Slopes are d value / d x.
 """
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import erf, exp, expm1, log1p, tanh
 
 from gpudrop.cuda_source import CudaSource
+from gpudrop.formulas import parse
 
 INV_SQRT_2 = 0.7071067811865476
 INV_SQRT_2PI = 0.3989422804014327
@@ -98,8 +100,8 @@ def sigmoid_slope(x):
     return e / ((1 + e) * (1 + e))
 
 
-# The same number as sigmoid, out of what sigmoid_slope computes: together they cost one exponential.
-def _sigmoid(x):
+# sigmoid, out of what sigmoid_slope computes: together they cost one exponential.
+def _sigmoid_by_abs(x):
     e = exp(-abs(x))
     return (1 if x > 0 else e) / (1 + e)
 
@@ -116,7 +118,7 @@ def gelu_tanh_slope(x):
 
 def _gelu_tanh_slope(x):
     u = SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x)
-    return _sigmoid(u) + x * sigmoid_slope(u) * SQRT_8_OVER_PI * (1 + 0.134145 * x * x)
+    return _sigmoid_by_abs(u) + x * sigmoid_slope(u) * SQRT_8_OVER_PI * (1 + 0.134145 * x * x)
 
 
 def quick_gelu(x):
@@ -124,7 +126,7 @@ def quick_gelu(x):
 
 
 def quick_gelu_slope(x):
-    return _sigmoid(1.702 * x) + x * sigmoid_slope(1.702 * x) * 1.702
+    return _sigmoid_by_abs(1.702 * x) + x * sigmoid_slope(1.702 * x) * 1.702
 
 
 def silu(x):
@@ -132,7 +134,7 @@ def silu(x):
 
 
 def silu_slope(x):
-    return _sigmoid(x) + x * sigmoid_slope(x)
+    return _sigmoid_by_abs(x) + x * sigmoid_slope(x)
 
 
 def softplus(x):
@@ -150,7 +152,7 @@ def mish_slope(x):
     divisor = 1 + 2 * w + 2 * w * w if x > 0 else w * (w + 2) + 2
     t = (1 + 2 * w if x > 0 else w * (w + 2)) / divisor
     one_minus_t = (2 * w * w if x > 0 else 2) / divisor
-    return t + x * one_minus_t * (1 + t) * _sigmoid(x)
+    return t + x * one_minus_t * (1 + t) * _sigmoid_by_abs(x)
 
 
 def tanh_slope(x):
@@ -234,6 +236,9 @@ def register_activation(name, value, slope):
         CudaSource().add(formula)
         if formula.__code__.co_argcount != 1:
             raise TypeError(f"{role} must take one number, {formula.__name__} takes {formula.__code__.co_argcount}")
+        for node in ast.walk(parse(formula).tree):
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                raise parse(formula).refuse(node.value, "is not one number")
     ACTIVATIONS[name] = Activation(name, value, slope)
     return ACTIVATIONS[name]
 

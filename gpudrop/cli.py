@@ -75,7 +75,8 @@ def warmup(
     names, rng = activations or list(ACTIVATIONS), Stream(0, 0)
     calls = [(name, of, p) for name in names for of in dtype or ["float32"] for p in (0.5, 0)]
     try:
-        keep_mask(1, 0.5, rng, bits=bits)
+        for p in (0.5, 0):
+            keep_mask(1, p, rng, bits=bits)
         for name, of, p in track(calls, description="compiling"):
             y, backprop = dropout_vjp(np.zeros(1, of), p, activation=name, rng=rng, bits=bits)
             backprop(y)

@@ -178,4 +178,7 @@ def check_rng(rng):
 
 def take(rng):
     """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out."""
-    return rng._take() if isinstance(rng, Generator) else (rng.seed, rng.call)
+    if type(rng) is Generator:
+        return rng._take()  # what next() hands out, without the Stream around it
+    stream = rng.next() if isinstance(rng, Generator) else rng
+    return stream.seed, stream.call

@@ -6,11 +6,11 @@ the processor draws; then `_apply` runs the element formula over the block. Each
 vectorises, while one loop doing both would not.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
@@ -18,7 +18,7 @@ from types import FunctionType
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
@@ -27,6 +27,7 @@ from numba.extending import intrinsic, models, overload, register_model, unbox
 from gpudrop import formulas, random_bits
 from gpudrop.formulas import compiled
 from gpudrop.kernels import half, host_math
+from gpudrop.kernels.host_math import inner, jit
 
 BLOCK = 1024  # elements whose words and data stay in the first-level cache together
 GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
@@ -34,13 +35,9 @@ LINE = 64  # bytes in a line of the cache
 SLICE = 1 << 16  # elements that a thread takes at a time, at least
 SHARED = 1 << 19  # elements that are worth waking threads for
 
-jit = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"contract"})
-# Functions that kernels alone call need no entry from Python, a fifth of the time of compiling them.
-inner = functools.partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
-
 
 def unavailable():
-    return None
+    return "NUMBA_DISABLE_JIT is set, and the host kernels exist only compiled" if numba.config.DISABLE_JIT else None
 
 
 def devices():
@@ -73,11 +70,10 @@ def _unbox_fusion(typ, obj, c):
 _fusions = {}
 
 
-@functools.cache
-def _surroundings():
-    """What a kernel is made of beside its formula and this file, which Numba watches: sources and processor."""
-    sources = [Path(module.__file__).read_text() for module in (formulas, half, host_math, random_bits)]
-    return "".join([*sources, str(cpu_target.target_context.codegen().magic_tuple())])
+# What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
+_SOURCES = (__file__, *(module.__file__ for module in (formulas, half, host_math, random_bits)))
+_SURROUNDINGS = "".join(Path(file).read_text("utf-8") for file in _SOURCES)
+_SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
 
 @functools.cache
@@ -86,8 +82,10 @@ def kernel(fusion):
     function, signature = specialised(fusion)
     try:
         dispatcher = jit(signature, cache=True)(function)
-    except RuntimeError:  # no folder for the cache can be written to
+    except Exception as error:  # no folder for the cache, no room, a damaged file; or the formula, which fails again
         dispatcher = jit(signature)(function)
+        advice = "every process compiles anew; NUMBA_CACHE_DIR names a folder that can be written to"
+        warnings.warn(f"Numba's cache can't be used ({error}): {advice}", RuntimeWarning, stacklevel=2)
     return dispatcher.get_compile_result(signature).entry_point
 
 
@@ -97,7 +95,7 @@ def specialised(fusion):
     A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
     processes that compile different signatures of one function at once may give one the other's code.
     """
-    digest = hashlib.sha256((formulas.parse(fusion.element).digest + _surroundings()).encode()).hexdigest()[:20]
+    digest = hashlib.sha256((formulas.parse(fusion.element).digest + _SURROUNDINGS).encode()).hexdigest()[:20]
     name = f"{fusion.name}_{fusion.dtype}_{digest}"
     _fusions[name] = fusion
     function = FunctionType(_run.__code__, globals(), name)
@@ -117,6 +115,10 @@ def _drawn(fusion):
     """Whether there are bits to draw."""
 
 
+def _reads(fusion):
+    """Whether a and b are read, which a mask has none of."""
+
+
 def _lanes(fusion):
     """Elements per Philox call."""
 
@@ -129,11 +131,17 @@ def _element(fusion, field, limit, scale, a, b):
     """What is stored for one element."""
 
 
-# The four are resolved by the fusion's type when a kernel is compiled.
+# The five are resolved by the fusion's type when a kernel is compiled.
 @overload(_drawn)
 def _overload_drawn(fusion):
     drawn = _fusions[fusion.name].bits > 0
     return lambda fusion: drawn
+
+
+@overload(_reads)
+def _overload_reads(fusion):
+    reads = _fusions[fusion.name].direction != "mask"
+    return lambda fusion: reads
 
 
 @overload(_lanes)
@@ -160,7 +168,7 @@ def _overload_element(fusion, field, limit, scale, a, b):
 
 
 @intrinsic
-def _prefetch(typingctx, array, i):
+def prefetch(typingctx, array, i):
     """Have the line of array[i] brought into the cache; any i will do, since a prefetch never faults."""
 
     def codegen(context, builder, signature, args):
@@ -204,7 +212,7 @@ def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
     words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
     fields = _fields(fusion, words)
     spare = np.empty(BLOCK, a.dtype)
-    in_place = a.ctypes.data == out.ctypes.data
+    in_place = _reads(fusion) and a.ctypes.data == out.ctypes.data
     shift = np.int64(0)
     for first in range(lo, hi, BLOCK):
         last = min(first + BLOCK, hi)
@@ -213,9 +221,10 @@ def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
             chunk, shift = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
             for group in range((shift + last - first + GROUP * lanes - 1) // (GROUP * lanes)):
                 ahead = first + group * GROUP * lanes
-                for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
-                    _prefetch(a, i)
-                    _prefetch(b, i)
+                if _reads(fusion):
+                    for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
+                        prefetch(a, i)
+                        prefetch(b, i)
                 _draw_group(
                     words, np.uint64(2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call
                 )
@@ -270,28 +279,37 @@ def _share_out(part, size):
         return part(0, size)
     # Several slices for each thread, so that one that wakes late or is held up takes fewer.
     step = max(SLICE, size // (8 * threads * BLOCK) * BLOCK)
-    starts = iter(range(0, size, step))  # a range iterator hands each start out once, to any thread
-    lock = threading.Lock()
+    starts = iter(range(0, size, step))
+    change, busy, failures = threading.Condition(), 0, []
 
     def work():
+        nonlocal busy
         while True:
-            with lock:
-                lo = next(starts, None)
-            if lo is None:
-                return
-            part(lo, min(lo + step, size))
+            with change:
+                lo = None if failures else next(starts, None)
+                if lo is None:
+                    return
+                busy += 1
+            try:
+                part(lo, min(lo + step, size))
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                with change:
+                    busy -= 1
+                    change.notify()
 
-    helpers = []
-    with contextlib.suppress(RuntimeError):  # at interpreter shutdown no thread starts any more
-        for _ in range(threads - 1):
-            helpers.append(_pool().submit(work))
     try:
-        work()
-    finally:
-        for helper in helpers:
-            # One that hasn't begun has nothing left to do.
-            if not helper.cancel():
-                helper.result()
+        for _ in range(threads - 1):
+            _pool().submit(work)
+    except RuntimeError:
+        pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
+    work()
+    # For the slices that are being done, not for threads: one that hasn't begun has nothing left to do.
+    with change:
+        change.wait_for(lambda: busy == 0)
+    if failures:
+        raise failures[0]
 
 
 @functools.cache

@@ -181,6 +181,15 @@ def test_a_generator_hands_out_calls_and_a_stream_repeats():
     assert not np.array_equal(first, second)
 
 
+def test_a_generator_of_ones_own_decides_what_comes_next():
+    class Sevens(gpudrop.Generator):
+        def next(self):
+            return Stream(7, 7)
+
+    x = np.ones(100, np.float32)
+    np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, rng=Sevens(1)), gpudrop.dropout(x, 0.5, rng=Stream(7, 7)))
+
+
 def test_manual_seed_restarts_the_default_generator():
     gpudrop.manual_seed(5)
     first = gpudrop.dropout(X), gpudrop.keep_mask(50, 0.5)
@@ -357,9 +366,9 @@ def test_everything_on_the_host_works_without_cupy_and_without_a_gpu():
     assert done.stdout == "ok\n", done.stderr
 
 
-def test_import_loads_no_optional_package():
-    code = (
-        "import gpudrop, sys; print([m for m in ('cupy', 'torch', 'rich', 'typer', 'numba.cuda') if m in sys.modules])"
-    )
+@pytest.mark.parametrize("use", ["", "gpudrop.dropout(numpy.ones(8)); "])
+def test_importing_and_using_it_on_the_host_loads_no_optional_package(use):
+    names = ("cupy", "torch", "rich", "typer", "numba.cuda")
+    code = f"import gpudrop, numpy, sys; {use}print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -92,6 +92,19 @@ def test_without_a_folder_for_the_cache():
     assert done.stdout == "ok\n", done.stderr
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tanh_keeps_the_sign_of_zero(dtype):
+    y = gpudrop.dropout(np.array([0.0, -0.0] * 20, dtype), 0, activation="tanh")
+    np.testing.assert_array_equal(np.signbit(y.astype(np.float64)), [False, True] * 20)
+
+
+def test_without_compilation_it_says_so():
+    code = "import numpy, gpudrop; gpudrop.dropout(numpy.ones(8))"
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert "RuntimeError: backend 'cpu' can't serve: NUMBA_DISABLE_JIT is set" in done.stderr
+
+
 HALVES = """
 import numpy as np, gpudrop
 halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -165,6 +178,21 @@ def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python's own cache goes by size and time
         _, values = run_at_once(["edited"], tmp_path)
         np.testing.assert_array_equal(values[0], factor * x)
+
+
+def test_a_damaged_cache_is_compiled_around(tmp_path):
+    run_at_once(["relu"], tmp_path)
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(b"")
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHED, "relu", str(tmp_path)],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split()[-1] == "2.0"
+        assert "RuntimeWarning: Numba's cache can't be used" in done.stderr
 
 
 WARMUP = [sys.executable, "-c", "from gpudrop.cli import app; app()", "warmup"]

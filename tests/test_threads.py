@@ -104,6 +104,60 @@ def test_threads_and_forks_under_every_threading_layer(layer):
     assert done.stdout == "ok\n", done.stderr
 
 
+SIZE = 4 * cpu.SHARED
+
+
+def slow_in_helpers(done, fault=None):
+    """A part of _share_out that takes longer in helpers than in the caller, and notes what it has done."""
+    caller = threading.get_ident()
+
+    def part(lo, hi):
+        if threading.get_ident() != caller:
+            time.sleep(0.1)
+            if fault:
+                raise fault
+        done.append((lo, hi))
+        time.sleep(0.01)
+
+    return part
+
+
+def test_a_call_returns_when_all_its_slices_are_done():
+    done = []
+    cpu._share_out(slow_in_helpers(done), SIZE)
+    assert sorted(done)[0][0] == 0 and max(hi for _, hi in done) == SIZE
+    assert sum(hi - lo for lo, hi in done) == SIZE
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
+def test_a_failure_in_a_helper_is_raised_and_nothing_goes_on_after_it():
+    done = []
+    with pytest.raises(MemoryError, match="of a helper"):
+        cpu._share_out(slow_in_helpers(done, MemoryError("of a helper")), SIZE)
+    before = len(done)
+    time.sleep(0.3)
+    assert len(done) == before
+
+
+def test_where_no_thread_can_be_started_the_caller_waits_for_whoever_helps(monkeypatch):
+    """submit() leaves its work in the queue when a thread can't be started, and another call's thread may do it."""
+    queue = []
+
+    class Pool:
+        def submit(self, work):
+            queue.append(threading.Thread(target=work))
+            queue[-1].start()
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(cpu, "_pool", Pool)
+    done = []
+    cpu._share_out(slow_in_helpers(done), SIZE)
+    assert sum(hi - lo for lo, hi in done) == SIZE
+    for thread in queue:
+        thread.join()
+    assert sum(hi - lo for lo, hi in done) == SIZE
+
+
 AT_EXIT = """
 import atexit, numpy as np, gpudrop
 x = np.ones(1_000_003, np.float32)
