@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -33,19 +34,20 @@ def main():
 @app.command()
 def cpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Where results go, with the chart beside them.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="For the results; the chart goes beside it.")] = None,
 ):
     """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
     threads = numba.config.NUMBA_NUM_THREADS
-    record = described(f"{_processor()}, {threads} cores", threads)
-    record["rounds"] = rounds = 5 if quick else 7
+    record = described(f"{_processor()}, {os.cpu_count()} cores", threads)
+    record["rounds"] = rounds = 3 if quick else 7
     record["startup"] = startup.measure(1 if quick else 3)
     record["cases"] = []
-    runner.touch(0.2 if quick else 0.7)
+    cases = cpu_cases(threads, quick)
+    runner.touch(4 * max(case.bytes for case in cases))
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for case in progress.track(cpu_cases(threads, quick), description="measuring"):
+        for case in progress.track(cases, description="measuring"):
             record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, rounds)})
-    finish(record, json or RESULTS / f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-quick' if quick else ''}.json")
+    finish(record, file or RESULTS / f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-quick' if quick else ''}.json")
 
 
 def described(device, threads):
@@ -64,6 +66,7 @@ def described(device, threads):
 def finish(record, path):
     """Show and write a complete record."""
     console = Console()
+    console = Console(width=max(console.width, 180))  # the tables are wide, and numbers that are cut off are none
     for table in report.tables(record):
         console.print(table)
     for note in report.notes(record):

@@ -10,10 +10,10 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-LINE = 64  # bytes in a line of the cache
+from gpudrop.kernels.cpu import LINE, prefetch
+
 BLOCK = 2048  # elements of a buffer
 
 
@@ -26,19 +26,6 @@ def plain(x, saved, s, y):
     else:
         for i in prange(x.size):
             y[i] = x[i] * s + saved[i]
-
-
-@intrinsic
-def _prefetch(typingctx, array, i):
-    def codegen(context, builder, signature, args):
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
-        function_type = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        builder.call(prefetch, [builder.bitcast(address, byte), i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
 
 
 @intrinsic
@@ -87,8 +74,8 @@ def streaming(x, saved, s, y):
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             at = head + block * BLOCK
             for i in range(at + BLOCK, at + 2 * BLOCK, line):
-                _prefetch(x, i)
-                _prefetch(saved, i)
+                prefetch(x, i)
+                prefetch(saved, i)
             _times(x[at : at + BLOCK], saved[at : at + BLOCK], s, buffer, one)
             for i in range(0, BLOCK, line):
                 _stream(buffer, i, y, at + i)

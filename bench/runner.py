@@ -1,6 +1,7 @@
 """Measuring: every contender of a case is checked, then all take turns, and the median of each is kept."""
 
 import os
+import random
 import statistics
 import time
 
@@ -14,14 +15,15 @@ from bench.checks import Wrong
 SHORTEST = 1e-3  # seconds: a measurement repeats the call until it takes so long
 
 
-def touch(share):
-    """Write to a share of the free memory once, which a virtual machine may not have been given until then."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    np.empty(int(share * free), np.uint8).fill(1)
+def touch(size):
+    """Write to so many bytes once, at most half of those that are free: a virtual machine may lack them until then."""
+    known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ())
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
+    np.empty(min(size, free // 2), np.uint8).fill(1)
 
 
-def measure(case, rounds, contestants=None):
-    """What one case gives: {contender's name: {"seconds": median of a call, ...} or {"absent": reason}}.
+def measure(case, rounds, entered=None):
+    """What one case gives, by contender: {"seconds": median of a call, ...}, or {"absent", "wrong" or "failed": why}.
 
     Parameters
     ----------
@@ -29,21 +31,21 @@ def measure(case, rounds, contestants=None):
     rounds : int
         How many measurements each median is of. In a round each contender is measured once, in turn, so
         that whatever else the machine does falls on all of them.
-    contestants : list of Contender, optional
+    entered : list of Contender, optional
         Those of the case's section without it.
     """
     numba.set_num_threads(case.threads)
     try:
-        return _measure(case, rounds, contenders.of(case) if contestants is None else contestants)
+        return _measure(case, rounds, contenders.of(case) if entered is None else entered)
     finally:
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
 
 
-def _measure(case, rounds, contestants):
+def _measure(case, rounds, entered):
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype], copy=False) for _ in range(2))
     results, calls = {}, {}
-    for contender in contestants:
+    for contender in entered:
         try:
             call = contender.prepare(case, x, dy)
             contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
@@ -51,12 +53,15 @@ def _measure(case, rounds, contestants):
             results[contender.name] = {"absent": str(reason)}
         except Wrong as reason:
             results[contender.name] = {"wrong": str(reason)}
+        except Exception as error:  # a peer's own trouble, or too little memory, must not end the run
+            results[contender.name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
         else:
             calls[contender.name] = call, _repetitions(call)
-    samples = {name: [] for name in calls}
+    samples, order, shuffle = {name: [] for name in calls}, list(calls), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, (call, repetitions) in calls.items():
-            samples[name].append(_time(call, repetitions))
+        shuffle(order)  # so that nobody always comes after the same one
+        for name in order:
+            samples[name].append(_time(*calls[name]))
     for name, seconds in samples.items():
         median = statistics.median(seconds)
         results[name] = {

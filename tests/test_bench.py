@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from bench import __main__ as command
 from bench import cases, contenders, report, runner
 from bench.cases import DTYPES, Case
-from bench.contenders import CONTENDERS, OURS, OURS_GIVEN, Absent, Contender
+from bench.contenders import CONTENDERS, OURS, OURS_READY, Absent, Contender
 
 SMALL = [Case("sizes", size=1000, backward=b, threads=1) for b in (False, True)]
 
@@ -28,7 +29,7 @@ def prepared(contender, case):
 @pytest.mark.parametrize("backward", [False, True])
 def test_contenders_compute_their_case(monkeypatch, name, activation, dtype, backward):
     monkeypatch.setattr(contenders, "CACHED", 0)
-    case = Case("sizes", activation, dtype, 20_000, backward, threads=2)
+    case = Case("sizes", activation, dtype, 20_000, backward, threads=os.cpu_count())
     contender = CONTENDERS[name]
     try:
         x, dy, call = prepared(contender, case)
@@ -55,6 +56,8 @@ BROKEN = {
     "a mask of its own for the gradient": lambda x, dy, y, dx: (y, np.roll(dx, 1)),
     "one element wrong": lambda x, dy, y, dx: (y, np.where(np.arange(y.size) == y.size - 1, 7, dx)),
     "no gradient": lambda x, dy, y, dx: (y,),
+    "nan in the middle": lambda x, dy, y, dx: (np.where(np.arange(y.size) == 90_000, np.nan, y).astype(y.dtype), dx),
+    "nothing kept in the middle": lambda x, dy, y, dx: (np.where(np.arange(y.size) // 30_000 == 3, 0, y), dx),
     "another dtype": lambda x, dy, y, dx: (y.astype(np.float64), dx),
 }
 
@@ -122,7 +125,7 @@ def test_cases_are_unique_and_cover_what_is_promised(quick):
 
 
 def test_a_run_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
-    names = (OURS, OURS_GIVEN, "copy", "copy out=", "NumPy tuned")
+    names = (OURS, OURS_READY, "copy", "copy out=", "NumPy tuned")
     record = command.described("a processor", 1) | {"startup": {"import": 0.25}, "rounds": 2}
     contestants = [CONTENDERS[name] for name in names]
     record["cases"] = [
@@ -143,9 +146,25 @@ def test_a_run_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
     assert "0.250" in shown
 
 
+def test_a_contender_that_fails_does_not_end_the_run():
+    def fails(case, x, dy):
+        raise OSError("no compiler")
+
+    results = runner.measure(SMALL[0], 1, [Contender("broken", fails), CONTENDERS[OURS]])
+    assert results["broken"] == {"failed": "OSError: no compiler"}
+    assert "seconds" in results[OURS]
+
+
 def test_notes_say_why_somebody_is_missing():
-    results = {"a": {"absent": "not installed"}, "b": {"wrong": "y[0] is 1, not 2"}, "c": {"seconds": 1.0}}
-    assert report.notes({"cases": [{"results": results}] * 2}) == [
+    results = {
+        "a": {"absent": "not installed"},
+        "b": {"wrong": "y[0] is 1, not 2"},
+        OURS: {"seconds": 1.0, "elements_per_second": 1.0},
+        OURS_READY: {"failed": "OSError"},
+    }
+    row = {"activation": "relu", "dtype": "float32", "size": 1000, "backward": True, "results": results}
+    assert report.notes({"cases": [row, row | {"backward": False}]}) == [
         "a: absent (not installed)",
-        "b: wrong (y[0] is 1, not 2)",
+        "b: wrong (y[0] is 1, not 2) relu float32 and back 1,000, relu float32 1,000",
+        "gpudrop out=: failed (OSError) relu float32 and back 1,000, relu float32 1,000",
     ]

@@ -159,6 +159,10 @@ def minimum(x):
     return min(x)
 
 
+def pair(x):
+    return x, x
+
+
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
@@ -175,6 +179,7 @@ def minimum(x):
         (annotated, r"line \d+: 'np.float32' has no CUDA spelling"),
         (recursive, r"line \d+: 'def recursive\(x\):' calls itself"),
         (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
+        (pair, r"line \d+: 'x, x' is not one number"),
     ],
 )
 def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
