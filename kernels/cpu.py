@@ -33,7 +33,7 @@ BLOCK = 1024  # elements whose words and data stay in the first-level cache toge
 GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
 LINE = 64  # bytes in a line of the cache
 SLICE = 1 << 16  # elements that a thread takes at a time, at least
-SHARED = 1 << 19  # elements that are worth waking threads for
+SHARED = 1 << 21  # elements that are worth waking threads for, which takes up to 100 microseconds
 
 
 def unavailable():

@@ -15,7 +15,7 @@ import gpudrop
 from gpudrop import Stream
 from gpudrop.kernels import cpu
 
-X = np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32)
+X = np.random.default_rng(0).standard_normal(3_000_003).astype(np.float32)
 ONE = gpudrop.dropout(X[:100_000], 0.3, activation="relu", rng=Stream(1, 1))  # below the size that is shared out
 
 
@@ -66,7 +66,7 @@ def test_as_many_threads_work_as_numba_is_set_to(monkeypatch, allowed):
 LAYER = """
 import os, sys, threading, numba, numpy as np, gpudrop
 from concurrent.futures import ThreadPoolExecutor
-x = np.ones(1_000_003, np.float32)
+x = np.ones(3_000_003, np.float32)
 if sys.argv[1] == "present":
     @numba.njit(parallel=True)
     def total(x):
@@ -104,7 +104,7 @@ def test_threads_and_forks_under_every_threading_layer(layer):
     assert done.stdout == "ok\n", done.stderr
 
 
-SIZE = 4 * cpu.SHARED
+SIZE = 2 * cpu.SHARED
 
 
 def slow_in_helpers(done, fault=None):
@@ -160,7 +160,7 @@ def test_where_no_thread_can_be_started_the_caller_waits_for_whoever_helps(monke
 
 AT_EXIT = """
 import atexit, numpy as np, gpudrop
-x = np.ones(1_000_003, np.float32)
+x = np.ones(3_000_003, np.float32)
 want = gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1))
 same = lambda: np.array_equal(gpudrop.dropout(x, 0.3, rng=gpudrop.Stream(1, 1)), want)
 atexit.register(lambda: print("ok" if same() else "different"))
