@@ -200,6 +200,17 @@ def _from_torch(tensor):
     return tensor.numpy()
 
 
+JAX = {
+    "identity": lambda nn, x: x,
+    "relu": lambda nn, x: nn.relu(x),
+    "gelu": lambda nn, x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda nn, x: nn.gelu(x),
+    "silu": lambda nn, x: nn.silu(x),
+    "tanh": lambda nn, x: nn.tanh(x),
+    "sigmoid": lambda nn, x: nn.sigmoid(x),
+}
+
+
 def jax_jitted(case, x, dy, keys):
     try:
         import jax
@@ -210,10 +221,7 @@ def jax_jitted(case, x, dy, keys):
         raise Absent("JAX computes in float32 unless told otherwise for the whole process")
     if case.threads != os.cpu_count():
         raise Absent("XLA's threads can't be limited within a process")
-    activation = {"identity": lambda x: x, "gelu_tanh": jax.nn.gelu}.get(case.activation)
-    if activation is None:
-        activation = functools.partial(jax.nn.gelu, approximate=False)
-        activation = activation if case.activation == "gelu" else getattr(jax.nn, case.activation)
+    activation = functools.partial(JAX[case.activation], jax.nn)
     x, dy, key = jnp.asarray(x), jnp.asarray(dy), jax.random.key(SEED, impl=keys)
     scale = 1 / (1 - case.p)
 

@@ -32,11 +32,15 @@ def tables(record):
     yield once
 
 
+def _case(row):
+    """A case in words: what is computed, and on how many elements."""
+    return f"{row['activation']} {row['dtype']}{' and back' if row['backward'] else ''}", f"{row['size']:,}"
+
+
 def _cells(row, peers):
     """Speeds, shares of the ceilings, and how many times as fast as each peer; new arrays against new arrays."""
     results = row["results"]
-    yield f"{row['activation']} {row['dtype']}{' and back' if row['backward'] else ''}"
-    yield f"{row['size']:,}"
+    yield from _case(row)
     for name in (OURS, OURS_READY):
         yield f"{results[name]['elements_per_second'] / 1e9:.3g}" if "seconds" in results[name] else "wrong"
     for name in (*CEILINGS, *peers):
@@ -57,7 +61,7 @@ def notes(record):
             for state in {"absent", "wrong", "failed"} & set(result):
                 cases = reasons.setdefault(f"{name}: {state} ({result[state]})", [])
                 if state != "absent":
-                    cases.append(" ".join(list(_cells(row, ()))[:2]))
+                    cases.append(" ".join(_case(row)))
     return [f"{reason} {', '.join(cases)}".strip() for reason, cases in reasons.items()]
 
 

@@ -101,7 +101,9 @@ class _Printer:
 
     def statement(self, s, indent):
         match s:
-            case ast.Return(value=ast.Tuple(elts=elements)):
+            case ast.Return(value=ast.Tuple(elts=elements) as value):
+                if self.type(self.formula.tree.returns) == "real":
+                    raise self.formula.refuse(value, "is not one number")
                 return f"return {{{{{', '.join(map(self.expression, elements))}}}}};"
             case ast.Return(value=value) if value:
                 return f"return {self.expression(value)};"

@@ -111,16 +111,23 @@ _CONVERSIONS = half.conversions(intrinsic, types, inner(), *half.host_instructio
 _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
-def _drawn(fusion):
-    """Whether there are bits to draw."""
+def _constant(of):
+    """A function that kernels call with a fusion's type, for what is known of the fusion when they are compiled."""
+
+    def constant(fusion):
+        raise NotImplementedError
+
+    @overload(constant)
+    def _overload_constant(fusion):
+        value = of(_fusions[fusion.name])
+        return lambda fusion: value
+
+    return constant
 
 
-def _reads(fusion):
-    """Whether a and b are read, which a mask has none of."""
-
-
-def _lanes(fusion):
-    """Elements per Philox call."""
+_drawn = _constant(lambda fusion: fusion.bits > 0)
+_reads = _constant(lambda fusion: fusion.direction != "mask")  # a mask is made out of nothing
+_lanes = _constant(lambda fusion: fusion.chunk)  # elements per Philox call
 
 
 def _fields(fusion, words):
@@ -129,25 +136,6 @@ def _fields(fusion, words):
 
 def _element(fusion, field, limit, scale, a, b):
     """What is stored for one element."""
-
-
-# The five are resolved by the fusion's type when a kernel is compiled.
-@overload(_drawn)
-def _overload_drawn(fusion):
-    drawn = _fusions[fusion.name].bits > 0
-    return lambda fusion: drawn
-
-
-@overload(_reads)
-def _overload_reads(fusion):
-    reads = _fusions[fusion.name].direction != "mask"
-    return lambda fusion: reads
-
-
-@overload(_lanes)
-def _overload_lanes(fusion):
-    lanes = _fusions[fusion.name].chunk
-    return lambda fusion: lanes
 
 
 @overload(_fields)

@@ -37,6 +37,23 @@ def host_instructions():
     return (None, None) if lacking else (llvm_widen, llvm_narrow)
 
 
+def instruction(intrinsic, result, argument, emit):
+    """An intrinsic of one argument, out of a function that emits its LLVM."""
+
+    def typed(typingctx, value):
+        return result(argument), lambda context, builder, signature, values: emit(builder, values[0])
+
+    return intrinsic(typed)
+
+
+def bitcasts(intrinsic, types):
+    """A float32's bits as a uint32, and the way back."""
+    return (
+        instruction(intrinsic, types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
+        instruction(intrinsic, types.float32, types.uint32, lambda builder, value: builder.bitcast(value, F32)),
+    )
+
+
 def conversions(intrinsic, types, decorate, widen, narrow):
     """{dtype: (widen, narrow)}: stored element to arithmetic and back, rounded to nearest even.
 
@@ -47,18 +64,12 @@ def conversions(intrinsic, types, decorate, widen, narrow):
     widen, narrow
         How the target's LLVM spells the conversions of float16; None does them in integers.
     """
-
-    def instruction(result, argument, emit):
-        def typed(typingctx, value):
-            return result(argument), lambda context, builder, signature, values: emit(builder, values[0])
-
-        return intrinsic(typed)
-
+    bits, unbits = bitcasts(intrinsic, types)
     return table(
-        bits=instruction(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
-        unbits=instruction(types.float32, types.uint32, lambda builder, value: builder.bitcast(value, F32)),
-        widen_half=widen and instruction(types.float32, types.uint16, widen),
-        narrow_half=narrow and instruction(types.uint16, types.float32, narrow),
+        bits=bits,
+        unbits=unbits,
+        widen_half=widen and instruction(intrinsic, types.float32, types.uint16, widen),
+        narrow_half=narrow and instruction(intrinsic, types.uint16, types.float32, narrow),
         decorate=decorate,
     )
 

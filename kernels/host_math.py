@@ -12,6 +12,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from gpudrop.formulas import MATH
+from gpudrop.kernels import half
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 jit = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -23,18 +24,7 @@ ROUND = 12582912  # 1.5 * 2**23: a sum with it is rounded to an integer, which i
 SQRT_HALF = 0x3F3504F3  # the bits of sqrt(0.5)
 
 
-def _bitcast(result, argument):
-    @intrinsic
-    def cast(typingctx, value):
-        def codegen(context, builder, signature, args):
-            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-        return result(argument), codegen
-
-    return cast
-
-
-_bits, _from_bits = _bitcast(types.uint32, types.float32), _bitcast(types.float32, types.uint32)
+_bits, _from_bits = half.bitcasts(intrinsic, types)
 
 
 @inner()
