@@ -1,21 +1,65 @@
 """gpudrop: dropout with one mask everywhere, drawn by Philox inside fused kernels."""
 
+from gpudrop import layers, schedules
 from gpudrop.activations import register_activation
 from gpudrop.dropout import dropout, dropout_vjp, keep_mask, no_dropout
 from gpudrop.generator import Generator, Stream, manual_seed
 from gpudrop.layers import Dropout
+from gpudrop.monte_carlo import MonteCarlo, mc_samples
 from gpudrop.random_bits import Quantized, quantize
+from gpudrop.variants import (
+    alpha_dropout,
+    consistent_dropout,
+    drop_connect,
+    drop_path,
+    drop_path_rates,
+    dropblock1d,
+    dropblock2d,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    embedding_dropout,
+    feature_alpha_dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    locked_dropout,
+    token_dropout,
+    uniform_dropout,
+    zoneout,
+)
 
 __all__ = [
     "Dropout",
     "Generator",
+    "MonteCarlo",
     "Quantized",
     "Stream",
+    "alpha_dropout",
+    "consistent_dropout",
+    "drop_connect",
+    "drop_path",
+    "drop_path_rates",
+    "dropblock1d",
+    "dropblock2d",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "dropout_vjp",
+    "embedding_dropout",
+    "feature_alpha_dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
     "keep_mask",
+    "layers",
+    "locked_dropout",
     "manual_seed",
+    "mc_samples",
     "no_dropout",
     "quantize",
     "register_activation",
+    "schedules",
+    "token_dropout",
+    "uniform_dropout",
+    "zoneout",
 ]

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -115,11 +115,15 @@ def _plain_numba(x):
 
 def _through_dlpack(x, result):
     """The result in x's namespace, or as it is where that has no from_dlpack."""
+    library = namespace(x)
+    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
+
+
+def namespace(x):
+    """The module of an array's functions, of the array API standard where it has one."""
     if hasattr(x, "__array_namespace__"):
-        namespace = x.__array_namespace__()
-    else:
-        namespace = sys.modules[type(x).__module__.partition(".")[0]]
-    return namespace.from_dlpack(result) if hasattr(namespace, "from_dlpack") else result
+        return x.__array_namespace__()
+    return sys.modules[type(x).__module__.partition(".")[0]]
 
 
 def empty_like(operand):
@@ -134,16 +138,42 @@ def empty_like(operand):
     return cuda.device_array_like(operand.array, stream=operand.array.stream)
 
 
-def empty_mask(shape, like):
-    """An uninitialised boolean array of an operand's kind."""
+def empty(shape, dtype, like):
+    """An uninitialised array in C order, of an operand's kind and on its device."""
     if like.kind == "numpy":
-        return np.empty(shape, np.bool_)
+        return np.empty(shape, dtype)
     if like.kind == "cupy":
         with like.on_device():
-            return sys.modules["cupy"].empty(shape, np.bool_)
+            return sys.modules["cupy"].empty(shape, dtype)
     from numba import cuda
 
-    return cuda.device_array(shape, np.bool_, stream=like.array.stream)
+    return cuda.device_array(shape, dtype, stream=like.array.stream)
+
+
+def repeated(operand, copies):
+    """The operand so many times along a new first axis, in the same memory."""
+    x, shape = operand.array, (copies, *operand.array.shape)
+    if operand.kind == "numpy":
+        array = np.broadcast_to(x, shape)
+    elif operand.kind == "cupy":
+        array = sys.modules["cupy"].broadcast_to(x, shape)
+    elif hasattr(x, "__cuda_array_interface__"):
+        from numba import cuda
+
+        view = _interface(x) | {"shape": shape, "strides": (0, *x.strides)}
+        array = cuda.as_cuda_array(_Device(view, x), sync=False)
+        array.stream = x.stream
+    else:
+        array = type(x)(np.broadcast_to(x._ary, shape))  # in the simulator
+    return operand._replace(array=array)
+
+
+class _Device:
+    """Memory on a device by its interface, with no stream to wait for; it keeps its owner alive."""
+
+    def __init__(self, interface, owner):
+        self.__cuda_array_interface__ = interface
+        self.owner = owner
 
 
 def overlap(x, y):
@@ -213,39 +243,57 @@ def choose(kind, backend=None):
     return module
 
 
-def launch(module, operand, fusion, a, b, out, draw):
+def launch(module, operand, fusion, a, b, out, draw, given=None):
     """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
     if operand.kind == "numpy":
-        module.launch(fusion, a, b, out, draw)
+        module.launch(fusion, a, b, out, draw, given)
         return
+    with _views(module, operand, out) as view:
+        if view is not None:
+            # In a dtype that both libraries have, and one view per array.
+            of = {id(array): view(array.view(fusion.storage)) for array in (a, b, out)}
+            a, b, out = (of[id(array)] for array in (a, b, out))
+            if given is not None:
+                kept = None if given.kept is None else view(given.kept)
+                given = given._replace(array=view(given.array), kept=kept)
+        module.launch(fusion, a, b, out, draw, given)
+
+
+def grow(module, operand, seeds, mask, block):
+    """DropBlock's blocks: see `gpudrop.kernels`. The count that is returned is of the operand's kind."""
+    if operand.kind == "numpy":
+        return module.grow(seeds, mask, block)
+    with _views(module, operand, mask) as view:
+        if view is None:
+            return module.grow(seeds, mask, block)
+        kept = module.grow(view(seeds), view(mask), block)
+    return _back(operand, kept)
+
+
+@contextmanager
+def _views(module, operand, out):
+    """Where kernels run: gives the function that views a device array as the module's own kind, or None."""
+    own = BACKENDS[module.__name__.rpartition(".")[2]]
     with operand.on_device():
-        own = BACKENDS[module.__name__.rpartition(".")[2]]
         if own == operand.kind:
-            module.launch(fusion, a, b, out, draw)
+            yield None
         elif own == "numba":
             # CuPy's interface names its current stream, which the views then carry.
             from numba import cuda
 
-            views = _views(fusion, (a, b, out), lambda array: cuda.as_cuda_array(array, sync=False))
-            module.launch(fusion, *views, draw)
+            yield lambda array: cuda.as_cuda_array(array, sync=False)
         else:
             import cupy
 
-            views = _views(fusion, (a, b, out), lambda array: cupy.asarray(_OnDevice(array)))
-            stream = a.stream or out.stream
+            stream = operand.array.stream or out.stream
             with cupy.cuda.ExternalStream(int(stream)) if stream else nullcontext():
-                module.launch(fusion, *views, draw)
+                yield lambda array: cupy.asarray(_Device(_interface(array), array))
 
 
-class _OnDevice:
-    """A Numba array to CuPy, with no stream to wait for: the kernel runs on the array's own."""
+def _back(operand, array):
+    """An array that a kernel module of another kind has made, as the operand's kind."""
+    if operand.kind == "cupy":
+        return sys.modules["cupy"].asarray(array)
+    from numba import cuda
 
-    def __init__(self, array):
-        self.array = array
-        self.__cuda_array_interface__ = _interface(array)
-
-
-def _views(fusion, arrays, view):
-    """Views of a dtype that both libraries have, one per array."""
-    of = {id(array): view(array.view(fusion.storage)) for array in arrays}
-    return [of[id(array)] for array in arrays]
+    return cuda.as_cuda_array(array, sync=False)

@@ -11,20 +11,45 @@ import numpy as np
 from gpudrop import backends
 from gpudrop.activations import find_activation
 from gpudrop.fusion import STORAGE, Draw, Fusion
-from gpudrop.generator import check_rng, take
-from gpudrop.random_bits import check_bits, check_p, check_uint64, quantize
+from gpudrop.generator import Generator, Stream, check_rng, take
+from gpudrop.masks import Blocks, Shared, shared
+from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
+from gpudrop.random_bits import check_bits, check_p, check_uint64
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
-_switched_off = ContextVar("gpudrop_switched_off", default=False)
+
+class Surroundings(NamedTuple):
+    """What holds for every call within a block of the program."""
+
+    on: bool = True
+    rng: Generator | None = None  # what draws where no Stream is given
+    first: int = 0  # the number of an array's first sample in the whole batch
+
+
+_EVERYWHERE = Surroundings()
+_surroundings = ContextVar("gpudrop_surroundings", default=_EVERYWHERE)
 
 
 @contextmanager
+def within(**changes):
+    """Change the surroundings for a block, in the current thread (and its asyncio task) alone."""
+    token = _surroundings.set(_surroundings.get()._replace(**changes))
+    try:
+        yield
+    finally:
+        _surroundings.reset(token)
+
+
 def no_dropout():
     """Switch every dropout off within a block, as if training were False.
 
     For gradient checks, and for looking at the cost. It holds for the current thread (and its asyncio
     task) alone; blocks may be nested.
+
+    Returns
+    -------
+    context manager
 
     Examples
     --------
@@ -33,14 +58,10 @@ def no_dropout():
     ...     gpudrop.dropout(np.float32([1, 2, 3]), 0.9)
     array([1., 2., 3.], dtype=float32)
     """
-    token = _switched_off.set(True)
-    try:
-        yield
-    finally:
-        _switched_off.reset(token)
+    return within(on=False)
 
 
-def dropout(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
+def dropout(x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
     """Apply an activation, drop each element with probability p, and scale the rest.
 
     Inverted dropout: y = keep ? activation(x) * scale : 0, where scale = 1 / (1 - p), so that the
@@ -55,6 +76,10 @@ def dropout(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, out=
         __cuda_array_interface__. NumPy's bfloat16 is that of ml_dtypes, on device arrays too.
     p : float
         The probability of dropping an element, from 0 to 1; honoured to within 2**-(bits + 1).
+    mask_shape : tuple of int and None, optional
+        The mask's own shape, which broadcasts against x's; None in it stands for x's own size. Elements that
+        share an element of the mask are kept or dropped together: (None, None, 1, 1) drops whole channels of
+        (samples, channels, rows, columns). Without it each element has its own.
     activation : str, optional
         The name of an activation to apply first; None applies none.
     training : bool
@@ -97,10 +122,13 @@ def dropout(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, out=
     >>> gpudrop.dropout(x, 0.5, activation="relu", training=False)
     array([0., 0., 0., 1., 2., 3., 4., 5.], dtype=float32)
     """
-    return _prepare(x, p, activation, training, rng, bits, out, backend).forward()
+    how = Variation(p, mask=mask_shape)
+    return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend).forward()
 
 
-def dropout_vjp(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
+def dropout_vjp(
+    x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None
+):
     """`dropout`, and the function that takes a gradient back through it.
 
     Nothing of the mask is stored: the backward pass draws it again. It keeps x (not a copy of it), or y
@@ -108,7 +136,7 @@ def dropout_vjp(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, 
 
     Parameters
     ----------
-    x, p, activation, training, rng, bits, out, backend
+    x, p, mask_shape, activation, training, rng, bits, out, backend
         As for `dropout`; out may not overlap x if the backward pass needs x.
 
     Returns
@@ -127,8 +155,8 @@ def dropout_vjp(x, p=0.5, *, activation=None, training=True, rng=None, bits=16, 
     >>> backprop(np.ones_like(x))
     array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
-    prepared = _prepare(x, p, activation, training, rng, bits, out, backend, backward=True)
-    return prepared.forward(), prepared.backprop()
+    how = Variation(p, mask=mask_shape)
+    return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend).vjp()
 
 
 def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
@@ -169,67 +197,130 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     array([0, 1, 0, 0])
     """
     start, rng = check_uint64("start", start), check_rng(rng)
-    plan = _plan(None, check_p(p), find_activation(None), check_bits(bits))
+    p, bits = check_p(p), check_bits(bits)
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
-    mask = backends.empty_mask(shape, operand)
+    mask = backends.empty(shape, np.bool_, operand)
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
-    backends.launch(module, operand, plan.forward, mask, mask, mask, plan.draw(rng, start))
+    numbers = DROPOUT.numbers(p, bits)
+    fusion = Fusion("mask", find_activation(None), bits if numbers else 0, "bool", DRAWN["keep"])
+    draw = Draw(*take(rng), start, *numbers) if numbers else Draw()
+    backends.launch(module, operand, fusion, mask, mask, mask, draw)
     return operand.give_back(mask)
+
+
+dropout.vjp = dropout_vjp  # as every variant has it
+
+
+class Variation(NamedTuple):
+    """What sets one kind of dropout apart from another; the defaults are dropout itself.
+
+    Attributes
+    ----------
+    p : float
+        The strength of the noise, not yet checked.
+    noise : Noise
+    prediction : Noise
+        What is done when not in training, and where everything is switched off.
+    mask : tuple or Blocks, optional
+        A mask_shape as `dropout` has it, or DropBlock's blocks; None draws for each element.
+    batch_axis : int, optional
+        The axis of x that counts samples, None if none does.
+    bits : int
+        Random bits per element, unless the user says otherwise.
+    other : array, optional
+        The second array that the noise reads; of x's kind, shape and dtype.
+    copies : int, optional
+        How many times x is repeated along a new first axis.
+    """
+
+    p: float
+    noise: Noise = DROPOUT
+    prediction: Noise = PLAIN
+    mask: tuple | Blocks | None = None
+    batch_axis: int | None = 0
+    bits: int = 16
+    other: Any = None
+    copies: int | None = None
 
 
 class _Plan(NamedTuple):
     """All of a call but its arrays and its stream."""
 
     forward: Fusion
-    backward: Fusion | None
-    limit: int
-    scale: float
+    backward: Fusion
+    second: Fusion | None  # backward to the second array
+    mask: Fusion | None  # what is drawn before the others run
+    numbers: Numbers
+    draws: bool
 
-    def draw(self, rng, start=0):
+    def draw(self, rng, start):
         """The numbers of one call; the generator moves on if anything is drawn."""
-        return Draw(*take(rng), start, self.limit, self.scale) if self.forward.bits else Draw()
+        return Draw(*take(rng), start, *self.numbers) if self.draws else Draw(0, 0, 0, *self.numbers)
 
 
 # A cache, because training makes the same few calls again and again; p may come from a schedule.
 @lru_cache(maxsize=1024)
-def _plan(dtype, p, activation, bits):
-    """The plan for an array of a dtype, or for a mask without one."""
-    quantized = quantize(p, bits)
-    if not quantized.threshold:
-        bits = 0
-    if dtype is None:
-        forward, backward = Fusion("mask", activation, bits, "bool"), None
-    elif dtype.name not in DTYPES or not dtype.isnative:
+def _plan(dtype, noise, p, activation, bits, given, counted):
+    if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
-    else:
-        forward = Fusion("forward", activation, bits, dtype.name)
-        backward = Fusion("backward", activation, 0 if activation.slope_of == "output" else bits, dtype.name)
-    return _Plan(forward, backward, quantized.threshold - 1, quantized.scale)
+    numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs
+    if numbers is None:
+        noise, numbers = PLAIN, Numbers()
+    draws = noise.drawn is not None
+    given, counted = given and draws, counted and draws
+    inline = bits if draws and not given else 0
+
+    def fusion(direction, noise, activation):
+        described = Fusion(direction, activation, inline, dtype.name, noise, given, counted)
+        if described.acting.drawn is None or (direction == "backward" and described.saves_output):
+            return Fusion(direction, activation, 0, dtype.name, noise)
+        return described
+
+    forward, identity = fusion("forward", noise, activation), find_activation(None)
+    mask = Fusion("mask", identity, bits, forward.drawn_dtype, DRAWN[noise.drawn]) if given else None
+    second = fusion("backward", noise.second or DROPPED, identity) if two_inputs else None
+    return _Plan(forward, fusion("backward", noise, activation), second, mask, numbers, draws)
 
 
 @dataclass(slots=True)
-class _Prepared:
-    """A checked and allocated call: all that is left to do is to launch."""
+class Prepared:
+    """A checked and allocated call: all that is left to do is to draw and to launch."""
 
     x: backends.Operand
+    other: Any  # the second array, or x's own
     target: Any  # where to write
     out: Any  # the user's own array for that, or None
     module: Any
     plan: _Plan
-    draw: Draw
+    mask: Shared | Blocks | None
+    rooms: list | None  # for the mask
+    rng: Generator | Stream
+    start: int
 
     def forward(self):
-        x = self.x.array
-        backends.launch(self.module, self.x, self.plan.forward, x, x, self.target, self.draw)
+        self._launch(self.plan.draw(self.rng, self.start))
         return self.x.give_back(self.target) if self.out is None else self.out
 
-    def backprop(self):
+    def vjp(self):
+        """What `forward` returns, and the function that takes a gradient back."""
+        activation, x = self.plan.backward.activation, self.x.array
+        needs_x = activation.slope_of is not None and not self.plan.backward.saves_output
+        if needs_x and self.out is not None and backends.overlap(self.target, x):
+            raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
+        draw = self.plan.draw(self.rng, self.start)
+        self._launch(draw)
+        y = self.x.give_back(self.target) if self.out is None else self.out
+        return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
+
+    def _launch(self, draw):
+        given = None if self.rooms is None else self.mask.make(self.module, self.x, self.rooms, self.plan.mask, draw)
+        backends.launch(self.module, self.x, self.plan.forward, self.x.array, self.other, self.target, draw, given)
+
+    def _backprop(self, draw, saved):
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
-        module, fusion, draw, likeness = self.module, self.plan.backward, self.draw, self.x.likeness()
-        activation = fusion.activation
-        saved = {"input": self.x.array, "output": self.target, None: None}[activation.slope_of]
+        module, plan, mask, likeness = self.module, self.plan, self.mask, self.x.likeness()
 
         def backprop(dy, *, out=None):
             """dx for dy = d cost / d y; see `dropout_vjp`."""
@@ -237,24 +328,67 @@ class _Prepared:
             _check_like("dy", operand, likeness)
             target = _target("out", out, operand, "dy")
             if saved is not None and backends.overlap(target, saved):
-                kept = {"input": "x", "output": "y"}[activation.slope_of]
-                raise ValueError(f"out must not overlap {kept}, which the backward pass of {activation.name!r} needs")
-            slope_of = operand.array if saved is None else saved
-            backends.launch(module, operand, fusion, operand.array, slope_of, target, draw)
-            return operand.give_back(target) if out is None else out
+                kept = "y" if plan.backward.saves_output else "x"
+                name = plan.backward.activation.name
+                raise ValueError(f"out must not overlap {kept}, which the backward pass of {name!r} needs")
+            a, second, given = operand.array, None, None
+            if plan.backward.given or (plan.second is not None and plan.second.given):
+                rooms = mask.allocate(operand, plan.mask.dtype)
+                given = mask.make(module, operand, rooms, plan.mask, draw)
+            if plan.second is not None:  # first, for out may be dy
+                second = backends.empty_like(operand)
+                backends.launch(module, operand, plan.second, a, a, second, draw, given)
+            backends.launch(module, operand, plan.backward, a, a if saved is None else saved, target, draw, given)
+            dx = operand.give_back(target) if out is None else out
+            return dx if second is None else (dx, operand.give_back(second))
 
         return backprop
 
 
-def _prepare(x, p, activation, training, rng, bits, out, backend, backward=False):
-    operand = backends.adopt("x", x)
-    p, bits, activation, rng = check_p(p), check_bits(bits), find_activation(activation), check_rng(rng)
-    plan = _plan(operand.array.dtype, p if training and not _switched_off.get() else 0.0, activation, bits)
+def prepare(operand, how, activation, training, rng, bits, out, backend):
+    """Check a call and allocate for it. operand: x; how: the Variation; bits: None means its own."""
+    surroundings = _surroundings.get()
+    noise = how.noise if training and surroundings.on else how.prediction
+    p, bits = how.noise.check(how.p), check_bits(how.bits if bits is None else bits)
+    if noise.drawn == "normal" and bits != 32:
+        raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
+    if how.copies is not None:
+        operand = backends.repeated(operand, how.copies)
+    x = operand.array
+    activation, rng = find_activation(activation), check_rng(rng)
+    if surroundings.rng is not None and isinstance(rng, Generator):
+        rng = surroundings.rng
+    mask, axis = how.mask, how.batch_axis
+    if mask is not None and not isinstance(mask, Blocks):
+        mask = shared(tuple(x.shape), _as_tuple(mask), axis)
+    counted = mask is not None and mask.counted
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted)
     module = backends.choose(operand.kind, backend)
-    target = _target("out", out, operand, "x")
-    if backward and activation.slope_of == "input" and out is not None and backends.overlap(target, operand.array):
-        raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-    return _Prepared(operand, target, out, module, plan, plan.draw(rng))
+    start = 0
+    if surroundings.first and axis is not None and x.size:
+        start = surroundings.first * (x.size // x.shape[axis] if mask is None else mask.per_sample)
+        if start + (x.size if mask is None else mask.drawn) > 2**64:
+            raise ValueError(f"first must leave room for the mask below 2**64, got {surroundings.first}")
+    other = x
+    if how.other is not None:
+        other = backends.adopt("previous", how.other)
+        _check_like("previous", other, operand.likeness())
+        other = other.array
+    if how.copies is not None and out is None:
+        target = backends.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
+    else:
+        target = _target("out", out, operand, "x")
+    if how.other is not None and out is not None:
+        _check_apart("out", target, other, "previous")
+    rooms = mask.allocate(operand, plan.mask.dtype) if plan.mask is not None else None
+    return Prepared(operand, other, target, out, module, plan, mask, rooms, rng, start)
+
+
+def _as_tuple(mask_shape):
+    try:
+        return tuple(mask_shape)
+    except TypeError:
+        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape!r}") from None
 
 
 def _target(name, out, operand, source):
@@ -265,9 +399,13 @@ def _target(name, out, operand, source):
     _check_like(name, target, operand.likeness())
     if not backends.is_writable(target.array):
         raise ValueError(f"{name} must be writable, got a read-only array")
-    if backends.overlap(target.array, operand.array) and not backends.same_memory(target.array, operand.array):
-        raise ValueError(f"{name} must be {source} itself or share no memory with it, got an overlapping view")
+    _check_apart(name, target.array, operand.array, source)
     return target.array
+
+
+def _check_apart(name, target, array, source):
+    if backends.overlap(target, array) and not backends.same_memory(target, array):
+        raise ValueError(f"{name} must be {source} itself or share no memory with it, got an overlapping view")
 
 
 def _check_like(name, operand, likeness):

@@ -6,9 +6,10 @@ a new operand is a new field and a few lines per loop, never a new family of ker
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpudrop.activations import Activation
+from gpudrop.noises import DROPOUT, Noise
 from gpudrop.random_bits import lanes
 
 # The storage and the arithmetic of each dtype: kernels see 16-bit floats as their bits.
@@ -18,28 +19,38 @@ REAL = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "floa
 
 @dataclass(frozen=True)
 class Fusion:
-    """One fused operation: out[i] = element(keep, scale, a[i], b[i]).
+    """One fused operation: out[i] = element(drawn, scale, shift, a[i], b[i]).
 
     Attributes
     ----------
     direction : {"forward", "backward", "mask"}
-        forward: a = b = x.  backward: a = dy, b = what the activation's slope is a function of.
-        mask: 1 where kept, out of nothing.
+        forward: a = x, and b = x or the noise's second array.  backward: a = dy, b = what the activation's
+        slope is a function of.  mask: what is drawn itself, out of nothing.
     activation : Activation
     bits : {0, 8, 16, 32}
-        Random bits per element; with 0 nothing is drawn and everything is kept.
+        Random bits per element; with 0 nothing is drawn here.
     dtype : {"float16", "bfloat16", "float32", "float64", "bool"}
+    noise : Noise
+    given : bool
+        Whether what is drawn for an element is read from an array that was made before, and broadcasts.
+    counted : bool
+        Whether scale is how many elements there are for one of those kept: DropBlock's normalisation.
     """
 
     direction: str
     activation: Activation
     bits: int
     dtype: str
+    noise: Noise = DROPOUT
+    given: bool = False
+    counted: bool = False
 
     @property
     def name(self):
         """The kernel's name, as a profiler shows it."""
-        return f"gpudrop_{self.activation.name}_{self.direction}_{self.bits}"
+        noise = "" if self.noise.name in ("dropout", "plain", "mask") else f"_{self.noise.name}"
+        suffix = "_given" * self.given + "_counted" * self.counted
+        return f"gpudrop_{self.activation.name}{noise}_{self.direction}_{self.bits}{suffix}"
 
     @property
     def storage(self):
@@ -56,29 +67,72 @@ class Fusion:
         """Elements per step of a kernel: those of one Philox call."""
         return lanes(self.bits or 16)
 
+    @property
+    def reads(self):
+        """How many arrays of elements it reads: a, or a and b, or none."""
+        if self.direction == "mask":
+            return 0
+        second = self.noise.two_inputs if self.direction == "forward" else self.activation.slope_of is not None
+        return 1 + second
+
+    @property
+    def saves_output(self):
+        """Whether y tells the backward pass what was dropped and what the slope is, so that nothing is drawn for it."""
+        return self.activation.slope_of == "output" and self.noise.zeroes and not self.counted
+
+    @property
+    def acting(self):
+        """The noise that acts in this direction: in backward, the one that takes dy to dz."""
+        return (self.noise.gradient or self.noise) if self.direction == "backward" else self.noise
+
+    @property
+    def keeps(self):
+        """Whether what is drawn is a truth value; otherwise it is a real number."""
+        return self.acting.drawn in ("keep", None)
+
+    @property
+    def drawn_dtype(self):
+        """The dtype of an array of what is drawn."""
+        return "bool" if self.keeps else self.real
+
     @cached_property
     def element(self):
         """The formula of one element."""
-        value, slope = self.activation.value, self.activation.slope
+        noise, value, slope = self.acting.value, self.activation.value, self.activation.slope
         if self.direction == "mask":
 
-            def element(keep: bool, scale, a, b):
-                return 1 if keep else 0
+            def inner(a, b):
+                return 0
 
         elif self.direction == "forward":
 
-            def element(keep: bool, scale, a, b):
-                return value(a) * scale if keep else 0
+            def inner(a, b):
+                return value(a)
 
-        elif self.activation.slope_of == "output":
+        elif self.activation.slope_of == "output" and not self.saves_output:
 
-            def element(keep: bool, scale, a, b):
-                return a * slope(b) * scale if slope(b) != 0 else 0
+            def inner(a, b):
+                return a * slope(value(b))
 
         else:
 
-            def element(keep: bool, scale, a, b):
-                return a * slope(b) * scale if keep else 0
+            def inner(a, b):
+                return a * slope(b)
+
+        if self.direction == "backward" and self.saves_output:
+
+            def element(r: bool, scale, shift, a, b):
+                return noise(slope(b) != 0, scale, shift, inner(a, b), b)
+
+        elif self.keeps:
+
+            def element(r: bool, scale, shift, a, b):
+                return noise(r, scale, shift, inner(a, b), b)
+
+        else:
+
+            def element(r, scale, shift, a, b):
+                return noise(r, scale, shift, inner(a, b), b)
 
         return element
 
@@ -95,8 +149,8 @@ class Draw(NamedTuple):
     limit : int
         The largest field that drops its element, threshold - 1: unlike the threshold it always fits a
         field. A threshold of 0 draws nothing and never gets here.
-    scale : float
-        What kept elements are multiplied by.
+    scale, shift : float
+        The noise's own numbers: what kept elements are multiplied by, say.
     """
 
     seed: int = 0
@@ -104,3 +158,26 @@ class Draw(NamedTuple):
     start: int = 0
     limit: int = 0
     scale: float = 1.0
+    shift: float = 0.0
+
+
+class Given(NamedTuple):
+    """What was drawn before a kernel that has `given` runs, and where its elements find it.
+
+    Element i reads array[i // (run * period * repeat) * period + i // run % period]: from the right, `run`
+    elements share a number, `period` of these follow one another, and come `repeat` times before the next ones.
+
+    Attributes
+    ----------
+    array : array
+        One-dimensional, contiguous, of the fusion's `drawn_dtype`.
+    period, repeat, run : int
+    kept : array, optional
+        One unsigned 64-bit integer: how many elements of array are kept, for a fusion that has `counted`.
+    """
+
+    array: Any
+    period: int = 1
+    repeat: int = 1
+    run: int = 1
+    kept: Any = None

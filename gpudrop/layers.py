@@ -1,58 +1,83 @@
-"""Layers for hand-written training loops."""
+"""Layers for hand-written training loops: a class for each variant, all of them alike."""
 
+import inspect
+
+from gpudrop import noises, variants
 from gpudrop.activations import find_activation
-from gpudrop.dropout import dropout_vjp
-from gpudrop.generator import check_rng
-from gpudrop.random_bits import check_bits, check_p
+from gpudrop.dropout import dropout
+from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.random_bits import check_bits, check_p, check_uint64
+from gpudrop.schedules import Schedule
 
 
-class Dropout:
-    """An activation and dropout as one layer: call it forward, then `backward`.
+class Layer:
+    """A variant as a layer: call it forward, then `backward`.
+
+    A subclass says with `function` which variant it is, and with `check` what its p may be; its options are the
+    function's own.
 
     Parameters
     ----------
-    p : float
-        The probability of dropping an element, from 0 to 1; 0.5 if keep_prob isn't given either.
+    p : float or Schedule
+        As for the variant; its default if keep_prob isn't given either. A Schedule is asked for p at `step`.
     keep_prob : float, optional
         1 - p, for those who think in it; give one of the two.
-    activation, rng, bits
+    rng : Generator or Stream, optional
         As for `gpudrop.dropout`.
+    **options
+        The variant's own, and activation and bits as for `gpudrop.dropout`.
 
     Attributes
     ----------
     training : bool
         Whether elements are dropped; set by `train` and `eval`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.Dropout(keep_prob=0.75, activation="relu", rng=gpudrop.Generator(1))
-    >>> layer
-    Dropout(p=0.25, activation='relu', bits=16)
-    >>> x = np.float32([[-3, 3, 6, 9]])
-    >>> layer(x)
-    array([[ 0.,  4.,  0., 12.]], dtype=float32)
-    >>> layer.backward(np.ones_like(x))
-    array([[0.       , 1.3333334, 0.       , 1.3333334]], dtype=float32)
-    >>> layer.eval()(x)
-    array([[0., 3., 6., 9.]], dtype=float32)
+    step : int
+        The training step that a Schedule is asked for: set it in the loop.
     """
 
-    def __init__(self, p=None, *, keep_prob=None, activation=None, rng=None, bits=16):
+    function = None
+    check = staticmethod(check_p)
+
+    def __init__(self, p=None, *, keep_prob=None, rng=None, **options):
+        defaults = self._defaults()
+        for name in options:
+            if name not in defaults:
+                raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(defaults)}")
         if p is not None and keep_prob is not None:
             raise ValueError("give p or keep_prob, not both")
         if keep_prob is not None:
+            if self._strength() != "p":
+                raise TypeError(
+                    f"{type(self).__name__} has no option 'keep_prob', for {self._strength()} is no probability"
+                )
             p = round(1 - check_p(keep_prob, "keep_prob"), 15)  # so that 0.8 reads as p=0.2
-        self.p = 0.5 if p is None else check_p(p)
-        find_activation(activation)
-        self.activation, self.rng, self.bits = activation, check_rng(rng), check_bits(bits)
-        self.training = True
+        if p is None:
+            p = inspect.signature(self.function).parameters[self._strength()].default
+        self.p = p if isinstance(p, Schedule) else self.check(p)
+        self.options = defaults | options
+        find_activation(self.options["activation"])
+        if self.options["bits"] is not None:
+            self.options["bits"] = check_bits(self.options["bits"])
+        self.rng = check_rng(rng)
+        self.training, self.step = True, 0
         self._backprop = None
 
-    def __call__(self, x):
-        """y = dropout(x); remembered for `backward`."""
-        options = {"activation": self.activation, "training": self.training, "rng": self.rng, "bits": self.bits}
-        y, self._backprop = dropout_vjp(x, self.p, **options)
+    @classmethod
+    def _defaults(cls):
+        """The options and their defaults, in order."""
+        parameters = inspect.signature(cls.function).parameters.values()
+        others = ("training", "rng", "out", "backend")
+        return {a.name: a.default for a in parameters if a.kind is a.KEYWORD_ONLY and a.name not in others}
+
+    @classmethod
+    def _strength(cls):
+        """What the variant calls its p."""
+        return [a.name for a in inspect.signature(cls.function).parameters.values() if a.kind is not a.KEYWORD_ONLY][-1]
+
+    def __call__(self, *arrays):
+        """y, from x (and for zoneout the previous state); remembered for `backward`."""
+        p = self.p(self.step) if isinstance(self.p, Schedule) else self.p
+        y, self._backprop = self.function.vjp(*arrays, p, training=self.training, rng=self.rng, **self.options)
         return y
 
     def backward(self, dy):
@@ -76,5 +101,300 @@ class Dropout:
         """Drop nothing from now on; returns the layer."""
         return self.train(False)
 
+    def state_dict(self):
+        """{"p": float or a Schedule's state, "step": int, "rng": {"seed": int, "call": int}}."""
+        rng = self.rng
+        random = rng.state_dict() if isinstance(rng, Generator) else {"seed": rng.seed, "call": rng.call}
+        return {"p": self.p.state_dict() if isinstance(self.p, Schedule) else self.p, "step": self.step, "rng": random}
+
+    def load_state_dict(self, state):
+        """Go on from a state that `state_dict` returned; nothing changes if it isn't one.
+
+        A generator that other layers share, as the default one is, goes on from there for them too.
+        """
+        if set(state) != {"p", "step", "rng"}:
+            raise ValueError(f"a state has the keys 'p', 'rng' and 'step', got {sorted(state)}")
+        p, step = state["p"], check_uint64("step", state["step"])
+        p = Schedule(**p) if isinstance(p, dict) else self.check(p)
+        if isinstance(self.rng, Generator):
+            self.rng.load_state_dict(state["rng"])
+        else:
+            self.rng = Stream(**state["rng"])
+        self.p, self.step = p, step
+
     def __repr__(self):
-        return f"Dropout(p={self.p:g}, activation={self.activation!r}, bits={self.bits})"
+        p = repr(self.p) if isinstance(self.p, Schedule) else f"{self.p:g}"
+        options, defaults = self.options, self._defaults()
+        own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
+        shown = [*own, "activation", *(["bits"] if options["bits"] is not None else [])]
+        values = [f"{self._strength()}={p}", *(f"{name}={options[name]!r}" for name in shown)]
+        return f"{type(self).__name__}({', '.join(values)})"
+
+
+class Dropout(Layer):
+    """An activation and dropout as one layer; see `gpudrop.dropout` and, for what all layers have, `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.Dropout(keep_prob=0.75, activation="relu", rng=gpudrop.Generator(1))
+    >>> layer
+    Dropout(p=0.25, activation='relu', bits=16)
+    >>> x = np.float32([[-3, 3, 6, 9]])
+    >>> layer(x)
+    array([[ 0.,  4.,  0., 12.]], dtype=float32)
+    >>> layer.backward(np.ones_like(x))
+    array([[0.       , 1.3333334, 0.       , 1.3333334]], dtype=float32)
+    >>> layer.eval()(x)
+    array([[0., 3., 6., 9.]], dtype=float32)
+    """
+
+    function = staticmethod(dropout)
+
+
+class Dropout1d(Layer):
+    """Drop whole channels of sequences; see `gpudrop.dropout1d` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.layers.Dropout1d(0.5, rng=gpudrop.Stream(0, 0))
+    >>> layer(np.ones((1, 3, 2), np.float32))[0]
+    array([[2., 2.],
+           [0., 0.],
+           [2., 2.]], dtype=float32)
+    """
+
+    function = staticmethod(variants.dropout1d)
+
+
+class Dropout2d(Layer):
+    """Drop whole channels of images; see `gpudrop.dropout2d` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.Dropout2d(0.2, channels_last=True)
+    Dropout2d(p=0.2, channels_last=True, activation=None)
+    """
+
+    function = staticmethod(variants.dropout2d)
+
+
+class Dropout3d(Layer):
+    """Drop whole channels of volumes; see `gpudrop.dropout3d` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.Dropout3d(0.2)(np.ones((1, 2, 3, 4, 5))).shape
+    (1, 2, 3, 4, 5)
+    """
+
+    function = staticmethod(variants.dropout3d)
+
+
+class DropPath(Layer):
+    """Drop whole samples of a residual branch; see `gpudrop.drop_path` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> [gpudrop.layers.DropPath(p) for p in gpudrop.drop_path_rates(0.1, 3)]
+    [DropPath(p=0, activation=None), DropPath(p=0.05, activation=None), DropPath(p=0.1, activation=None)]
+    """
+
+    function = staticmethod(variants.drop_path)
+
+
+class LockedDropout(Layer):
+    """Drop the same features at every step in time; see `gpudrop.locked_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.layers.LockedDropout(0.5, time_axis=1, rng=gpudrop.Stream(0, 1))
+    >>> layer(np.ones((1, 2, 6), np.float32))[0]
+    array([[0., 2., 0., 2., 2., 0.],
+           [0., 2., 0., 2., 2., 0.]], dtype=float32)
+    """
+
+    function = staticmethod(variants.locked_dropout)
+
+
+class EmbeddingDropout(Layer):
+    """Drop whole rows of an embedding table; see `gpudrop.embedding_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.layers.EmbeddingDropout(0.5, rng=gpudrop.Stream(0, 0))
+    >>> layer(np.ones((3, 2)))  # the table; look the words up in what comes back
+    array([[2., 2.],
+           [0., 0.],
+           [2., 2.]])
+    """
+
+    function = staticmethod(variants.embedding_dropout)
+
+
+class TokenDropout(Layer):
+    """Drop whole tokens of a sequence; see `gpudrop.token_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.TokenDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones((1, 3, 2)))[0]
+    array([[2., 2.],
+           [0., 0.],
+           [2., 2.]])
+    """
+
+    function = staticmethod(variants.token_dropout)
+
+
+class ConsistentDropout(Layer):
+    """Drop the same elements of every sample; see `gpudrop.consistent_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.ConsistentDropout(0.5, rng=gpudrop.Stream(0, 1))(np.ones((2, 6)))
+    array([[0., 2., 0., 2., 2., 0.],
+           [0., 2., 0., 2., 2., 0.]])
+    """
+
+    function = staticmethod(variants.consistent_dropout)
+
+
+class DropConnect(Layer):
+    """Drop weights; see `gpudrop.drop_connect` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> x, weights = np.ones((1, 2)), np.ones((2, 3))
+    >>> layer = gpudrop.layers.DropConnect(0.5, rng=gpudrop.Stream(0, 1))
+    >>> x @ layer(weights)
+    array([[2., 4., 0.]])
+    >>> layer.backward(x.T @ np.ones((1, 3)))  # the gradient of the weights
+    array([[0., 2., 0.],
+           [2., 2., 0.]])
+    """
+
+    function = staticmethod(variants.drop_connect)
+
+
+class DropBlock1d(Layer):
+    """Drop blocks of neighbours in sequences; see `gpudrop.dropblock1d` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.DropBlock1d(0.1, block_size=5)(np.ones((2, 3, 20))).shape
+    (2, 3, 20)
+    """
+
+    function = staticmethod(variants.dropblock1d)
+
+
+class DropBlock2d(Layer):
+    """Drop square blocks of neighbours in feature maps; see `gpudrop.dropblock2d` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.DropBlock2d(gpudrop.schedules.linear(0, 0.1, 5000), block_size=5)
+    DropBlock2d(p=Schedule(first=0.0, last=0.1, steps=5000, curve='linear'), block_size=5, activation=None)
+    """
+
+    function = staticmethod(variants.dropblock2d)
+
+
+class AlphaDropout(Layer):
+    """Dropout that keeps mean 0 and variance 1; see `gpudrop.alpha_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.AlphaDropout(0.5, activation="selu", rng=gpudrop.Stream(0, 1))(np.zeros(4)).round(3)
+    array([-0.779,  0.779, -0.779,  0.779])
+    """
+
+    function = staticmethod(variants.alpha_dropout)
+
+
+class FeatureAlphaDropout(Layer):
+    """Alpha dropout of whole channels; see `gpudrop.feature_alpha_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.FeatureAlphaDropout(0.5)(np.zeros((2, 3, 4, 4))).shape
+    (2, 3, 4, 4)
+    """
+
+    function = staticmethod(variants.feature_alpha_dropout)
+
+
+class GaussianDropout(Layer):
+    """Multiply by normal noise of mean 1; see `gpudrop.gaussian_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.GaussianDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones(3)).round(3)
+    array([1.991, 0.075, 0.382])
+    """
+
+    function = staticmethod(variants.gaussian_dropout)
+    check = staticmethod(noises.GAUSSIAN.check)
+
+
+class UniformDropout(Layer):
+    """Multiply by uniform noise of mean 1; see `gpudrop.uniform_dropout` and `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gpudrop.layers.UniformDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones(3)).round(3)
+    array([2.419, 0.65 , 1.941])
+    """
+
+    function = staticmethod(variants.uniform_dropout)
+    check = staticmethod(noises.UNIFORM.check)
+
+
+class GaussianNoise(Layer):
+    """Add normal noise in training; see `gpudrop.gaussian_noise` and `Layer`, where std stands in the place of p.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.layers.GaussianNoise(0.1, rng=gpudrop.Stream(0, 0))
+    >>> layer(np.zeros(4)).round(3)
+    array([ 0.099, -0.092, -0.062, -0.048])
+    """
+
+    function = staticmethod(variants.gaussian_noise)
+    check = staticmethod(noises.ADDITIVE.check)
+
+    def __init__(self, std=None, *, rng=None, **options):
+        super().__init__(std, rng=rng, **options)
+
+
+class Zoneout(Layer):
+    """Keep a unit's previous state; see `gpudrop.zoneout` and `Layer`. It is called with x and the previous state.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.layers.Zoneout(0.5, rng=gpudrop.Stream(0, 1))
+    >>> layer(np.full(6, 3.0), np.full(6, 1.0))
+    array([1., 3., 1., 3., 3., 1.])
+    >>> dx, dprevious = layer.backward(np.ones(6))
+    >>> dprevious
+    array([1., 0., 1., 0., 0., 1.])
+    """
+
+    function = staticmethod(variants.zoneout)

@@ -8,6 +8,7 @@ appears in it, so none of them can change a mask. The annotated functions are fo
     words   = draw(seed, call, chunk)        128 bits
     field   = field(words, lane, bits)       lane = element % lanes(bits)
     keep    = field >= threshold
+    normal  = radius(one word) * cosine or sine(the next word)      32 bits, so 4 elements a chunk
 
 Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
 (SC 2011, https://doi.org/10.1145/2063384.2063405).
@@ -16,6 +17,7 @@ Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: a
 import math
 import operator
 from dataclasses import dataclass
+from math import log, log1p, sqrt
 
 from numpy import uint32, uint64
 
@@ -23,6 +25,11 @@ PHILOX_M0 = uint32(0xD2511F53)
 PHILOX_M1 = uint32(0xCD9E8D57)
 PHILOX_W0 = uint32(0x9E3779B9)
 PHILOX_W1 = uint32(0xBB67AE85)
+
+EIGHTH, QUARTER, HALF = uint32(1 << 29), uint32(1 << 30), uint32(1 << 31)
+"""Of a turn, in units of 2**-32."""
+UNIT = 2.0**-32
+RADIANS = 2 * math.pi * UNIT
 
 BITS = (8, 16, 32)
 """The widths a field may have. Wider fields honour p more finely, narrower ones cost fewer words."""
@@ -62,6 +69,48 @@ def field(words: Words, lane: uint32, bits: uint32) -> uint32:
     position = uint32(lane * bits)
     word = uint32(words[position >> uint32(5)] >> uint32(position & uint32(31)))
     return uint32(word & uint32(uint32(0xFFFFFFFF) >> uint32(uint32(32) - bits)))
+
+
+def normal(words: Words, lane: uint32) -> float:
+    """The normal deviate of a lane of four: two of each pair of words, by Box and Muller.
+
+    Source: Box and Muller, "A note on the generation of random normal deviates", Annals of Mathematical
+    Statistics 29 (1958): for uniform u and v, sqrt(-2 log u) * cos(2 pi v) and sqrt(-2 log u) * sin(2 pi v).
+    """
+    angle = words[uint32(lane | uint32(1))]
+    quarter = uint32(0) if lane & uint32(1) else QUARTER
+    return radius(words[uint32(lane & uint32(2))]) * sine(uint32(uint64(angle) + uint64(quarter)))
+
+
+def radius(word: uint32) -> float:
+    """sqrt(-2 * log(u)) for u = (word + 1/2) / 2**32."""
+    # From 1/2 on through 1 - u, since a float32 near 1 has too few digits for the logarithm.
+    rest = (float(uint32(~word)) + 0.5) * UNIT
+    return sqrt(-2 * (log((float(word) + 0.5) * UNIT) if word < HALF else log1p(-rest)))
+
+
+def sine(turn: uint32) -> float:
+    """sin(2 * pi * turn / 2**32), from series on an eighth of the circle; they hold for float64."""
+    within = uint32(turn & uint32(QUARTER - uint32(1)))
+    x = float(uint32(QUARTER - within) if within > EIGHTH else within) * RADIANS
+    t = x * x
+    s = 1 / 6227020800 - t * (1 / 1307674368000)
+    s = s * t - 1 / 39916800
+    s = s * t + 1 / 362880
+    s = s * t - 1 / 5040
+    s = s * t + 1 / 120
+    s = s * t - 1 / 6
+    s = s * t * x + x
+    c = t * (1 / 20922789888000) - 1 / 87178291200
+    c = c * t + 1 / 479001600
+    c = c * t - 1 / 3628800
+    c = c * t + 1 / 40320
+    c = c * t - 1 / 720
+    c = c * t + 1 / 24
+    c = c * t - 1 / 2
+    c = c * t + 1
+    y = c if (within > EIGHTH) != (uint32(turn & QUARTER) != uint32(0)) else s
+    return -y if turn >= HALF else y
 
 
 def lanes(bits):
@@ -126,14 +175,19 @@ def quantize(p, bits=16):
     return Quantized(threshold, steps / kept if kept else 0.0, threshold / steps)
 
 
+def check_number(name, value, rule=""):
+    """value as a float, or a TypeError that names the argument; what overflows is infinite."""
+    try:
+        return float("text" if isinstance(value, (str, bytes)) else value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number{rule}, got {value!r}") from None
+
+
 def check_p(p, name="p"):
     """p as a float, or a ValueError or TypeError that names the argument."""
-    try:
-        value = float("text" if isinstance(p, (str, bytes)) else p)
-    except OverflowError:
-        value = math.inf
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number between 0 and 1, got {p!r}") from None
+    value = check_number(name, p, " between 0 and 1")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {p}")
     return value

@@ -2,8 +2,8 @@
 
 A slice is done in blocks that stay in the first-level cache. The words of a block are drawn in groups of
 Philox calls, each group behind prefetches of the lines its elements lie in, so that memory is read while
-the processor draws; then `_apply` runs the element formula over the block. Each of the two loops
-vectorises, while one loop doing both would not.
+the processor draws (or what is given for the block is gathered); then `_apply` runs the element formula over
+the block. Each of the two loops vectorises, while one loop doing both would not.
 """
 
 import functools
@@ -100,10 +100,19 @@ def specialised(fusion):
     _fusions[name] = fusion
     function = FunctionType(_run.__code__, globals(), name)
     function.__qualname__ = name
-    storage, field, real = (numba.from_dtype(np.dtype(d)) for d in (fusion.storage, _FIELD[fusion.bits], fusion.real))
+    drawn, limit = _stored(fusion) if fusion.given else fusion.storage, _FIELD[fusion.bits]
+    storage, drawn, limit, real = (numba.from_dtype(np.dtype(d)) for d in (fusion.storage, drawn, limit, fusion.real))
     source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
-    i64, u64 = types.int64, types.uint64
-    return function, types.void(FusionType(name), field, real, source, source, target, i64, i64, u64, u64, u64)
+    given = types.Array(drawn, 1, "C", readonly=True)
+    numbers = (*(types.int64,) * 2, *(types.uint64,) * 3, *(types.int64,) * 3)
+    return function, types.void(FusionType(name), limit, real, real, source, source, given, target, *numbers)
+
+
+def _stored(fusion):
+    """The dtype in which a block holds what is drawn for its elements: fields, truth values or real numbers."""
+    if fusion.given:
+        return np.uint8 if fusion.keeps else fusion.real
+    return fusion.real if fusion.acting.drawn == "normal" else _FIELD[fusion.bits]
 
 
 _draw = compiled(random_bits.draw, np.float32, {}, inner())
@@ -126,32 +135,72 @@ def _constant(of):
 
 
 _drawn = _constant(lambda fusion: fusion.bits > 0)
-_reads = _constant(lambda fusion: fusion.direction != "mask")  # a mask is made out of nothing
+_given = _constant(lambda fusion: fusion.given)
+_normal = _constant(lambda fusion: fusion.bits > 0 and fusion.acting.drawn == "normal")
+_reads = _constant(lambda fusion: fusion.reads > 0)  # a mask is made out of nothing
 _lanes = _constant(lambda fusion: fusion.chunk)  # elements per Philox call
 
 
-def _fields(fusion, words):
-    """Random words as the fields that elements are compared with."""
+def _block(fusion, words):
+    """What is drawn for a block, element by element: the words themselves as fields, or room for what they become."""
 
 
-def _element(fusion, field, limit, scale, a, b):
+def _deviate(fusion, words, count, normals):
+    """Normal deviates out of so many pairs of words."""
+
+
+def _element(fusion, drawn, limit, scale, shift, a, b):
     """What is stored for one element."""
 
 
-@overload(_fields)
-def _overload_fields(fusion, words):
-    field = _FIELD[_fusions[fusion.name].bits]
-    return lambda fusion, words: words.view(field)
+@overload(_block)
+def _overload_block(fusion, words):
+    f = _fusions[fusion.name]
+    stored = np.dtype(_stored(f)).type
+    if f.given:
+        return lambda fusion, words: np.empty(BLOCK, stored)
+    if f.acting.drawn == "normal":
+        return lambda fusion, words: np.empty(2 * words.size, stored)  # two of each pair
+    return lambda fusion, words: words.view(stored)
+
+
+@overload(_deviate)
+def _overload_deviate(fusion, words, count, normals):
+    real = _fusions[fusion.name].real
+    radius, sine = (
+        compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner())
+        for formula in (random_bits.radius, random_bits.sine)
+    )
+    quarter = random_bits.QUARTER
+
+    def deviate(fusion, words, count, normals):
+        # Both of a pair at once, which share a radius and an angle.
+        for i in range(count):
+            pair = words[i]
+            r, turn = radius(np.uint32(pair)), np.uint32(pair >> np.uint64(32))
+            normals[2 * i] = r * sine(np.uint32(turn + quarter))
+            normals[2 * i + 1] = r * sine(turn)
+
+    return deviate
 
 
 @overload(_element)
-def _overload_element(fusion, field, limit, scale, a, b):
+def _overload_element(fusion, drawn, limit, scale, shift, a, b):
     f = _fusions[fusion.name]
-    formula = compiled(f.element, getattr(np, f.real), host_math.HOST_MATH[f.real], inner())
+    real = getattr(np, f.real)
+    formula = compiled(f.element, real, host_math.HOST_MATH[f.real], inner())
     widen, narrow = _CONVERSIONS[f.dtype]
+    if not f.keeps:
+        return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
+            formula(real(drawn), scale, shift, widen(a), widen(b))
+        )
+    if f.given:
+        return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
+            formula(drawn != 0, scale, shift, widen(a), widen(b))
+        )
     keep_all = f.bits == 0
-    return lambda fusion, field, limit, scale, a, b: narrow(
-        formula(keep_all or field > limit, scale, widen(a), widen(b))
+    return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
+        formula(keep_all or drawn > limit, scale, shift, widen(a), widen(b))
     )
 
 
@@ -182,32 +231,66 @@ def _draw_group(words, at, chunk, seed, call):
 
 
 @inner()
-def _apply(fusion, fields, limit, scale, a, b, out):
+def _apply(fusion, drawn, limit, scale, shift, a, b, out):
     for i in range(out.size):
-        out[i] = _element(fusion, fields[i], limit, scale, a[i], b[i])
+        out[i] = _element(fusion, drawn[i], limit, scale, shift, a[i], b[i])
 
 
 @inner()
-def _copy(source, spare):
-    for i in range(source.size):
-        spare[i] = source[i]
-    return spare[: source.size]
+def _copy(source, target):
+    for i in range(target.size):
+        target[i] = source[i]
 
 
-def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
+@inner()
+def _repeat(value, target):
+    for i in range(target.size):
+        target[i] = value
+
+
+@inner()
+def _gather(given, period, repeat, run, first, block):
+    """What is given for the elements from number `first` on, to block: see `fusion.Given`."""
+    place = first // run
+    left = run - (first - place * run)  # elements that share the number at this place from here on
+    lap = place // period
+    at = place - lap * period
+    turn, base = lap % repeat, lap // repeat * period
+    i = 0
+    while i < block.size:
+        if run == 1:
+            count = min(period - at, block.size - i)
+            _copy(given[base + at : base + at + count], block[i : i + count])
+            at += count
+        else:
+            count = min(left, block.size - i)
+            _repeat(given[base + at], block[i : i + count])
+            left = run
+            at += 1
+        i += count
+        if at == period:
+            at = 0
+            turn += 1
+            if turn == repeat:
+                turn = 0
+                base += period
+
+
+def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, call, period, repeat, run):
     """out[lo:hi]"""
     lanes = np.int64(_lanes(fusion))
     words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
-    fields = _fields(fusion, words)
+    block = _block(fusion, words)
     spare = np.empty(BLOCK, a.dtype)
     in_place = _reads(fusion) and a.ctypes.data == out.ctypes.data
-    shift = np.int64(0)
+    skip = np.int64(0)
     for first in range(lo, hi, BLOCK):
         last = min(first + BLOCK, hi)
         if _drawn(fusion):
             m = np.uint64(start + np.uint64(first))
-            chunk, shift = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
-            for group in range((shift + last - first + GROUP * lanes - 1) // (GROUP * lanes)):
+            chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
+            groups = (skip + last - first + GROUP * lanes - 1) // (GROUP * lanes)
+            for group in range(groups):
                 ahead = first + group * GROUP * lanes
                 if _reads(fusion):
                     for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
@@ -216,10 +299,18 @@ def _run(fusion, limit, scale, a, b, out, lo, hi, start, seed, call):
                 _draw_group(
                     words, np.uint64(2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call
                 )
+            if _normal(fusion):
+                _deviate(fusion, words, 2 * GROUP * groups, block)
+        elif _given(fusion):
+            for i in range(last, last + BLOCK, LINE // a.itemsize):
+                prefetch(a, i)
+                prefetch(b, i)
+            _gather(given, period, repeat, run, first, block[: last - first])
         source = a[first:last]
         if in_place:  # a loop that reads what it writes would not vectorise
-            source = _copy(source, spare)
-        _apply(fusion, fields[shift:], limit, scale, source, b[first:last], out[first:last])
+            _copy(source, spare[: last - first])
+            source = spare[: last - first]
+        _apply(fusion, block[skip:], limit, scale, shift, source, b[first:last], out[first:last])
 
 
 @jit()
@@ -235,18 +326,64 @@ def random_bytes(stream, chunk, count):
     return words[: 2 * count].astype("<u8", copy=False).tobytes()
 
 
-def launch(fusion, a, b, out, draw):
+def launch(fusion, a, b, out, draw, given=None):
     run, flat_a = kernel(fusion), _flat(fusion, a)
     flat_b = flat_a if b is a else _flat(fusion, b)
     in_order = out.flags.carray
     target = _flat(fusion, out if in_order else np.empty(out.shape, out.dtype))
+    drawn, (period, repeat, share), scale = flat_a, (1, 1, 1), draw.scale
+    if given is not None:
+        drawn, (period, repeat, share) = given.array, given[1:4]
+        drawn = drawn.view(np.uint8) if fusion.keeps else drawn
+        if fusion.counted:
+            scale = target.size / max(1, int(given.kept[0]))
+    numbers = (draw.start, draw.seed, draw.call, period, repeat, share)
 
     def part(lo, hi):
-        run(None, draw.limit, draw.scale, flat_a, flat_b, target, lo, hi, draw.start, draw.seed, draw.call)
+        run(None, draw.limit, scale, draw.shift, flat_a, flat_b, drawn, target, lo, hi, *numbers)
 
     _share_out(part, target.size)
     if not in_order:
         out[...] = target.view(out.dtype).reshape(out.shape)
+
+
+@jit()
+def _grow(seeds, mask, rows, columns, lo, hi):
+    """The rows lo to hi of the mask, counted through all maps; how many of their elements are kept."""
+    _, height, width = mask.shape
+    _, seed_rows, seed_columns = seeds.shape
+    kept = 0
+    for k in range(lo // height, (hi + height - 1) // height):
+        top, end = max(lo - k * height, 0), min(hi - k * height, height)
+        mask[k, top:end] = 1
+        for i in range(max(top - rows + 1, 0), min(end, seed_rows)):
+            seed_row = seeds[k, i]
+            all_kept = np.uint8(1)
+            for j in range(seed_columns):
+                all_kept &= seed_row[j]
+            if all_kept:  # as most are
+                continue
+            for j in range(seed_columns):
+                if not seed_row[j]:
+                    mask[k, max(i, top) : min(i + rows, end), j : j + columns] = 0
+        for i in range(top, end):
+            mask_row, in_row = mask[k, i], np.uint32(0)
+            for j in range(width):
+                in_row += np.uint32(mask_row[j])
+            kept += in_row
+    return kept
+
+
+def grow(seeds, mask, block):
+    width, counts = mask.shape[2], []
+    seeds, grown = seeds.view(np.uint8), mask.view(np.uint8)
+
+    def part(lo, hi):
+        # The rows that begin in this part of the elements.
+        counts.append(_grow(seeds, grown, *block, -(-lo // width), -(-hi // width)))
+
+    _share_out(part, mask.size)
+    return np.array([sum(counts)], np.uint64)
 
 
 def _flat(fusion, array):

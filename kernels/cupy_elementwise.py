@@ -3,7 +3,8 @@
 CuPy's loop runs once per chunk, the elements of one Philox call. With `raw` parameters an iteration
 loads the chunk with 16-byte accesses, runs the element formula over it in registers, and stores it the
 same way. The two ends of an array, and arrays that aren't contiguous or aligned, go element by element
-through the same formula, indexed by CuPy's own strided arrays.
+through the same formula, indexed by CuPy's own strided arrays. What is given is read element by element, at
+a place that moves on with the elements, since a division each would cost more than the rest.
 """
 
 import functools
@@ -48,6 +49,7 @@ def preamble(fusion):
     source = CudaSource()
     source.add(random_bits.draw, "draw")
     source.add(random_bits.field, "field")
+    source.add(random_bits.normal, "normal")
     source.add(fusion.element, "element")
     widen, narrow = CONVERSIONS[fusion.dtype]
     width = min(16, fusion.chunk * np.dtype(fusion.storage).itemsize)
@@ -64,30 +66,77 @@ struct alignas(width) Chunk {{
 __device__ inline real widen(storage x) {{ return {widen}; }}
 __device__ inline storage narrow(real x) {{ return {narrow}; }}
 __device__ inline bool aligned(const void* p) {{ return reinterpret_cast<size_t>(p) % width == 0; }}
+{PLACE if fusion.given else ""}
 {source.text}
 }}
 """
 
 
+PLACE = """
+// Where the element that comes next finds what is given for it, as gpudrop.fusion.Given tells.
+struct Place {
+  int64 period, repeat, run, within, at, turn, base;
+  __device__ Place(int64 i, int64 period, int64 repeat, int64 run) : period(period), repeat(repeat), run(run) {
+    const int64 place = i / run, lap = place / period;
+    within = i - place * run;
+    at = place - lap * period;
+    turn = lap % repeat;
+    base = lap / repeat * period;
+  }
+  __device__ int64 next() {
+    const int64 here = base + at;
+    if (++within == run) {
+      within = 0;
+      if (++at == period) {
+        at = 0;
+        if (++turn == repeat) {
+          turn = 0;
+          base += period;
+        }
+      }
+    }
+    return here;
+  }
+};
+"""
+
+
 def operation(fusion, contiguous):
     """One iteration: the elements of chunk i, counted from the one that holds `start`."""
-    keep = f"gpudrop::field(words, j, {fusion.bits}) > limit" if fusion.bits else "true"
-    draw = "const gpudrop::Words words = gpudrop::draw(seed, call, start / gpudrop::chunk + i);" if fusion.bits else ""
+    draw = "const gpudrop::Words words = gpudrop::draw(seed, call, start / gpudrop::chunk + i);"
+    drawn = {
+        "keep": f"gpudrop::field(words, j, {fusion.bits}) > limit",
+        "field": f"static_cast<gpudrop::real>(gpudrop::field(words, j, {fusion.bits}))",
+        "normal": "gpudrop::normal(words, j)",
+        None: "true",
+    }[fusion.acting.drawn]
+    if fusion.given:
+        draw = "gpudrop::Place place(first > 0 ? first : 0, period, repeat, run);"
+        drawn = f"drawn[place.next()]{' != 0' if fusion.keeps else ''}"
+    elif not fusion.bits:
+        draw, drawn = "", "true"
+    scale = (
+        "static_cast<gpudrop::real>(size) / static_cast<gpudrop::real>(max(kept[0], 1ULL))"
+        if fusion.counted
+        else "scale"
+    )
 
     def store(out, a, b):
-        return f"{out} = gpudrop::narrow(gpudrop::element({keep}, scale, gpudrop::widen({a}), gpudrop::widen({b})));"
+        return (
+            f"{out} = gpudrop::narrow(gpudrop::element({drawn}, {scale}, shift, "
+            f"gpudrop::widen({a}), gpudrop::widen({b})));"
+        )
 
-    two_inputs = fusion.direction == "backward"
-    chunk_b = "b_chunk" if two_inputs else "a_chunk"
-    load_b = "const gpudrop::Chunk b_chunk = *reinterpret_cast<const gpudrop::Chunk*>(&b[first]);" if two_inputs else ""
+    chunk_b = "b_chunk" if fusion.reads == 2 else "a_chunk"
     load_a = "const gpudrop::Chunk a_chunk = *reinterpret_cast<const gpudrop::Chunk*>(&a[first]);"
-    if fusion.direction == "mask":
+    load_b = "const gpudrop::Chunk b_chunk = *reinterpret_cast<const gpudrop::Chunk*>(&b[first]);"
+    if fusion.reads == 0:
         load_a = "const gpudrop::Chunk a_chunk = {};"
     vector = f"""
 if (first >= 0 && first + gpudrop::chunk <= size && gpudrop::aligned(&a[first]) && gpudrop::aligned(&b[first])
     && gpudrop::aligned(&out[first])) {{
   {load_a}
-  {load_b}
+  {load_b if fusion.reads == 2 else ""}
   gpudrop::Chunk out_chunk;
   #pragma unroll
   for (unsigned int j = 0; j < gpudrop::chunk; ++j) {{
@@ -119,9 +168,12 @@ def kernel(fusion, contiguous):
     import cupy
 
     storage, real = fusion.storage, fusion.real
+    drawn = "uint8" if fusion.keeps else real
+    kept = ", raw uint64 kept" if fusion.counted else ""
+    given = f", raw {drawn} drawn{kept}, int64 period, int64 repeat, int64 run" if fusion.given else ""
     return cupy.ElementwiseKernel(
         f"raw {storage} a, raw {storage} b, int64 size, uint64 start, uint64 seed, uint64 call, "
-        f"uint32 limit, {real} scale",
+        f"uint32 limit, {real} scale, {real} shift{given}",
         f"raw {storage} out",
         operation(fusion, contiguous),
         fusion.name,
@@ -129,10 +181,47 @@ def kernel(fusion, contiguous):
     )
 
 
-def launch(fusion, a, b, out, draw):
+def launch(fusion, a, b, out, draw, given=None):
     if out.size == 0:
         return
     contiguous = all(array.flags.c_contiguous for array in (a, b, out))
-    a, b, out, numbers = arguments(fusion, a, b, out, draw, contiguous)
+    a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
     chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
+    numbers, place = numbers[:-3], numbers[-3:]
+    if fusion.given:
+        numbers = (*numbers, drawn, *([kept] if fusion.counted else []), *place)
     kernel(fusion, contiguous)(a, b, *numbers, out, size=chunks)
+
+
+GROW = """
+const int64 column = i % width, above = i / width, row = above % height;
+const int64 seed_rows = height - rows + 1, seed_columns = width - columns + 1;
+const int64 first = above / height * seed_rows;
+unsigned char keep = 1;
+for (int64 r = max(row - rows + 1, 0LL); r <= min(row, seed_rows - 1); ++r) {
+  for (int64 c = max(column - columns + 1, 0LL); c <= min(column, seed_columns - 1); ++c) {
+    keep &= seeds[(first + r) * seed_columns + c];
+  }
+}
+mask[i] = keep;
+"""
+
+
+@functools.cache
+def grow_kernel():
+    import cupy
+
+    return cupy.ElementwiseKernel(
+        "raw uint8 seeds, int64 height, int64 width, int64 rows, int64 columns",
+        "raw uint8 mask",
+        GROW,
+        "gpudrop_grow",
+        preamble="typedef long long int64;",
+    )
+
+
+def grow(seeds, mask, block):
+    grown = mask.view(np.uint8).reshape(-1)
+    numbers = map(np.int64, (*mask.shape[1:], *block))
+    grow_kernel()(seeds.view(np.uint8).reshape(-1), *numbers, grown, size=grown.size)
+    return grown.sum(dtype=np.uint64).reshape(1)

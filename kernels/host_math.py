@@ -1,4 +1,4 @@
-"""exp, expm1, log1p, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
+"""exp, expm1, log, log1p, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
 
 The C library's versions are scalar calls, about 20 times slower in a loop. The polynomials are
 minimax fits made with mpmath; their errors are in gpudrop/ulps.json. In float64 the C library serves.
@@ -63,16 +63,14 @@ def expm132(x):
 
 
 @inner()
-def log1p32(x):
-    u = f32(x + f32(1))
-    # What the sum has lost; far out, where 2**-k is no float32, nothing that counts.
-    lost = f32(x - f32(u - f32(1))) if x < f32(1) else f32(f32(1) - f32(u - x))
+def _log_of_sum(u, lost):
+    """log(u + lost) for a finite u above 0 and what u has lost in rounding."""
     # u = 2**k * (1 + f), with 1 + f between sqrt(0.5) and sqrt(2).
     above = u32(_bits(u) - u32(SQRT_HALF))
     k = i32(i32(above) >> i32(23))
     scale = _from_bits(u32(u32(127 << 23) - u32(u32(k) << u32(23))))  # 2**-k
     f = f32(_from_bits(u32(u32(above & u32(0x7FFFFF)) + u32(SQRT_HALF))) - f32(1))
-    f = f32(f + lost * scale) if x < f32(2.0**60) else f
+    f = f32(f + lost * scale) if u < f32(2.0**60) else f
     p = f32(-7.634493708610535e-02) * f + f32(1.2761574983596802e-01)
     p = p * f + f32(-1.3160182535648346e-01)
     p = p * f + f32(1.4201758801937103e-01)
@@ -82,9 +80,30 @@ def log1p32(x):
     p = p * f + f32(3.333333134651184e-01)
     # log(2) in two parts, the first of them exact in its products with k.
     y = f32(f32(p * f - f32(0.5)) * f32(f * f) + f) + f32(k) * f32(-2.12194440e-4)
-    y = f32(k) * f32(0.693359375) + y
+    return f32(k) * f32(0.693359375) + y
+
+
+@inner()
+def _of_any(u, y):
+    """log(u) given its value y for the u between 0 and infinity."""
     y = y if u > f32(0) else f32(-np.inf) if u == f32(0) else f32(np.nan)
-    return y if u < f32(np.inf) else x
+    return y if u < f32(np.inf) else u
+
+
+@inner()
+def log1p32(x):
+    u = f32(x + f32(1))
+    # What the sum has lost; far out, where 2**-k is no float32, nothing that counts.
+    lost = f32(x - f32(u - f32(1))) if x < f32(1) else f32(f32(1) - f32(u - x))
+    return _of_any(u, _log_of_sum(u, lost))
+
+
+@inner()
+def log32(x):
+    # Subnormal numbers have no exponent of their own.
+    small = x < f32(1.1754943508222875e-38)
+    y = _log_of_sum(f32(x * f32(2.0**25)) if small else x, f32(0))
+    return _of_any(x, f32(y - f32(17.328679513998632)) if small else y)
 
 
 @inner()
@@ -117,7 +136,7 @@ def erf32(x):
 
 HOST_MATH = {
     "float32": {name: getattr(math, name) for name in MATH}
-    | {"exp": exp32, "expm1": expm132, "log1p": log1p32, "tanh": tanh32, "erf": erf32},
+    | {"exp": exp32, "expm1": expm132, "log": log32, "log1p": log1p32, "tanh": tanh32, "erf": erf32},
     "float64": {name: getattr(math, name) for name in MATH},
 }
 """What each function of a formula means on the host, by the arithmetic."""

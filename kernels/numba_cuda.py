@@ -2,7 +2,9 @@
 
 A thread takes a chunk, the elements of one Philox call: it loads them with 16-byte accesses, runs the
 element formula over them in registers, and stores them the same way. The two ends of an array, and
-arrays that aren't contiguous or aligned, go element by element through the same formula.
+arrays that aren't contiguous or aligned, go element by element through the same formula. What is given is
+read element by element, at a place that moves on with the elements, since a division each would cost more
+than the rest.
 """
 
 import functools
@@ -147,6 +149,69 @@ draw_words = compiled(random_bits.draw, np.float32, MATH_FUNCTIONS, device)
 draw_field = compiled(random_bits.field, np.float32, MATH_FUNCTIONS, device)
 
 
+@device
+def find(i, period, repeat, run):
+    """Where element i finds what is given for it, as `fusion.Given` tells: (within, at, turn, base)."""
+    place = i // run
+    lap = place // period
+    return i - place * run, place - lap * period, lap % repeat, lap // repeat * period
+
+
+@device
+def move_on(place, period, repeat, run):
+    """The place of the next element."""
+    within, at, turn, base = place
+    within += 1
+    if within == run:
+        within = np.int64(0)
+        at += 1
+        if at == period:
+            at = np.int64(0)
+            turn += 1
+            if turn == repeat:
+                turn = np.int64(0)
+                base += period
+    return within, at, turn, base
+
+
+def drawer(fusion):
+    """What is drawn for an element, out of the chunk's words and its lane."""
+    bits, real, drawn = np.uint32(fusion.bits), getattr(np, fusion.real), fusion.acting.drawn
+    normal = compiled(random_bits.normal, real, MATH_FUNCTIONS, device)
+
+    @device
+    def everything(words, lane, limit):
+        return True
+
+    @device
+    def keep(words, lane, limit):
+        return draw_field(words, lane, bits) > limit
+
+    @device
+    def field(words, lane, limit):
+        return real(draw_field(words, lane, bits))
+
+    @device
+    def deviate(words, lane, limit):
+        return normal(words, lane)
+
+    return {"keep": keep, "field": field, "normal": deviate}[drawn] if fusion.bits else everything
+
+
+def reader(fusion):
+    """What is given for an element."""
+
+    @device
+    def truth(given, i):
+        return given[i] != np.uint8(0)
+
+    @device
+    def number(given, i):
+        return given[i]
+
+    return truth if fusion.keeps else number
+
+
 @functools.cache
 def kernel(fusion, contiguous):
     """The kernel of a fusion, jitted for its argument types at the first launch.
@@ -155,27 +220,31 @@ def kernel(fusion, contiguous):
     logical index through `.flat`.
     """
     chunk, real, storage = fusion.chunk, getattr(np, fusion.real), getattr(np, fusion.storage)
-    drawn, bits = fusion.bits > 0, np.uint32(fusion.bits)
-    two_inputs = fusion.direction == "backward"
-    has_input = fusion.direction != "mask"
+    drawn, is_given, counted = fusion.bits > 0, fusion.given, fusion.counted
+    two_inputs, has_input = fusion.reads == 2, fusion.reads > 0
     width = min(16, chunk * np.dtype(storage).itemsize)
     step = width // np.dtype(storage).itemsize
     load, store = vector_access(width)
     formula = compiled(fusion.element, real, MATH_FUNCTIONS, device)
+    draw, read = drawer(fusion), reader(fusion)
     widen, narrow = CONVERSIONS[fusion.dtype]
 
-    def body(a, b, out, size, start, seed, call, limit, scale):
-        shift = np.int64(start % np.uint64(chunk))
-        chunks = (size + shift + chunk - 1) // chunk
+    def body(a, b, given, kept, out, size, start, seed, call, limit, scale, shift, period, repeat, run):
+        skip = np.int64(start % np.uint64(chunk))
+        chunks = (size + skip + chunk - 1) // chunk
         a_lanes = cuda.local.array(chunk, storage)
         b_lanes = cuda.local.array(chunk, storage)
         out_lanes = cuda.local.array(chunk, storage)
+        if counted:
+            scale = real(real(size) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
         for i in range(cuda.grid(1), chunks, cuda.gridsize(1)):
-            first = np.int64(i) * chunk - shift
+            first = np.int64(i) * chunk - skip
             if drawn:
                 words = draw_words(seed, call, np.uint64(start // np.uint64(chunk) + np.uint64(i)))
             else:
                 words = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
+            if is_given:
+                place = find(max(first, np.int64(0)), period, repeat, run)
             whole = False
             if contiguous:
                 whole = (
@@ -192,20 +261,28 @@ def kernel(fusion, contiguous):
                     if two_inputs:
                         load(b, first + j, b_lanes, j)
                 for j in range(chunk):
-                    keep = not drawn or draw_field(words, np.uint32(j), bits) > limit
+                    if is_given:
+                        r = read(given, place[1] + place[3])
+                        place = move_on(place, period, repeat, run)
+                    else:
+                        r = draw(words, np.uint32(j), limit)
                     x = widen(a_lanes[j])
-                    out_lanes[j] = narrow(formula(keep, scale, x, widen(b_lanes[j]) if two_inputs else x))
+                    out_lanes[j] = narrow(formula(r, scale, shift, x, widen(b_lanes[j]) if two_inputs else x))
                 for j in range(0, chunk, step):
                     store(out_lanes, j, out, first + j)
             else:
                 for j in range(chunk):
                     m = first + j
                     if m >= 0 and m < size:
-                        keep = not drawn or draw_field(words, np.uint32(j), bits) > limit
-                        if contiguous:
-                            out[m] = narrow(formula(keep, scale, widen(a[m]), widen(b[m])))
+                        if is_given:
+                            r = read(given, place[1] + place[3])
+                            place = move_on(place, period, repeat, run)
                         else:
-                            out.flat[m] = narrow(formula(keep, scale, widen(a.flat[m]), widen(b.flat[m])))
+                            r = draw(words, np.uint32(j), limit)
+                        if contiguous:
+                            out[m] = narrow(formula(r, scale, shift, widen(a[m]), widen(b[m])))
+                        else:
+                            out.flat[m] = narrow(formula(r, scale, shift, widen(a.flat[m]), widen(b.flat[m])))
 
     body.__name__ = body.__qualname__ = fusion.name
     return cuda.jit(body)
@@ -213,21 +290,63 @@ def kernel(fusion, contiguous):
 
 def signature(fusion, contiguous=True, ndim=1):
     """The Numba signature of a fusion's kernel, for compiling it without a GPU."""
-    layout = "C" if contiguous else "A"
-    array = types.Array(getattr(types, fusion.storage), ndim, layout)
-    scalars = (types.int64, types.uint64, types.uint64, types.uint64, types.uint32)
-    return types.void(array, array, array, *scalars, getattr(types, fusion.real))
+    array = types.Array(getattr(types, fusion.storage), ndim, "C" if contiguous else "A")
+    drawn = kept = array
+    if fusion.given:
+        drawn = types.Array(types.uint8 if fusion.keeps else getattr(types, fusion.real), 1, "C")
+        kept = types.Array(types.uint64, 1, "C") if fusion.counted else drawn
+    real, i64, u64 = getattr(types, fusion.real), types.int64, types.uint64
+    return types.void(array, array, drawn, kept, array, i64, u64, u64, u64, types.uint32, real, real, i64, i64, i64)
 
 
-def launch(fusion, a, b, out, draw):
+def launch(fusion, a, b, out, draw, given=None):
     if out.size == 0:
         return
     contiguous = all(array.is_c_contiguous() for array in (a, b, out))
     stream = a.stream or out.stream
-    a, b, out, numbers = arguments(fusion, a, b, out, draw, contiguous)
+    a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
     chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
-    blocks = min(-(-chunks // THREADS), BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
-    kernel(fusion, contiguous)[blocks, THREADS, stream](a, b, out, *numbers)
+    kernel(fusion, contiguous)[_blocks(chunks), THREADS, stream](a, b, drawn, kept, out, *numbers)
+
+
+@functools.cache
+def grow_kernel():
+    def gpudrop_grow(seeds, mask, rows, columns, kept):
+        together = cuda.shared.array(1, np.uint64)
+        if cuda.threadIdx.x == 0:
+            together[0] = 0
+        cuda.syncthreads()
+        _, height, width = mask.shape
+        _, seed_rows, seed_columns = seeds.shape
+        mine = np.uint64(0)
+        for i in range(cuda.grid(1), mask.size, cuda.gridsize(1)):
+            above, column = i // width, i % width
+            k, row = above // height, above % height
+            keep = np.uint8(1)
+            for r in range(max(row - rows + 1, 0), min(row + 1, seed_rows)):
+                for c in range(max(column - columns + 1, 0), min(column + 1, seed_columns)):
+                    keep &= seeds[k, r, c]
+            mask[k, row, column] = keep
+            mine += np.uint64(keep)
+        cuda.atomic.add(together, 0, mine)
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            cuda.atomic.add(kept, 0, together[0])
+
+    return cuda.jit(gpudrop_grow)
+
+
+def grow(seeds, mask, block):
+    stream = mask.stream
+    kept = cuda.to_device(np.zeros(1, np.uint64), stream=stream)
+    arrays = (seeds.view(np.uint8), mask.view(np.uint8))
+    grow_kernel()[_blocks(mask.size), THREADS, stream](*arrays, np.int64(block[0]), np.int64(block[1]), kept)
+    return kept
+
+
+def _blocks(threads):
+    """How many blocks work on so many chunks."""
+    return min(-(-threads // THREADS), BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
 
 
 def _multiprocessors():

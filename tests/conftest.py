@@ -48,6 +48,7 @@ def backend(request, monkeypatch):
         from gpudrop.kernels import cupy_elementwise
 
         monkeypatch.setattr(cupy_elementwise, "kernel", cupy_text.kernel)
+        monkeypatch.setattr(cupy_elementwise, "grow_kernel", cupy_text.grow_kernel)
         monkeypatch.setattr(backends, "BACKENDS", {"cupy_elementwise": "numpy"})
         monkeypatch.setattr(backends, "load", lambda name: cupy_elementwise)
         return Backend("cupy_text")
@@ -83,4 +84,4 @@ def poisoned(monkeypatch):
         return wrapper
 
     monkeypatch.setattr(backends, "empty_like", filled(backends.empty_like))
-    monkeypatch.setattr(backends, "empty_mask", filled(backends.empty_mask))
+    monkeypatch.setattr(backends, "empty", filled(backends.empty))

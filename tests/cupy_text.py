@@ -16,26 +16,32 @@ from gpudrop.kernels import cupy_elementwise
 
 HERE = Path(__file__).parent
 ARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's kinds of kernel arguments
-KERNEL = cupy_elementwise.kernel  # the original: `launch` is tested with a replacement
+KERNEL, GROW = cupy_elementwise.kernel, cupy_elementwise.grow_kernel  # the originals: `launch` gets replacements
+C_TYPES = {"u1": "unsigned char", "u2": "unsigned short", "u4": "unsigned int", "u8": "unsigned long long"}
+C_TYPES |= {"i8": "long long", "f4": "float", "f8": "double"}
 
 
-def argument_types(fusion, contiguous, ndim, narrow_index):
-    storage, real = np.dtype(fusion.storage), np.dtype(fusion.real)
-    array = _kernel._ArgInfo(ARRAY, cupy.ndarray, storage, ndim, contiguous, narrow_index)
-    scalars = [np.dtype(t) for t in ("int64", "uint64", "uint64", "uint64", "uint32")] + [real]
-    scalars = [_kernel._ArgInfo(SCALAR, _scalar.CScalar, dtype, 0, True, True) for dtype in scalars]
+def argument_types(kernel, forms, narrow_index):
+    """What CuPy knows of a kernel's arguments; forms: (contiguous, ndim) of each array, in order."""
+    forms = iter(forms)
+
+    def argument(parameter):
+        if not parameter.raw:
+            return _kernel._ArgInfo(SCALAR, _scalar.CScalar, np.dtype(parameter.dtype), 0, True, True)
+        contiguous, ndim = next(forms)
+        return _kernel._ArgInfo(ARRAY, cupy.ndarray, np.dtype(parameter.dtype), ndim, contiguous, narrow_index)
+
     indexer = _kernel._ArgInfo(INDEXER, object, None, 1, True, narrow_index)
-    return (array, array, *scalars, array, indexer)
+    return (*map(argument, kernel.params[:-1]), indexer)
 
 
-def text(fusion, contiguous=True, ndim=1, narrow_index=True):
+def kernel_text(kernel, forms, narrow_index=True):
     """What CuPy hands to its compiler, without the header that it puts before everything.
 
     narrow_index: whether CuPy finds the arrays small enough to index them with 32 bits.
     """
-    kernel = KERNEL(fusion, contiguous)
     return _kernel._get_elementwise_kernel_code(
-        argument_types(fusion, contiguous, ndim, narrow_index),
+        argument_types(kernel, forms, narrow_index),
         _kernel._TypeMap(()),
         kernel.params,
         kernel.operation,
@@ -44,25 +50,38 @@ def text(fusion, contiguous=True, ndim=1, narrow_index=True):
     )
 
 
-def wrapped(fusion, contiguous, ndim, entry):
+def forms_of(fusion, contiguous, ndim):
+    """The forms of the arrays of a fusion's kernel: a, b, what is given and how many are kept, out."""
+    return [(contiguous, ndim)] * 2 + [(True, 1)] * (fusion.given + fusion.counted) + [(contiguous, ndim)]
+
+
+def text(fusion, contiguous=True, ndim=1, narrow_index=True):
+    """The text of a fusion's kernel."""
+    return kernel_text(KERNEL(fusion, contiguous), forms_of(fusion, contiguous, ndim), narrow_index)
+
+
+def wrapped(kernel, forms, entry):
     """The kernel in a namespace of its own, behind a C function that takes addresses."""
-    array = f"CArray<{cupy_elementwise.C_TYPES[fusion.storage]}, {ndim}, {int(contiguous)}, 1>"
-    real = cupy_elementwise.C_TYPES[fusion.real]
+    remaining, declared, passed = iter(enumerate(forms)), "", []
+    for number, parameter in enumerate(kernel.params[:-1]):
+        kind, name = C_TYPES[np.dtype(parameter.dtype).str[1:]], parameter.name
+        if parameter.raw:
+            i, (contiguous, ndim) = next(remaining)
+            array = f"CArray<{kind}, {ndim}, {int(contiguous)}, 1>"
+            declared += f"  {array} {name}(static_cast<{kind}*>(arguments[{number}]), shapes[{i}], strides[{i}]);\n"
+        else:
+            declared += f"  const {kind} {name} = *static_cast<{kind}*>(arguments[{number}]);\n"
+        passed.append(name)
     return f"""
-#define {fusion.name} {entry}_kernel
+#define {kernel.name} {entry}_kernel
 namespace {entry}_namespace {{
-{text(fusion, contiguous, ndim)}
+{kernel_text(kernel, forms)}
 }}
-extern "C" void {entry}(void** data, long long* shape, long long** strides, long long size,
-    unsigned long long start, unsigned long long seed, unsigned long long call, unsigned int limit,
-    {real} scale, long long iterations) {{
-  typedef {cupy_elementwise.C_TYPES[fusion.storage]} storage;
-  {array} a(static_cast<storage*>(data[0]), shape, strides[0]);
-  {array} b(static_cast<storage*>(data[1]), shape, strides[1]);
-  {array} out(static_cast<storage*>(data[2]), shape, strides[2]);
-  {entry}_namespace::{fusion.name}(a, b, size, start, seed, call, limit, scale, out, CIndexer<1, 1>(&iterations));
+extern "C" void {entry}(void** arguments, long long** shapes, long long** strides, long long iterations) {{
+{declared}
+  {entry}_namespace::{kernel.name}({", ".join(passed)}, CIndexer<1, 1>(&iterations));
 }}
-#undef {fusion.name}
+#undef {kernel.name}
 """
 
 
@@ -70,10 +89,10 @@ _built = {}
 
 
 def build(keys):
-    """Build kernels, (fusion, contiguous, ndim) each, as one library."""
-    keys = [key for key in keys if key not in _built]
+    """Build kernels, {key: (ElementwiseKernel, forms)}, as one library."""
+    keys = {key: value for key, value in keys.items() if key not in _built}
     entries = {key: f"entry_{i}" for i, key in enumerate(keys)}
-    source = "#include <host.h>\n" + "".join(wrapped(*key, entry) for key, entry in entries.items())
+    source = "#include <host.h>\n" + "".join(wrapped(*keys[key], entry) for key, entry in entries.items())
     folder = Path(_folder())
     stem = hashlib.sha256(source.encode()).hexdigest()[:16]
     (folder / f"{stem}.cpp").write_text(source)
@@ -98,23 +117,38 @@ def _folder():
 def kernel(fusion, contiguous):
     """In the place of `cupy_elementwise.kernel`: takes the same arguments, runs on NumPy arrays."""
 
-    def run(a, b, n, start, seed, call, limit, scale, out, size):
-        key = (fusion, contiguous, out.ndim)
-        if key not in _built:
-            build([key])
-        arrays = (a, b, out)
-        assert all(array.dtype == fusion.storage and array.shape == out.shape for array in arrays)
-        numbers = c_longlong * max(1, out.ndim)
-        strides = [ctypes.pointer(numbers(*array.strides)) for array in arrays]
-        _built[key](
-            (ctypes.c_void_p * 3)(*(array.ctypes.data for array in arrays)),
-            numbers(*out.shape),
-            (ctypes.POINTER(numbers) * 3)(*strides),
-            c_longlong(n),
-            *(ctypes.c_ulonglong(int(value)) for value in (start, seed, call)),
-            ctypes.c_uint(int(limit)),
-            (ctypes.c_double if fusion.real == "float64" else ctypes.c_float)(scale),
-            c_longlong(int(size)),
-        )
+    def run(*arguments, size):
+        ndim = arguments[-1].ndim
+        key = (fusion, contiguous, ndim)
+        _run(key, KERNEL(fusion, contiguous), forms_of(*key), arguments, size)
 
     return run
+
+
+def grow_kernel():
+    """In the place of `cupy_elementwise.grow_kernel`."""
+    return lambda *arguments, size: _run("grow", GROW(), [(True, 1)] * 2, arguments, size)
+
+
+def _run(key, kernel, forms, arguments, size):
+    if key not in _built:
+        build({key: (kernel, forms)})
+    parameters = kernel.params[:-1]
+    arrays = [a for a, parameter in zip(arguments, parameters, strict=True) if parameter.raw]
+    for array, parameter, (contiguous, ndim) in zip(arrays, [p for p in parameters if p.raw], forms, strict=True):
+        assert array.dtype == parameter.dtype and array.ndim == ndim
+        assert array.flags.c_contiguous or not contiguous
+    # Scalars as arrays of none, so that each has an address.
+    held = [a if p.raw else np.array(a, p.dtype) for a, p in zip(arguments, parameters, strict=True)]
+
+    def numbers(values):
+        kind = c_longlong * max(1, len(values))
+        return ctypes.cast(ctypes.pointer(kind(*values)), ctypes.POINTER(c_longlong))
+
+    pointers = ctypes.POINTER(c_longlong) * len(arrays)
+    _built[key](
+        (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held)),
+        pointers(*(numbers(array.shape) for array in arrays)),
+        pointers(*(numbers(array.strides) for array in arrays)),
+        c_longlong(int(size)),
+    )

@@ -35,20 +35,44 @@ def measured(name, dtype):
     }
 
 
+# A variant of each noise that adds or multiplies terms; their errors are counted in ulps of max(1, |x|).
+NOISES = {
+    "alpha": "alpha_dropout",
+    "gaussian": "gaussian_dropout",
+    "additive": "gaussian_noise",
+    "uniform": "uniform_dropout",
+}
+
+
+def measured_noise(name, dtype):
+    """The largest error of a noise's value and gradient, in ulps."""
+    x = (3 * np.random.default_rng(0).standard_normal(100_000)).astype(dtype)
+    worst = {"value": 0.0, "slope": 0.0}
+    for p in (0.1, 0.5, 0.8):
+        y, backprop = getattr(gpudrop, NOISES[name]).vjp(x, p, rng=gpudrop.Stream(1, 2))
+        want, want_backprop = reference.FAMILY[NOISES[name]](x, p, 1, 2)
+        pairs = {"value": (y, want), "slope": (backprop(x), want_backprop(x))}
+        for role, (got, exact) in pairs.items():
+            error = ulps.error(got, exact, np.maximum(1, np.abs(x.astype(np.float64)))).max()
+            worst[role] = max(worst[role], float(error))
+    return worst
+
+
 def floor(name, role):
     return 1.0 if role == "slope" or name in ABSOLUTE_BELOW_1 else 0.0
 
 
 def main():
-    cupy_elementwise.kernel = cupy_text.kernel
+    cupy_elementwise.kernel, cupy_elementwise.grow_kernel = cupy_text.kernel, cupy_text.grow_kernel
     table = {}
-    for name in ACTIVATIONS:
-        table[name] = {role: {"floor": floor(name, role)} for role in ("value", "slope")}
+    for name in (*ACTIVATIONS, *NOISES):
+        noise = name in NOISES
+        table[name] = {role: {"floor": 1.0 if noise else floor(name, role)} for role in ("value", "slope")}
         for dtype in ulps.FINFO:
             for module in (cpu, cupy_elementwise):
                 backends.BACKENDS = {module.__name__.rpartition(".")[2]: "numpy"}
                 backends.load = lambda name, module=module: module
-                for role, worst in measured(name, dtype).items():
+                for role, worst in (measured_noise if noise else measured)(name, dtype).items():
                     allowed = max(1, math.ceil(worst)) + (2 if dtype in ("float32", "float64") else 0)
                     table[name][role][dtype] = max(allowed, table[name][role].get(dtype, 0))
     path = Path(gpudrop.__file__).parent / "ulps.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpudrop.activations import ACTIVATIONS
+from gpudrop import noises
+from gpudrop.activations import ACTIVATIONS, find_activation
 from gpudrop.fusion import Fusion
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -29,9 +30,30 @@ def fusions(dtype):
     some = ACTIVATIONS["identity"], ACTIVATIONS["silu"]
     keys += [(Fusion(d, a, bits, dtype), True, 1) for d in directions for a in some for bits in (0, 8, 32)]
     keys += [(Fusion(d, a, 16, dtype), False, 3) for d in directions for a in some]
+    keys += [(described, True, 1) for described in varied(dtype, some[1])]
+    keys += [(Fusion("forward", some[1], 0, dtype, noises.DROPOUT, given=True), False, 3)]
     if dtype == "float32":
-        keys += [(Fusion("mask", some[0], bits, "bool"), True, 1) for bits in (0, 8, 16, 32)]
+        drawn = noises.DRAWN
+        keys += [(Fusion("mask", some[0], bits, "bool", drawn["keep"]), True, 1) for bits in (0, 8, 16, 32)]
+        keys += [(Fusion("mask", some[0], 0, "bool", drawn["keep"], given=True), True, 1)]
     return keys
+
+
+def varied(dtype, activation):
+    """A fusion of every noise, in both directions, with what is drawn in the kernel and with what is given."""
+    rows = {noises.ALPHA: 16, noises.GAUSSIAN: 32, noises.UNIFORM: 16, noises.ADDITIVE: 32, noises.ZONEOUT: 16}
+    for noise, bits in rows.items():
+        yield Fusion("forward", activation, bits, dtype, noise)
+        yield Fusion("forward", activation, 0, dtype, noise, given=True)
+        drawn = (noise.gradient or noise).drawn
+        yield Fusion("backward", activation, bits if drawn else 0, dtype, noise)
+        yield Fusion("backward", activation, 0, dtype, noise, given=drawn is not None)
+    for direction in ("forward", "backward"):
+        yield Fusion(direction, activation, 0, dtype, noises.EXPECTED_ZONEOUT)
+        yield Fusion(direction, activation, 0, dtype, noises.DROPOUT, given=True)
+        yield Fusion(direction, activation, 0, dtype, noises.DROPOUT, given=True, counted=True)
+    if dtype.startswith("float") and dtype != "float16":
+        yield Fusion("mask", find_activation(None), 32, dtype, noises.DRAWN["normal"])
 
 
 def include_paths():
@@ -108,8 +130,25 @@ def check_ptx(fusion, contiguous, ndim, ptx):
     width = min(16, size)
     if contiguous and width in VECTOR:
         loads, stores = (len(re.findall(rf"{op}\.global\S*\.{VECTOR[width]}", ptx)) for op in ("ld", "st"))
-        inputs = {"mask": 0, "forward": 1, "backward": 1 + bool(fusion.activation.slope_of)}[fusion.direction]
-        assert (loads, stores) == (inputs * size // width, size // width), f"{name}: {loads} loads, {stores} stores"
+        expected = (fusion.reads * size // width, size // width)
+        assert (loads, stores) == expected, f"{name}: {loads} loads, {stores} stores"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropblock_kernels_compile(architecture):
+    import cupy_text
+    from numba.cuda import compile_ptx, types
+
+    from gpudrop.kernels import numba_cuda
+
+    source = "#include <cupy/carray.cuh>\n" + cupy_text.kernel_text(cupy_text.GROW(), [(True, 1)] * 2)
+    assert b"gpudrop_grow" in cubin(source, "c++", architecture)
+    maps, counts = types.Array(types.uint8, 3, "C"), types.Array(types.uint64, 1, "C")
+    function = numba_cuda.grow_kernel().py_func
+    arguments = types.void(maps, maps, types.int64, types.int64, counts)
+    ptx, _ = compile_ptx(function, arguments, cc=divmod(architecture, 10))
+    assert ".local" not in ptx and cubin(ptx, "ptx", architecture)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

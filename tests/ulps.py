@@ -25,7 +25,7 @@ def error(got, exact, floor=0.0):
     """
     finfo = FINFO[got.dtype.name]
     arithmetic = FINFO["float64" if got.dtype == np.float64 else "float32"]
-    size = np.maximum(np.abs(exact), max(floor, float(arithmetic.tiny) * 2.0**33))
+    size = np.maximum(np.abs(exact), np.maximum(floor, float(arithmetic.tiny) * 2.0**33))
     exponent = np.maximum(np.frexp(size)[1] - 1, finfo.minexp)
     unit = np.ldexp(1.0, np.asarray(exponent - finfo.nmant))
     with np.errstate(over="ignore", invalid="ignore"):

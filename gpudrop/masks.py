@@ -1,0 +1,147 @@
+"""What is drawn before the kernel that applies it: numbers that elements share, and DropBlock's blocks.
+
+A structured mask is the same dense mask over a smaller shape that broadcasts against the array: it is drawn
+once, by the same mapping, and applied by broadcasting.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gpudrop import backends
+from gpudrop.fusion import Draw, Fusion, Given
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A mask that broadcasts against an array.
+
+    Attributes
+    ----------
+    drawn : int
+        Elements of the mask's own shape, all of which are drawn.
+    per_sample : int
+        Those of one sample (see `shared`); 0 where samples share all of them.
+    spreads : tuple of (size, period, repeat, run)
+        Copies on the way: `fusion.Given` has a place for two axes that are shared, each with one that is not
+        before it. With more of them, leading shared axes are written out first.
+    period, repeat, run : int
+        What `fusion.Given` says of the last copy.
+    """
+
+    drawn: int
+    per_sample: int
+    spreads: tuple
+    period: int
+    repeat: int
+    run: int
+    counted = False
+
+    def allocate(self, operand, dtype):
+        """Room for what `make` fills, of an operand's kind."""
+        return [backends.empty(size, dtype, operand) for size in (self.drawn, *(spread[0] for spread in self.spreads))]
+
+    def make(self, module, operand, rooms, fusion, draw):
+        """Draw, into what `allocate` returned; the fusion and the numbers are those of drawing alone."""
+        array = rooms[0]
+        backends.launch(module, operand, fusion, array, array, array, draw)
+        spread = Fusion("mask", fusion.activation, 0, fusion.dtype, fusion.noise, given=True)
+        for room, (_, *place) in zip(rooms[1:], self.spreads, strict=True):
+            backends.launch(module, operand, spread, room, room, room, Draw(), Given(array, *place))
+            array = room
+        return Given(array, self.period, self.repeat, self.run)
+
+
+@lru_cache(maxsize=1024)
+def shared(shape, mask_shape, batch_axis):
+    """The Shared of a mask_shape against an array's shape; None where nothing is shared.
+
+    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If mask_shape isn't a shape that broadcasts against the array's.
+    """
+    if not all(n is None or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in mask_shape):
+        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape}")
+    leading = len(shape) - len(mask_shape)
+    if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, shape[leading:], strict=True)):
+        raise ValueError(f"mask_shape must broadcast against x, of shape {shape}, got {mask_shape}")
+    sizes = (1,) * leading + mask_shape
+    # An axis of one element is its own only where None says so, which matters to samples alone.
+    own = [n is None or n == axis != 1 for n, axis in zip(sizes, shape, strict=True)]
+    if all(own) or math.prod(shape) == 0:
+        return None
+    size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
+    samples = batch_axis is not None and own[batch_axis]
+    return Shared(size, size // shape[batch_axis] if samples else 0, *_places(size, shape, own))
+
+
+def _places(size, shape, own):
+    """The spreads and the (period, repeat, run) of a mask of so many elements."""
+    # Axes from the right, neighbours alike in being shared or not as one: shared, own, shared, own, ...
+    groups = [1]
+    for n, mine in zip(reversed(shape), reversed(own), strict=True):
+        if n == 1:
+            continue
+        if mine == (len(groups) % 2 == 0):
+            groups[-1] *= n
+        else:
+            groups.append(n)
+    spreads = []
+    while len(groups) > 4:
+        outer = groups.pop() if len(groups) % 2 == 0 else 1
+        copies = groups.pop()
+        spreads.append((size * copies, size // outer, copies, 1))
+        groups[-1] *= outer * copies
+        size *= copies
+    run, period, repeat, _ = groups + [1] * (4 - len(groups))
+    return tuple(spreads), period, repeat, run
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """DropBlock's mask: seeds are drawn over the places where a whole block fits, and each drops its block.
+
+    Attributes
+    ----------
+    maps : int
+        How many feature maps there are, each with seeds of its own.
+    size : tuple of (int, int)
+        Rows and columns of a feature map.
+    block : tuple of (int, int)
+        Rows and columns of a block, at most those of the map.
+    samples : int
+        How many samples the maps belong to.
+    """
+
+    maps: int
+    size: tuple
+    block: tuple
+    samples: int
+    counted = True
+
+    @property
+    def fitting(self):
+        """Rows and columns of the places where a block fits."""
+        return tuple(n - b + 1 for n, b in zip(self.size, self.block, strict=True))
+
+    @property
+    def per_sample(self):
+        """How many of the seeds are a sample's."""
+        return self.drawn // self.samples
+
+    @property
+    def drawn(self):
+        """How many seeds are drawn."""
+        return self.maps * math.prod(self.fitting)
+
+    def allocate(self, operand, dtype):
+        return [backends.empty((self.maps, *shape), dtype, operand) for shape in (self.fitting, self.size)]
+
+    def make(self, module, operand, rooms, fusion, draw):
+        seeds, mask = rooms
+        backends.launch(module, operand, fusion, seeds, seeds, seeds, draw)
+        kept = backends.grow(module, operand, seeds, mask, self.block)
+        return Given(mask.reshape(-1), period=math.prod(mask.shape), kept=kept)

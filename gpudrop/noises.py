@@ -1,0 +1,193 @@
+"""The table of noises: what is random about an element, and what that does to it, each one scalar formula.
+
+A noise's value is a formula (see `gpudrop.formulas`) of five numbers: what was drawn for the element, the
+numbers scale and shift of the call, z = activation(x), and the element of a second array (zoneout's previous
+state). What is drawn is one of
+
+    keep      field > limit, a truth value: is the element kept?
+    field     the field itself, a uniform integer, as a real number
+    normal    a normal deviate, `random_bits.normal`
+    None      nothing: the value depends on no random bits
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gpudrop.random_bits import check_number, check_p, quantize
+
+ALPHA_PRIME = -1.7580993408473766
+"""What SELU tends to at -infinity, -scale * alpha: alpha dropout's value of what is dropped."""
+
+
+class Numbers(NamedTuple):
+    """What a noise's strength comes to, as kernels take it: see `fusion.Draw`."""
+
+    limit: int = 0
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name : str
+    value : function
+        The formula: y of (drawn, scale, shift, z, other).
+    drawn : {"keep", "field", "normal", None}
+        What value's first argument is.
+    numbers : function
+        The Numbers for (p, bits), or None where nothing need be drawn and y = z.
+    check : function
+        The strength as a float, or an error that names it; for most it is a probability.
+    gradient : Noise, optional
+        The noise that takes dy to dz with the same numbers; None where value is linear in z and does it itself.
+    two_inputs : bool
+        Whether value reads a second array.
+    second : Noise, optional
+        The noise that takes dy to the gradient of that array.
+    zeroes : bool
+        Whether y is 0 where an element is dropped and z times a positive number elsewhere, so that the sign of
+        y tells a backward pass all that z's sign and the mask would.
+    """
+
+    name: str
+    value: Callable
+    drawn: str | None = None
+    numbers: Callable = lambda p, bits: Numbers()
+    check: Callable = check_p
+    gradient: "Noise | None" = None
+    two_inputs: bool = False
+    second: "Noise | None" = None
+    zeroes: bool = False
+
+
+def same(r: bool, scale, shift, z, other):
+    return z
+
+
+def scaled(r: bool, scale, shift, z, other):
+    return z * scale
+
+
+def kept(r: bool, scale, shift, z, other):
+    return z * scale if r else 0
+
+
+def dropped(r: bool, scale, shift, z, other):
+    return 0 if r else z * scale
+
+
+def alpha(r: bool, scale, shift, z, other):
+    return (z if r else ALPHA_PRIME) * scale + shift
+
+
+def multiplied(r, scale, shift, z, other):
+    return z * (scale * r + shift)
+
+
+def added(r, scale, shift, z, other):
+    return z + scale * r
+
+
+def kept_or_other(r: bool, scale, shift, z, other):
+    return z if r else other
+
+
+def other_part(r: bool, scale, shift, z, other):
+    return z * shift
+
+
+def mixed(r: bool, scale, shift, z, other):
+    return z * scale + other * shift
+
+
+def truth(r: bool, scale, shift, z, other):
+    return 1 if r else 0
+
+
+def itself(r, scale, shift, z, other):
+    return r
+
+
+def _dropout(p, bits):
+    quantized = quantize(p, bits)
+    return Numbers(quantized.threshold - 1, quantized.scale) if quantized.threshold else None
+
+
+def _alpha(p, bits):
+    """Klambauer et al.: the affine map that gives back mean 0 and variance 1. With p = 1 everything is 0."""
+    quantized = quantize(p, bits)
+    if not quantized.threshold:
+        return None
+    p = quantized.effective_p
+    scale = 1 / math.sqrt((1 - p) * (1 + p * ALPHA_PRIME**2)) if p < 1 else 0.0
+    return Numbers(quantized.threshold - 1, scale, -scale * p * ALPHA_PRIME)
+
+
+def _zoneout(p, bits):
+    numbers = _dropout(p, bits)
+    return numbers and numbers._replace(scale=1.0)
+
+
+def _expected_zoneout(p, bits):
+    p = quantize(p, bits).effective_p
+    return Numbers(scale=1 - p, shift=p) if p else None
+
+
+def _gaussian(p, bits):
+    return Numbers(scale=math.sqrt(p / (1 - p)), shift=1.0) if p else None
+
+
+def _uniform(p, bits):
+    """1 + h * (2 * u - 1) for u = (field + 1/2) / 2**bits, as one multiplication and one sum."""
+    h = math.sqrt(3 * p / (1 - p))
+    return Numbers(scale=2 * h / 2**bits, shift=1 - h + h / 2**bits) if p else None
+
+
+def _additive(std, bits):
+    return Numbers(scale=std) if std else None
+
+
+def _check_below_1(p):
+    value = check_p(p)
+    if value == 1:
+        raise ValueError("p must be below 1, got 1: the variance p / (1 - p) would be infinite")
+    return value
+
+
+def _check_std(std):
+    value = check_number("std", std)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"std must be finite and not negative, got {std}")
+    return value
+
+
+PLAIN = Noise("plain", same, zeroes=True)
+SCALED = Noise("scaled", scaled)
+DROPOUT = Noise("dropout", kept, "keep", _dropout, zeroes=True)
+DROPPED = Noise("dropped", dropped, "keep")
+ALPHA = Noise("alpha", alpha, "keep", _alpha, gradient=DROPOUT)
+GAUSSIAN = Noise("gaussian", multiplied, "normal", _gaussian, _check_below_1)
+UNIFORM = Noise("uniform", multiplied, "field", _uniform, _check_below_1)
+ADDITIVE = Noise("additive", added, "normal", _additive, _check_std, gradient=PLAIN)
+ZONEOUT = Noise("zoneout", kept_or_other, "keep", _zoneout, gradient=DROPOUT, two_inputs=True, second=DROPPED)
+EXPECTED_ZONEOUT = Noise(
+    "expected_zoneout",
+    mixed,
+    numbers=_expected_zoneout,
+    gradient=SCALED,
+    two_inputs=True,
+    second=Noise("other_part", other_part),
+)
+
+DRAWN = {
+    "keep": Noise("mask", truth, "keep"),
+    "field": Noise("fields", itself, "field"),
+    "normal": Noise("normals", itself, "normal"),
+}
+"""The noises that give what was drawn itself."""

@@ -1,0 +1,147 @@
+"""Schedules: p as a function of the training step, for layers.
+
+A Schedule is a value: nothing in it changes, and a layer's step says where in it the layer is.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+from gpudrop.random_bits import check_number, check_uint64
+
+# How far p has come from first to last, by progress = step / steps, which is at least 0.
+CURVES = {
+    "linear": lambda progress: min(progress, 1),
+    "cosine": lambda progress: (1 - math.cos(math.pi * min(progress, 1))) / 2,
+    "exponential": lambda progress: -math.expm1(-10 * progress),
+    "jump": lambda progress: float(progress >= 1),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """p as a function of the step: call it with a step. The functions of this module make the usual ones.
+
+    Parameters
+    ----------
+    first, last : float
+        p at step 0 and where it goes, each at least 0; whatever takes p checks that it may be so large.
+    steps : int
+        How long that takes; at least 1.
+    curve : {"linear", "cosine", "exponential", "jump"}
+        The way from one to the other. "exponential" never quite arrives: at `steps` it is within
+        exp(-10) = 5e-5 of the way; "jump" stays at first before `steps` and is at last from then on.
+
+    Examples
+    --------
+    >>> from gpudrop.schedules import Schedule
+    >>> p = Schedule(0.0, 0.5, 10, "linear")
+    >>> p(0), p(5), p(10), p(99)
+    (0.0, 0.25, 0.5, 0.5)
+    """
+
+    first: float
+    last: float
+    steps: int = 1
+    curve: str = "linear"
+
+    def __post_init__(self):
+        for name in ("first", "last"):
+            value = check_number(name, getattr(self, name))
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "steps", check_uint64("steps", self.steps))
+        if self.steps == 0:
+            raise ValueError("steps must be at least 1, got 0")
+        if self.curve not in CURVES:
+            raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
+
+    def __call__(self, step):
+        """p at a step, counted from 0."""
+        way = CURVES[self.curve](check_uint64("step", step) / self.steps)
+        return self.first + (self.last - self.first) * way
+
+    def state_dict(self):
+        """{"first", "last", "steps", "curve"}: what Schedule(**state) takes."""
+        return asdict(self)
+
+
+def constant(p):
+    """The same p at every step.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.schedules.constant(0.1)(1000)
+    0.1
+    """
+    return Schedule(p, p)
+
+
+def linear(first, last, steps):
+    """From first to last along a straight line.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.schedules.linear(0.5, 0.0, 4)(1)
+    0.375
+    """
+    return Schedule(first, last, steps)
+
+
+def cosine(first, last, steps):
+    """From first to last along half a cosine, slow at both ends.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.schedules.cosine(0.5, 0, 4)(4)
+    0.0
+    """
+    return Schedule(first, last, steps, "cosine")
+
+
+def curriculum(p, steps):
+    """From 0 towards p, fast at first: p * (1 - exp(-10 * step / steps)).
+
+    Source: Morerio, Cavazza, Volpi, Vidal and Murino, "Curriculum dropout", ICCV 2017, with gamma = 10 / steps.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> schedule = gpudrop.schedules.curriculum(0.5, 100)
+    >>> schedule(0), round(schedule(10), 3), round(schedule(100), 3)
+    (0.0, 0.316, 0.5)
+    """
+    return Schedule(0, p, steps, "exponential")
+
+
+def early(p, steps, decay=False):
+    """p for the first steps and 0 afterwards, against underfitting; with decay, falling linearly to 0.
+
+    Source: Liu, Xu, Jin, Shen and Darrell, "Dropout reduces underfitting", ICML 2023.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> schedule = gpudrop.schedules.early(0.1, 50)
+    >>> schedule(49), schedule(50)
+    (0.1, 0.0)
+    """
+    return Schedule(p, 0, steps, "linear" if decay else "jump")
+
+
+def late(p, steps):
+    """0 for the first steps and p afterwards, against overfitting.
+
+    Source: as for `early`.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> schedule = gpudrop.schedules.late(0.1, 50)
+    >>> schedule(49), schedule(50)
+    (0.0, 0.1)
+    """
+    return Schedule(0, p, steps, "jump")
