@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import report, runner, startup
+from bench import contenders, family, report, runner, startup
 from bench.cases import cpu_cases
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,20 +34,23 @@ def main():
 @app.command()
 def cpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
+    variants: Annotated[bool, typer.Option("--family", help="The variants of dropout against PyTorch's.")] = False,
     file: Annotated[Path | None, typer.Option("--json", help="For the results; the chart goes beside it.")] = None,
 ):
     """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
     threads = numba.config.NUMBA_NUM_THREADS
     record = described(f"{_processor()}, {os.cpu_count()} cores", threads)
     record["rounds"] = rounds = 3 if quick else 7
-    record["startup"] = startup.measure(1 if quick else 3)
+    record["startup"] = {} if variants else startup.measure(1 if quick else 3)
     record["cases"] = []
-    cases = cpu_cases(threads, quick)
+    cases = family.family_cases(threads, quick) if variants else cpu_cases(threads, quick)
     runner.touch(4 * max(case.bytes for case in cases))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
-            record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, rounds)})
-    finish(record, file or RESULTS / f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-quick' if quick else ''}.json")
+            results = runner.measure(case, rounds, family.CONTENDERS if variants else contenders.of(case))
+            record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": results})
+    name = f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-family' * variants}{'-quick' * quick}.json"
+    finish(record, file or RESULTS / name)
 
 
 def described(device, threads):

@@ -29,6 +29,8 @@ class Case:
     threads : int
     p : float
         The probability of dropping.
+    variant : str, optional
+        The variant's name, for the cases of `bench.family`.
     """
 
     section: str
@@ -38,16 +40,22 @@ class Case:
     backward: bool = False
     threads: int = 1
     p: float = 0.1
+    variant: str | None = None
+
+    @property
+    def two_inputs(self):
+        """Whether the forward pass reads an array beside x, and the backward pass writes one beside dx."""
+        return self.variant == "zoneout"
 
     @property
     def reads_saved(self):
-        """Whether the backward pass reads an array beside dy."""
-        return find_activation(self.activation).slope_of is not None
+        """Whether the backward pass reads (or for two inputs writes) an array beside dy and dx."""
+        return self.two_inputs or find_activation(self.activation).slope_of is not None
 
     @property
     def bytes(self):
         """Bytes that must move between the arrays and the processor: x, y; dy, what is saved, dx."""
-        arrays = 2 + (2 + self.reads_saved if self.backward else 0)
+        arrays = 2 + self.two_inputs + (2 + self.reads_saved if self.backward else 0)
         return arrays * self.size * np.dtype(DTYPES[self.dtype]).itemsize
 
 

@@ -42,11 +42,11 @@ def our_dropout(case, x, dy, results, seed):
 
 
 def copy(case, x, dy, results):
-    """y = 2 * x, and in the other direction 2 * dy plus what is saved, which is y."""
+    """y = 2 * x, plus dy for two inputs, and in the other direction 2 * dy plus what is saved, which is y."""
     if x.itemsize == 2:
         x, dy = x.view(np.uint16), dy.view(np.uint16)
     _shapes(case, x, results)
-    wanted = [2 * x, 2 * dy + (results[0] if case.reads_saved else 0)]
+    wanted = [2 * x + (dy if case.two_inputs else 0), 2 * dy + (results[0] if case.reads_saved else 0)]
     for got, want in zip(results, wanted, strict=False):
         if not np.allclose(got, want):
             raise Wrong("it is no copy")

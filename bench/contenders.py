@@ -32,7 +32,7 @@ class Contender:
 
 
 def of(case):
-    """The contenders of a case."""
+    """The contenders of a case, but for those of `bench.family`."""
     return [CONTENDERS[name] for name in SECTIONS[case.section]]
 
 
@@ -60,7 +60,7 @@ def ceiling(case, x, dy, kernel, ready=True):
 
     def forward():
         y = ready_y if ready else np.empty_like(x)
-        kernel(x, x, s, y)
+        kernel(x, dy if case.two_inputs else x, s, y)
         return (y,)
 
     def both():
@@ -143,11 +143,13 @@ def _only(case, activations, dtypes):
         raise Absent(f"written for {' and '.join(activations)} in {' and '.join(dtypes)}")
 
 
-def _torch():
+def torch_for(case):
     try:
         import torch
     except ImportError:
         raise Absent("PyTorch is not installed") from None
+    torch.manual_seed(SEED)
+    torch.set_num_threads(case.threads)
     return torch
 
 
@@ -163,9 +165,7 @@ TORCH = {
 
 
 def pytorch(case, x, dy, compiled=False):
-    torch = _torch()
-    torch.manual_seed(SEED)
-    torch.set_num_threads(case.threads)
+    torch = torch_for(case)
     activation, functional = TORCH[case.activation], torch.nn.functional
 
     def dropout(x):
@@ -174,7 +174,7 @@ def pytorch(case, x, dy, compiled=False):
     if compiled:
         torch._dynamo.reset()
         dropout = torch.compile(dropout, dynamic=False)
-    x, dy = (_tensor(torch, array) for array in (x, dy))
+    x, dy = (to_torch(torch, array) for array in (x, dy))
     if not case.backward:
         return lambda: (dropout(x),)
     x.requires_grad_()
@@ -188,15 +188,17 @@ def pytorch(case, x, dy, compiled=False):
     return both
 
 
-def _tensor(torch, array):
+def to_torch(torch, array):
     if array.dtype == DTYPES["bfloat16"]:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
-def _from_torch(tensor):
+def from_torch(tensor):
     if str(tensor.dtype) == "torch.bfloat16":
-        return tensor.view(_torch().int16).numpy().view(DTYPES["bfloat16"])
+        import torch
+
+        return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
     return tensor.numpy()
 
 
@@ -248,8 +250,8 @@ CONTENDERS = {
         Contender(PLAIN, functools.partial(ceiling, kernel=ceilings.plain, ready=False), checks.copy),
         Contender(PLAIN_READY, functools.partial(ceiling, kernel=ceilings.plain), checks.copy),
         Contender(STREAMING_READY, functools.partial(ceiling, kernel=ceilings.streaming), checks.copy),
-        Contender("PyTorch", pytorch, to_numpy=_from_torch),
-        Contender("torch.compile", functools.partial(pytorch, compiled=True), to_numpy=_from_torch),
+        Contender("PyTorch", pytorch, to_numpy=from_torch),
+        Contender("torch.compile", functools.partial(pytorch, compiled=True), to_numpy=from_torch),
         Contender("JAX threefry", functools.partial(jax_jitted, keys="threefry2x32")),
         Contender("JAX rbg", functools.partial(jax_jitted, keys="rbg")),
         Contender("NumPy course", numpy_course),

@@ -26,6 +26,8 @@ def tables(record):
         for row in rows:
             table.add_row(*_cells(row, peers))
         yield table
+    if not record["startup"]:
+        return
     once = Table("paid once", "seconds", title="start-up, medians of fresh processes")
     for what, seconds in record["startup"].items():
         once.add_row(what, f"{seconds:.3f}")
@@ -34,7 +36,8 @@ def tables(record):
 
 def _case(row):
     """A case in words: what is computed, and on how many elements."""
-    return f"{row['activation']} {row['dtype']}{' and back' if row['backward'] else ''}", f"{row['size']:,}"
+    what = row.get("variant") or f"{row['activation']} {row['dtype']}"
+    return f"{what}{' and back' if row['backward'] else ''}", f"{row['size']:,}"
 
 
 def _cells(row, peers):
@@ -66,12 +69,43 @@ def notes(record):
 
 
 def chart(record, path):
-    """Elements per second against size, a line for each contender, the ceilings dashed."""
+    """A picture of a record: of the family if that is what was measured, else of all sizes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    draw = _family_chart if all(row.get("variant") for row in record["cases"]) else _size_chart
+    figure = draw(record, pyplot)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _family_chart(record, pyplot):
+    """How many times as fast as PyTorch each variant is, forward, and forward and backward."""
+    names = list(dict.fromkeys(row["variant"] for row in record["cases"]))[::-1]
+    figure, panel = pyplot.subplots(figsize=(9, 8), layout="constrained")
+    for backward, colour, shift in ((False, COLOURS[0], 0.2), (True, COLOURS[1], -0.2)):
+        ratios = {
+            row["variant"]: row["results"]["PyTorch"]["seconds"] / row["results"][OURS]["seconds"]
+            for row in record["cases"]
+            if row["backward"] == backward and all("seconds" in row["results"].get(n, {}) for n in ("PyTorch", OURS))
+        }
+        places = [i + shift for i, name in enumerate(names) if name in ratios]
+        bars = panel.barh(places, [ratios[name] for name in names if name in ratios], 0.38, color=colour)
+        panel.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        bars.set_label("forward and backward" if backward else "forward")
+    panel.axvline(1, color="black", linewidth=1)
+    panel.set(xscale="log", yticks=range(len(names)), yticklabels=names, xlabel="times as fast as PyTorch")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    size = record["cases"][0]["size"]
+    figure.suptitle(f"float32, {size:,} elements, {record['threads']} threads of {record['device']}", fontsize=10)
+    return figure
+
+
+def _size_chart(record, pyplot):
+    """Elements per second against size, a line for each contender, the ceilings dashed."""
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for panel, backward in zip(panels, (False, True), strict=True):
         rows = [row for row in record["cases"] if row["section"] == "sizes" and row["backward"] == backward]
@@ -86,5 +120,4 @@ def chart(record, path):
     panels[0].set_ylabel("elements per second")
     panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['threads']} threads of {record['device']}")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    return figure

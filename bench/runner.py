@@ -22,7 +22,7 @@ def touch(size):
     np.empty(min(size, free // 2), np.uint8).fill(1)
 
 
-def measure(case, rounds, entered=None):
+def measure(case, rounds, entered):
     """What one case gives, by contender: {"seconds": median of a call, ...}, or {"absent", "wrong" or "failed": why}.
 
     Parameters
@@ -31,12 +31,11 @@ def measure(case, rounds, entered=None):
     rounds : int
         How many measurements each median is of. In a round each contender is measured once, in turn, so
         that whatever else the machine does falls on all of them.
-    entered : list of Contender, optional
-        Those of the case's section without it.
+    entered : list of Contender
     """
     numba.set_num_threads(case.threads)
     try:
-        return _measure(case, rounds, contenders.of(case) if entered is None else entered)
+        return _measure(case, rounds, entered)
     finally:
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
 

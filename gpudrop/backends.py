@@ -150,6 +150,13 @@ def empty(shape, dtype, like):
     return cuda.device_array(shape, dtype, stream=like.array.stream)
 
 
+def leading(operand, target):
+    """The one of two arrays whose stream the kernels run on: a Numba array may have one, the operand's comes first."""
+    if operand.kind == "numba" and not operand.array.stream:
+        return operand._replace(array=target)
+    return operand
+
+
 def repeated(operand, copies):
     """The operand so many times along a new first axis, in the same memory."""
     x, shape = operand.array, (copies, *operand.array.shape)
@@ -157,12 +164,8 @@ def repeated(operand, copies):
         array = np.broadcast_to(x, shape)
     elif operand.kind == "cupy":
         array = sys.modules["cupy"].broadcast_to(x, shape)
-    elif hasattr(x, "__cuda_array_interface__"):
-        from numba import cuda
-
-        view = _interface(x) | {"shape": shape, "strides": (0, *x.strides)}
-        array = cuda.as_cuda_array(_Device(view, x), sync=False)
-        array.stream = x.stream
+    elif hasattr(x, "gpu_data"):
+        array = type(x)(shape, (0, *x.strides), x.dtype, stream=x.stream, gpu_data=x.gpu_data)
     else:
         array = type(x)(np.broadcast_to(x._ary, shape))  # in the simulator
     return operand._replace(array=array)
@@ -293,7 +296,7 @@ def _views(module, operand, out):
 def _back(operand, array):
     """An array that a kernel module of another kind has made, as the operand's kind."""
     if operand.kind == "cupy":
-        return sys.modules["cupy"].asarray(array)
+        return sys.modules["cupy"].asarray(_Device(_interface(array), array))
     from numba import cuda
 
     return cuda.as_cuda_array(array, sync=False)

@@ -12,7 +12,7 @@ from gpudrop import backends
 from gpudrop.activations import find_activation
 from gpudrop.fusion import STORAGE, Draw, Fusion
 from gpudrop.generator import Generator, Stream, check_rng, take
-from gpudrop.masks import Blocks, Shared, shared
+from gpudrop.masks import Blocks, Shared, check_mask_shape, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 
@@ -31,14 +31,25 @@ _EVERYWHERE = Surroundings()
 _surroundings = ContextVar("gpudrop_surroundings", default=_EVERYWHERE)
 
 
+def here():
+    """The Surroundings of the code that runs now."""
+    return _surroundings.get()
+
+
 @contextmanager
 def within(**changes):
     """Change the surroundings for a block, in the current thread (and its asyncio task) alone."""
-    token = _surroundings.set(_surroundings.get()._replace(**changes))
+    token = _surroundings.set(here()._replace(**changes))
     try:
         yield
     finally:
         _surroundings.reset(token)
+
+
+def rng_here(rng):
+    """What a call draws from: the rng it is given, checked, or the surroundings' in the place of a Generator."""
+    rng, own = check_rng(rng), here().rng
+    return rng if own is None or isinstance(rng, Stream) else own
 
 
 def no_dropout():
@@ -160,7 +171,7 @@ def dropout_vjp(
 
 
 def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
-    """The mask that `dropout` would use, as booleans: True where an element is kept.
+    """The mask that `dropout` would use in the same place, as booleans: True where an element is kept.
 
     Parameters
     ----------
@@ -196,11 +207,13 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
-    start, rng = check_uint64("start", start), check_rng(rng)
-    p, bits = check_p(p), check_bits(bits)
+    start, rng, surroundings = check_uint64("start", start), rng_here(rng), here()
+    p, bits = check_p(p) if surroundings.on else 0.0, check_bits(bits)
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
     mask = backends.empty(shape, np.bool_, operand)
+    if surroundings.first and mask.ndim and mask.size:
+        start += surroundings.first * (mask.size // mask.shape[0])
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     numbers = DROPOUT.numbers(p, bits)
@@ -227,8 +240,6 @@ class Variation(NamedTuple):
         A mask_shape as `dropout` has it, or DropBlock's blocks; None draws for each element.
     batch_axis : int, optional
         The axis of x that counts samples, None if none does.
-    bits : int
-        Random bits per element, unless the user says otherwise.
     other : array, optional
         The second array that the noise reads; of x's kind, shape and dtype.
     copies : int, optional
@@ -240,7 +251,6 @@ class Variation(NamedTuple):
     prediction: Noise = PLAIN
     mask: tuple | Blocks | None = None
     batch_axis: int | None = 0
-    bits: int = 16
     other: Any = None
     copies: int | None = None
 
@@ -315,7 +325,9 @@ class Prepared:
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
 
     def _launch(self, draw):
-        given = None if self.rooms is None else self.mask.make(self.module, self.x, self.rooms, self.plan.mask, draw)
+        given = None
+        if self.rooms is not None:
+            given = self.mask.make(self.module, backends.leading(self.x, self.target), self.rooms, self.plan.mask, draw)
         backends.launch(self.module, self.x, self.plan.forward, self.x.array, self.other, self.target, draw, given)
 
     def _backprop(self, draw, saved):
@@ -333,8 +345,8 @@ class Prepared:
                 raise ValueError(f"out must not overlap {kept}, which the backward pass of {name!r} needs")
             a, second, given = operand.array, None, None
             if plan.backward.given or (plan.second is not None and plan.second.given):
-                rooms = mask.allocate(operand, plan.mask.dtype)
-                given = mask.make(module, operand, rooms, plan.mask, draw)
+                leading = backends.leading(operand, target)
+                given = mask.make(module, leading, mask.allocate(leading, plan.mask.dtype), plan.mask, draw)
             if plan.second is not None:  # first, for out may be dy
                 second = backends.empty_like(operand)
                 backends.launch(module, operand, plan.second, a, a, second, draw, given)
@@ -346,26 +358,24 @@ class Prepared:
 
 
 def prepare(operand, how, activation, training, rng, bits, out, backend):
-    """Check a call and allocate for it. operand: x; how: the Variation; bits: None means its own."""
-    surroundings = _surroundings.get()
+    """Check a call and allocate for it. operand: x; how: the Variation."""
+    surroundings = here()
     noise = how.noise if training and surroundings.on else how.prediction
-    p, bits = how.noise.check(how.p), check_bits(how.bits if bits is None else bits)
+    p, bits = how.noise.check(how.p), check_bits(bits)
     if noise.drawn == "normal" and bits != 32:
         raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
     if how.copies is not None:
         operand = backends.repeated(operand, how.copies)
     x = operand.array
-    activation, rng = find_activation(activation), check_rng(rng)
-    if surroundings.rng is not None and isinstance(rng, Generator):
-        rng = surroundings.rng
+    activation, rng = find_activation(activation), rng_here(rng)
     mask, axis = how.mask, how.batch_axis
     if mask is not None and not isinstance(mask, Blocks):
-        mask = shared(tuple(x.shape), _as_tuple(mask), axis)
+        mask = shared(tuple(x.shape), check_mask_shape(mask), axis)
     counted = mask is not None and mask.counted
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted)
     module = backends.choose(operand.kind, backend)
     start = 0
-    if surroundings.first and axis is not None and x.size:
+    if surroundings.first and axis is not None and x.ndim and x.size:
         start = surroundings.first * (x.size // x.shape[axis] if mask is None else mask.per_sample)
         if start + (x.size if mask is None else mask.drawn) > 2**64:
             raise ValueError(f"first must leave room for the mask below 2**64, got {surroundings.first}")
@@ -380,15 +390,8 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
         target = _target("out", out, operand, "x")
     if how.other is not None and out is not None:
         _check_apart("out", target, other, "previous")
-    rooms = mask.allocate(operand, plan.mask.dtype) if plan.mask is not None else None
+    rooms = mask.allocate(backends.leading(operand, target), plan.mask.dtype) if plan.mask is not None else None
     return Prepared(operand, other, target, out, module, plan, mask, rooms, rng, start)
-
-
-def _as_tuple(mask_shape):
-    try:
-        return tuple(mask_shape)
-    except TypeError:
-        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape!r}") from None
 
 
 def _target(name, out, operand, source):

@@ -200,6 +200,8 @@ def compiled(function, real, math_functions, decorate, memo=None):
         What each name in MATH means on this processor.
     decorate : callable
         Applied to the result and to each formula it calls: a jit, say.
+    memo : dict, optional
+        What formulas are compiled already, or are on this processor; those that are compiled here are added.
     """
     memo = {} if memo is None else memo
     if function not in memo:

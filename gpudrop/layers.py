@@ -56,9 +56,9 @@ class Layer:
         self.p = p if isinstance(p, Schedule) else self.check(p)
         self.options = defaults | options
         find_activation(self.options["activation"])
-        if self.options["bits"] is not None:
-            self.options["bits"] = check_bits(self.options["bits"])
-        self.rng = check_rng(rng)
+        self.options["bits"] = check_bits(self.options["bits"])
+        check_rng(rng)
+        self.rng = rng  # None stays None: the default generator, which a copy of the layer shares
         self.training, self.step = True, 0
         self._backprop = None
 
@@ -103,7 +103,7 @@ class Layer:
 
     def state_dict(self):
         """{"p": float or a Schedule's state, "step": int, "rng": {"seed": int, "call": int}}."""
-        rng = self.rng
+        rng = check_rng(self.rng)
         random = rng.state_dict() if isinstance(rng, Generator) else {"seed": rng.seed, "call": rng.call}
         return {"p": self.p.state_dict() if isinstance(self.p, Schedule) else self.p, "step": self.step, "rng": random}
 
@@ -116,17 +116,21 @@ class Layer:
             raise ValueError(f"a state has the keys 'p', 'rng' and 'step', got {sorted(state)}")
         p, step = state["p"], check_uint64("step", state["step"])
         p = Schedule(**p) if isinstance(p, dict) else self.check(p)
-        if isinstance(self.rng, Generator):
-            self.rng.load_state_dict(state["rng"])
+        rng = check_rng(self.rng)
+        if isinstance(rng, Generator):
+            rng.load_state_dict(state["rng"])
         else:
             self.rng = Stream(**state["rng"])
         self.p, self.step = p, step
+
+    def __getstate__(self):
+        return vars(self) | {"_backprop": None}  # a call is not saved, and its arrays with it
 
     def __repr__(self):
         p = repr(self.p) if isinstance(self.p, Schedule) else f"{self.p:g}"
         options, defaults = self.options, self._defaults()
         own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
-        shown = [*own, "activation", *(["bits"] if options["bits"] is not None else [])]
+        shown = [*own, "activation", "bits"]
         values = [f"{self._strength()}={p}", *(f"{name}={options[name]!r}" for name in shown)]
         return f"{type(self).__name__}({', '.join(values)})"
 
@@ -175,7 +179,7 @@ class Dropout2d(Layer):
     --------
     >>> import numpy as np, gpudrop
     >>> gpudrop.layers.Dropout2d(0.2, channels_last=True)
-    Dropout2d(p=0.2, channels_last=True, activation=None)
+    Dropout2d(p=0.2, channels_last=True, activation=None, bits=16)
     """
 
     function = staticmethod(variants.dropout2d)
@@ -200,8 +204,8 @@ class DropPath(Layer):
     Examples
     --------
     >>> import numpy as np, gpudrop
-    >>> [gpudrop.layers.DropPath(p) for p in gpudrop.drop_path_rates(0.1, 3)]
-    [DropPath(p=0, activation=None), DropPath(p=0.05, activation=None), DropPath(p=0.1, activation=None)]
+    >>> [gpudrop.layers.DropPath(p) for p in gpudrop.drop_path_rates(0.1, 2)]
+    [DropPath(p=0, activation=None, bits=16), DropPath(p=0.1, activation=None, bits=16)]
     """
 
     function = staticmethod(variants.drop_path)
@@ -305,7 +309,7 @@ class DropBlock2d(Layer):
     --------
     >>> import numpy as np, gpudrop
     >>> gpudrop.layers.DropBlock2d(gpudrop.schedules.linear(0, 0.1, 5000), block_size=5)
-    DropBlock2d(p=Schedule(first=0.0, last=0.1, steps=5000, curve='linear'), block_size=5, activation=None)
+    DropBlock2d(p=Schedule(first=0.0, last=0.1, steps=5000, curve='linear'), block_size=5, activation=None, bits=32)
     """
 
     function = staticmethod(variants.dropblock2d)
@@ -380,6 +384,8 @@ class GaussianNoise(Layer):
     check = staticmethod(noises.ADDITIVE.check)
 
     def __init__(self, std=None, *, rng=None, **options):
+        if "p" in options:
+            raise TypeError("GaussianNoise has no option 'p'; how strong it is, std says")
         super().__init__(std, rng=rng, **options)
 
 

@@ -5,6 +5,7 @@ once, by the same mapping, and applied by broadcasting.
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,19 +53,25 @@ class Shared:
         return Given(array, self.period, self.repeat, self.run)
 
 
+def check_mask_shape(mask_shape):
+    """mask_shape as a tuple of Python's integers and None, or a TypeError."""
+    try:
+        return tuple(None if n is None else operator.index(n) for n in mask_shape)
+    except TypeError:
+        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape!r}") from None
+
+
 @lru_cache(maxsize=1024)
 def shared(shape, mask_shape, batch_axis):
-    """The Shared of a mask_shape against an array's shape; None where nothing is shared.
+    """The Shared of a checked mask_shape against an array's shape; None where nothing is shared.
 
     batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own.
 
     Raises
     ------
-    TypeError, ValueError
-        If mask_shape isn't a shape that broadcasts against the array's.
+    ValueError
+        If mask_shape doesn't broadcast against the array's.
     """
-    if not all(n is None or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in mask_shape):
-        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape}")
     leading = len(shape) - len(mask_shape)
     if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, shape[leading:], strict=True)):
         raise ValueError(f"mask_shape must broadcast against x, of shape {shape}, got {mask_shape}")

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpudrop import backends
-from gpudrop.dropout import within
-from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.dropout import here, rng_here, within
+from gpudrop.generator import Generator, Stream
 from gpudrop.random_bits import check_uint64
 
 
@@ -30,8 +32,8 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     Parameters
     ----------
     fn : function
-        fn(x) -> array. Its dropouts must be in training; whatever their generator is, they draw from one that
-        belongs to the sample (a `Stream` still repeats its mask). Samples of the result go with those of x.
+        fn(x) -> array, whose first axis goes with x's. Its dropouts must be in training; whatever their generator
+        is, they draw from one that belongs to the call (a `Stream` still repeats its mask).
     x : array
         Its first axis counts the samples of the batch.
     n : int
@@ -41,7 +43,7 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
         Stream as a Generator at that stream, so that the same Stream gives the same result. None is the default
         generator.
     batch_size : int, optional
-        Call fn on so many samples at a time. It changes no mask.
+        Call fn on so many samples at a time.
     first : int
         The number of x's first sample in the whole batch. The mask of a sample depends on its number, the call
         of fn and the stream: parts of a batch give what they give in the whole of it, and so does a batch that
@@ -50,8 +52,8 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     Returns
     -------
     MonteCarlo
-        (mean, variance), of fn's own kind of array, in the dtype of its results; the variance is the mean of the
-        squared deviations.
+        (mean, variance), of fn's own kind of array, in its dtype but float32 at least (PyTorch's tensors: in their
+        own); the variance is the mean of the squared deviations.
 
     Raises
     ------
@@ -60,8 +62,12 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
 
     Notes
     -----
-    For a mask to depend on the number of a sample, samples must be on the array's first axis (`locked_dropout`:
-    the first but for time). DropBlock's normalisation alone is of the part that it sees.
+    An array in fn is taken to have samples on its first axis (`locked_dropout`: on the first but for time). One that
+    has none, or has them folded into another axis, gets other masks in parts than in the whole, unless it says so:
+    `drop_connect` and `embedding_dropout` for weights and tables, a mask_shape that begins with 1 for what samples
+    share. In a mask_shape the samples' own axis is None, not a number. DropBlock's normalisation is of the part that
+    it sees. Threads that fn starts don't know of any of this, unless they run in a copy of its context
+    (`contextvars.copy_context().run`). With PyTorch's parameters in fn, wrap the call in `torch.no_grad()`.
 
     Examples
     --------
@@ -76,39 +82,46 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, rng = check_uint64("n", n), check_uint64("first", first), check_rng(rng)
-    size = len(x) if batch_size is None else check_uint64("batch_size", batch_size)
-    if n == 0 or (size == 0 and batch_size is not None):
-        raise ValueError(f"{'n' if n == 0 else 'batch_size'} must be at least 1, got 0")
+    n, first, rng = check_uint64("n", n), check_uint64("first", first) + here().first, rng_here(rng)
+    if n == 0:
+        raise ValueError("n must be at least 1, got 0")
+    if not getattr(x, "shape", ()):
+        raise ValueError("x must have a first axis, that of samples")
+    size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size)
+    if size == 0:
+        raise ValueError("batch_size must be at least 1, got 0")
     if isinstance(rng, Stream):
         parent = Generator(rng.seed)
         parent.load_state_dict({"seed": rng.seed, "call": rng.call})
         rng = parent
     seeds = [child.state_dict()["seed"] for child in rng.spawn(n)]
-    parts = [
-        _moments(fn, x[start : start + size], seeds, first + start) for start in range(0, max(1, len(x)), max(1, size))
-    ]
+    starts = range(0, max(1, len(x)), size)
+    parts = [_moments(fn, x[start : start + size], seeds, first + start) for start in starts]
     if len(parts) == 1:
         return parts[0]
+    if any(mean.shape[:1] != x[start : start + size].shape[:1] for start, (mean, _) in zip(starts, parts, strict=True)):
+        raise ValueError("fn must return an array whose first axis goes with x's, for parts of x to be put together")
     return MonteCarlo(*(_concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _moments(fn, x, seeds, first):
-    """Mean and variance over the seeds, in one pass: Welford, Technometrics 4 (1962)."""
-    mean = squares = None
+    """Mean and variance over the seeds, in one pass, after Welford, Technometrics 4 (1962)."""
+    mean = variance = None
     for count, seed in enumerate(seeds, 1):
         with within(rng=Generator(seed), first=first):
             y = fn(x)
+        try:
+            y = y * np.float32(1)  # 16-bit numbers would lose the digits that are summed
+            y.shape  # noqa: B018  (a number or a list has none)
+        except (AttributeError, TypeError):
+            raise TypeError(f"fn must return arrays that can be added up, got {type(y).__name__}") from None
         if mean is None:
-            try:
-                mean, squares = y * 1, y * 0
-            except TypeError:
-                raise TypeError(f"fn must return arrays that can be added up, got {type(y).__name__}") from None
+            mean, variance = y, y * 0
         else:
             deviation = y - mean
             mean = mean + deviation / count
-            squares = squares + deviation * (y - mean)
-    return MonteCarlo(mean, squares / len(seeds))
+            variance = variance + (deviation * (y - mean) - variance) / count
+    return MonteCarlo(mean, variance)
 
 
 def _concatenate(arrays):

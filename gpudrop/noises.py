@@ -103,7 +103,8 @@ def other_part(r: bool, scale, shift, z, other):
 
 
 def mixed(r: bool, scale, shift, z, other):
-    return z * scale + other * shift
+    # With p = 1 an infinite z has no part in it.
+    return (z * scale if scale > 0 else 0) + other * shift
 
 
 def truth(r: bool, scale, shift, z, other):

@@ -204,12 +204,17 @@ def check_bits(bits):
     return width
 
 
-def check_uint64(name, value):
-    """value as a Python int in [0, 2**64), or an error that names the argument."""
+def check_integer(name, value):
+    """value as a Python int, or a TypeError that names the argument."""
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def check_uint64(name, value):
+    """value as a Python int in [0, 2**64), or an error that names the argument."""
+    number = check_integer(name, value)
     if not 0 <= number < 2**64:
         raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {value}")
     return number

@@ -59,7 +59,7 @@ class Schedule:
     def __call__(self, step):
         """p at a step, counted from 0."""
         way = CURVES[self.curve](check_uint64("step", step) / self.steps)
-        return self.first + (self.last - self.first) * way
+        return (1 - way) * self.first + way * self.last
 
     def state_dict(self):
         """{"first", "last", "steps", "curve"}: what Schedule(**state) takes."""

@@ -7,22 +7,22 @@ what all of them take and share with `dropout` stands in `variant` alone.
 import functools
 import inspect
 import math
-import operator
 
 from gpudrop import backends, noises
 from gpudrop.dropout import Variation, prepare
 from gpudrop.masks import Blocks
-from gpudrop.random_bits import check_p, check_uint64
+from gpudrop.random_bits import check_integer, check_p, check_uint64
 
 
-def variant(vary):
+def variant(vary, bits=16):
     """The public function of a variant: vary(x, p, ...) -> Variation, for an array x of a supported kind.
 
-    It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits, out and
-    backend. Its attribute `vjp` is the function that returns (y, backprop) instead, as `dropout_vjp` does.
+    It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
+    many as are given here), out and backend. Its attribute `vjp` is the function that returns (y, backprop) instead,
+    as `dropout_vjp` does.
     """
 
-    def prepared(x, *args, activation=None, training=True, rng=None, bits=None, out=None, backend=None, **options):
+    def prepared(x, *args, activation=None, training=True, rng=None, bits=bits, out=None, backend=None, **options):
         operand = backends.adopt("x", x)
         how = vary(operand.array, *args, **options)
         return prepare(operand, how, activation, training, rng, bits, out, backend)
@@ -38,10 +38,14 @@ def variant(vary):
     own, common = inspect.signature(vary), inspect.signature(prepared)
     named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
+    prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show
     vjp.__name__, vjp.__qualname__ = f"{vary.__name__}.vjp", f"{vary.__qualname__}.vjp"
     vjp.__doc__ = f"What `{vary.__name__}` returns, and the function that takes a gradient back: see `dropout_vjp`."
     forward.vjp = vjp
     return forward
+
+
+in_32_bits = functools.partial(variant, bits=32)
 
 
 # Structured masks
@@ -175,7 +179,7 @@ def drop_path_rates(p, depth):
     [0.0, 0.25, 0.5]
     """
     p, depth = check_p(p), check_uint64("depth", depth)
-    return [p * layer / max(1, depth - 1) for layer in range(depth)]
+    return [p * (layer / max(1, depth - 1)) for layer in range(depth)]
 
 
 @variant
@@ -204,7 +208,7 @@ def locked_dropout(x, p=0.5, *, time_axis=0):
            [0., 2., 0., 2., 2., 0.]], dtype=float32)
     """
     _check_ndim(x, 2, "time and samples")
-    axis = operator.index(time_axis)
+    axis = check_integer("time_axis", time_axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"time_axis must be an axis of x, which has {x.ndim} dimensions, got {time_axis}")
     axis %= x.ndim
@@ -340,21 +344,20 @@ def drop_connect(x, p=0.5, *, samples=None):
 def _blocks(x, p, spatial, block_size):
     """DropBlock's mask, and the probability of a seed: equation 1 of the paper."""
     _check_ndim(x, spatial, "feature maps")
-    block_size = operator.index(block_size)
+    block_size = check_integer("block_size", block_size)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     if 0 in x.shape:
-        return Variation(check_p(p), bits=32)
+        return Variation(check_p(p))
     leading, sizes = x.shape[: x.ndim - spatial], x.shape[x.ndim - spatial :]
-    batched = len(leading) > 1
     rows = (1,) * (2 - spatial)  # a sequence is a map of one row
     blocks = tuple(min(block_size, n) for n in sizes)
-    mask = Blocks(math.prod(leading), rows + sizes, rows + blocks, leading[0] if batched else 1)
+    mask = Blocks(math.prod(leading), rows + sizes, rows + blocks, leading[0] if leading else 1)
     gamma = check_p(p) * math.prod(sizes) / (math.prod(blocks) * math.prod(mask.fitting))
-    return Variation(gamma, mask=mask, batch_axis=0 if batched else None, bits=32)
+    return Variation(gamma, mask=mask, batch_axis=0 if leading else None)
 
 
-@variant
+@in_32_bits
 def dropblock1d(x, p=0.1, *, block_size=7):
     """Drop blocks of neighbours in sequences: DropBlock in one dimension.
 
@@ -371,7 +374,7 @@ def dropblock1d(x, p=0.1, *, block_size=7):
     return _blocks(x, p, 1, block_size)
 
 
-@variant
+@in_32_bits
 def dropblock2d(x, p=0.1, *, block_size=7):
     """Drop square blocks of neighbours in feature maps: DropBlock.
 
@@ -463,7 +466,7 @@ def feature_alpha_dropout(x, p=0.5):
     return Variation(p, noises.ALPHA, mask=(None, None, *(1,) * (x.ndim - 2)))
 
 
-@variant
+@in_32_bits
 def gaussian_dropout(x, p=0.5):
     """Multiply by normal noise of dropout's own mean and variance, 1 and p / (1 - p).
 
@@ -485,7 +488,7 @@ def gaussian_dropout(x, p=0.5):
     >>> bool(abs(y.mean() - 1) < 0.01 and abs(y.var() - 0.25) < 0.01)
     True
     """
-    return Variation(p, noises.GAUSSIAN, bits=32)
+    return Variation(p, noises.GAUSSIAN)
 
 
 @variant
@@ -514,7 +517,7 @@ def uniform_dropout(x, p=0.5):
     return Variation(p, noises.UNIFORM)
 
 
-@variant
+@in_32_bits
 def gaussian_noise(x, std=1.0):
     """Add normal noise: y = activation(x) + std * deviate, with a gradient of dy * slope(x).
 
@@ -534,7 +537,7 @@ def gaussian_noise(x, std=1.0):
     >>> gpudrop.gaussian_noise(np.zeros(4), 0.1, rng=gpudrop.Stream(0, 0)).round(3)
     array([ 0.099, -0.092, -0.062, -0.048])
     """
-    return Variation(std, noises.ADDITIVE, bits=32)
+    return Variation(std, noises.ADDITIVE)
 
 
 @variant

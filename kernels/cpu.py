@@ -168,7 +168,7 @@ def _overload_block(fusion, words):
 def _overload_deviate(fusion, words, count, normals):
     real = _fusions[fusion.name].real
     radius, sine = (
-        compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner())
+        compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner(), dict(host_math.FORMULAS[real]))
         for formula in (random_bits.radius, random_bits.sine)
     )
     quarter = random_bits.QUARTER
@@ -249,6 +249,19 @@ def _repeat(value, target):
 
 
 @inner()
+def _tile(source, at, target):
+    """source again and again, from number `at` on."""
+    head = min(source.size - at, target.size)
+    _copy(source[at : at + head], target[:head])
+    filled = min(head + source.size, target.size)
+    _copy(source, target[head:filled])
+    while filled < target.size:  # what is there is a whole number of turns: twice as many
+        count = min(filled - head, target.size - filled)
+        _copy(target[head:], target[filled : filled + count])
+        filled += count
+
+
+@inner()
 def _gather(given, period, repeat, run, first, block):
     """What is given for the elements from number `first` on, to block: see `fusion.Given`."""
     place = first // run
@@ -259,9 +272,9 @@ def _gather(given, period, repeat, run, first, block):
     i = 0
     while i < block.size:
         if run == 1:
-            count = min(period - at, block.size - i)
-            _copy(given[base + at : base + at + count], block[i : i + count])
-            at += count
+            count = min((repeat - turn) * period - at, block.size - i)
+            _tile(given[base : base + period], at, block[i : i + count])
+            at, turn = period, repeat - 1
         else:
             count = min(left, block.size - i)
             _repeat(given[base + at], block[i : i + count])
@@ -327,6 +340,11 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(fusion, a, b, out, draw, given=None):
+    if given is None and b is a and a.ndim and a.strides[0] == 0 and len(a) > 1:
+        for k in range(len(a)):  # the same elements again and again: no copy of them all
+            part = a[k]
+            launch(fusion, part, part, out[k], draw._replace(start=draw.start + k * part.size))
+        return
     run, flat_a = kernel(fusion), _flat(fusion, a)
     flat_b = flat_a if b is a else _flat(fusion, b)
     in_order = out.flags.carray

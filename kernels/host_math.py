@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from gpudrop import random_bits
 from gpudrop.formulas import MATH
 from gpudrop.kernels import half
 
@@ -63,8 +64,8 @@ def expm132(x):
 
 
 @inner()
-def _log_of_sum(u, lost):
-    """log(u + lost) for a finite u above 0 and what u has lost in rounding."""
+def _log_of_sum(u, lost, halvings):
+    """log((u + lost) / 2**halvings) for a finite u above 0 and what u has lost in rounding."""
     # u = 2**k * (1 + f), with 1 + f between sqrt(0.5) and sqrt(2).
     above = u32(_bits(u) - u32(SQRT_HALF))
     k = i32(i32(above) >> i32(23))
@@ -78,9 +79,10 @@ def _log_of_sum(u, lost):
     p = p * f + f32(2.0001226663589478e-01)
     p = p * f + f32(-2.500081956386566e-01)
     p = p * f + f32(3.333333134651184e-01)
+    k = f32(k - i32(halvings))
     # log(2) in two parts, the first of them exact in its products with k.
-    y = f32(f32(p * f - f32(0.5)) * f32(f * f) + f) + f32(k) * f32(-2.12194440e-4)
-    return f32(k) * f32(0.693359375) + y
+    y = f32(f32(p * f - f32(0.5)) * f32(f * f) + f) + k * f32(-2.12194440e-4)
+    return k * f32(0.693359375) + y
 
 
 @inner()
@@ -95,15 +97,24 @@ def log1p32(x):
     u = f32(x + f32(1))
     # What the sum has lost; far out, where 2**-k is no float32, nothing that counts.
     lost = f32(x - f32(u - f32(1))) if x < f32(1) else f32(f32(1) - f32(u - x))
-    return _of_any(u, _log_of_sum(u, lost))
+    return _of_any(u, _log_of_sum(u, lost, 0))
 
 
 @inner()
 def log32(x):
     # Subnormal numbers have no exponent of their own.
     small = x < f32(1.1754943508222875e-38)
-    y = _log_of_sum(f32(x * f32(2.0**25)) if small else x, f32(0))
-    return _of_any(x, f32(y - f32(17.328679513998632)) if small else y)
+    y = _log_of_sum(f32(x * f32(2.0**25)) if small else x, f32(0), 25 if small else 0)
+    return _of_any(x, y)
+
+
+@inner()
+def radius32(word):
+    """random_bits.radius with one logarithm: of the word, and of what it loses on its way to a float32."""
+    u = f32(f32(word) + f32(0.5))
+    high, low = f32(u32(word & u32(0xFFFFFF00))), f32(u32(word & u32(0xFF)))
+    lost = f32(f32(low + f32(0.5)) - f32(u - high))
+    return f32(math.sqrt(f32(-2) * _log_of_sum(u, lost, 32)))
 
 
 @inner()
@@ -140,3 +151,6 @@ HOST_MATH = {
     "float64": {name: getattr(math, name) for name in MATH},
 }
 """What each function of a formula means on the host, by the arithmetic."""
+
+FORMULAS = {"float32": {random_bits.radius: radius32}, "float64": {}}
+"""Formulas that the host has a faster way to, by the arithmetic."""

@@ -336,9 +336,18 @@ def grow_kernel():
     return cuda.jit(gpudrop_grow)
 
 
+@functools.cache
+def zero_kernel():
+    def gpudrop_zero(count):
+        count[0] = 0
+
+    return cuda.jit(gpudrop_zero)
+
+
 def grow(seeds, mask, block):
     stream = mask.stream
-    kept = cuda.to_device(np.zeros(1, np.uint64), stream=stream)
+    kept = cuda.device_array(1, np.uint64, stream=stream)
+    zero_kernel()[1, 1, stream](kept)  # a copy from the host would wait for the device
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
     grow_kernel()[_blocks(mask.size), THREADS, stream](*arrays, np.int64(block[0]), np.int64(block[1]), kept)
     return kept

@@ -8,8 +8,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+import gpudrop
 from bench import __main__ as command
-from bench import cases, contenders, report, runner
+from bench import cases, contenders, family, report, runner
 from bench.cases import DTYPES, Case
 from bench.contenders import CONTENDERS, OURS, OURS_READY, Absent, Contender
 
@@ -168,3 +169,69 @@ def test_notes_say_why_somebody_is_missing():
         "b: wrong (y[0] is 1, not 2) relu float32 and back 1,000, relu float32 1,000",
         "gpudrop out=: failed (OSError) relu float32 and back 1,000, relu float32 1,000",
     ]
+
+
+# The family
+
+
+def family_case(name, backward):
+    return Case("family", "identity", size=2**19, backward=backward, threads=1, variant=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("contender", family.CONTENDERS, ids=lambda contender: contender.name)
+@pytest.mark.parametrize("name", family.ROWS)
+def test_contenders_of_the_family_compute_their_case(name, contender, backward):
+    case = family_case(name, backward)
+    try:
+        x, dy, call = prepared(contender, case)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
+
+
+def test_every_variant_is_measured():
+    assert {name for name in vars(gpudrop) if hasattr(getattr(gpudrop, name), "vjp")} - {"dropout"} == set(family.ROWS)
+
+
+FAMILY_FAULTS = {
+    "no scale": lambda y, *gradients: (y * np.float32(0.9), *gradients),
+    "shifted": lambda y, *gradients: (np.roll(y, 1), *gradients),
+    "one element wrong": lambda y, *gradients: (np.where(np.arange(y.size).reshape(y.shape) == 7, 9, y), *gradients),
+    "one gradient wrong": lambda y, dx, *rest: (y, np.where(np.arange(y.size).reshape(y.shape) == 7, 9, dx), *rest),
+    "no gradient": lambda y, *gradients: (y,),
+    "nan": lambda y, *gradients: (np.where(np.arange(y.size).reshape(y.shape) == 7, np.nan, y), *gradients),
+    "all dropped": lambda y, *gradients: (np.zeros_like(y), *gradients),
+}
+
+
+@pytest.mark.parametrize("check", [family.check_ours, family.check_peer])
+@pytest.mark.parametrize("fault", FAMILY_FAULTS)
+@pytest.mark.parametrize("name", family.ROWS)
+def test_a_variant_that_computes_something_else_is_not_timed(name, fault, check):
+    case = family_case(name, True)
+
+    def prepare(case, x, dy):
+        call = family.ours(case, x, dy)
+        return lambda: FAMILY_FAULTS[fault](*call())
+
+    if check is family.check_peer and name == "gaussian_noise" and fault == "one element wrong":
+        pytest.skip("a deviate may be anything")
+    results = runner.measure(case, 1, [Contender("broken", prepare, check), Contender("right", family.ours, check)])
+    assert set(results["broken"]) == {"wrong"}
+    assert results["right"]["seconds"] > 0
+
+
+def test_a_run_of_the_family_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+    record = command.described("a processor", 1) | {"startup": {}, "rounds": 1}
+    rows = [family_case(name, backward) for name in ("drop_path", "zoneout") for backward in (False, True)]
+    record["cases"] = [
+        asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, 1, family.CONTENDERS)} for case in rows
+    ]
+    path = tmp_path / "family.json"
+    command.finish(record, path)
+    assert json.loads(path.read_text()) == record
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    assert "drop_path and back" in shown and "zoneout" in shown

@@ -217,6 +217,23 @@ def test_gradient_is_that_of_differences(backend, name, shape, options, activati
     )
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_zoneouts_gradients_are_those_of_differences(backend, activation):
+    h = 1e-6
+    x, previous, dy = (sample((5, 8), seed) for seed in range(3))
+    x[np.abs(x) < 0.01] = 0.5
+
+    def y(x, previous):
+        return backend.get(gpudrop.zoneout(backend.put(x), backend.put(previous), 0.3, **keywords))
+
+    keywords = {"rng": STREAM, "activation": activation}
+    _, backprop = gpudrop.zoneout.vjp(backend.put(x), backend.put(previous), 0.3, **keywords)
+    gradients = map(backend.get, backprop(backend.put(dy)))
+    differences = y(x + h, previous) - y(x - h, previous), y(x, previous + h) - y(x, previous - h)
+    for gradient, difference in zip(gradients, differences, strict=True):
+        np.testing.assert_allclose(gradient, dy * difference / (2 * h), rtol=1e-6, atol=1e-8)
+
+
 # Off, and nearly off
 
 
@@ -308,6 +325,14 @@ X = np.ones((2, 3, 4, 5), np.float32)
             r"out must be .* shape \(4, 2, 3\)",
             lambda: gpudrop.drop_connect(X[0, 0, :2, :3], samples=4, out=X),
         ),
+        (
+            TypeError,
+            r"mask_shape must be .*, got \(\[1\], None\)",
+            lambda: gpudrop.dropout(X[0, 0], mask_shape=([1], None)),
+        ),
+        (TypeError, "block_size must be an integer, got 2.5", lambda: gpudrop.dropblock2d(X, block_size=2.5)),
+        (TypeError, "time_axis must be an integer, got 1.5", lambda: gpudrop.locked_dropout(X, time_axis=1.5)),
+        (TypeError, r"dropout2d\(\) missing 1 required positional argument: 'x'", lambda: gpudrop.dropout2d()),
         (ValueError, "depth must be between 0", lambda: gpudrop.drop_path_rates(0.1, -1)),
     ],
 )
@@ -317,6 +342,36 @@ def test_errors_name_the_argument_and_draw_nothing(error, message, call):
         call()
     np.testing.assert_array_equal(X, before)
     assert gpudrop.generator.check_rng(None).state_dict() == state
+
+
+def test_what_is_refused_does_not_depend_on_what_came_before():
+    """1, 1.0 and True are one key to a cache."""
+    gpudrop.dropout(X[0, 0], mask_shape=(np.int64(1), None))
+    with pytest.raises(TypeError, match="mask_shape must be a tuple"):
+        gpudrop.dropout(X[0, 0], mask_shape=(1.0, None))
+
+
+def test_rates_reach_their_last():
+    for p in (0.1, 0.2, 0.3, 0.7, 1):
+        for depth in range(1, 50):
+            rates = gpudrop.drop_path_rates(p, depth)
+            assert len(rates) == depth and rates[0] == 0 and max(rates) == rates[-1] == (p if depth > 1 else 0)
+    assert gpudrop.drop_path_rates(0.1, 0) == []
+
+
+def test_expected_zoneout_of_an_infinite_state():
+    infinite, one = np.full(9, np.inf), np.ones(9)
+    np.testing.assert_array_equal(gpudrop.zoneout(infinite, one, 1, training=False), one)
+    np.testing.assert_array_equal(gpudrop.zoneout(one, infinite, 0, training=False), one)
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 7, 63, 64, 65, 1023, 1024, 1025])
+@pytest.mark.parametrize("repeat", [1, 2, 3, 100])
+def test_what_comes_again_and_again(period, repeat):
+    """Blocks and slices begin anywhere within a turn of it."""
+    x = np.ones((5, repeat, period), np.float32)
+    want, _ = reference.structured(x, 0.5, (None, 1, None), **SEED)
+    np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, mask_shape=(None, 1, None), rng=STREAM), want)
 
 
 def test_a_failed_allocation_of_the_mask_leaves_the_generator_where_it_was(monkeypatch):

@@ -9,6 +9,7 @@ import own_activation
 import own_helpers
 import pytest
 import reference
+import ulps
 
 import gpudrop
 from gpudrop import random_bits
@@ -245,3 +246,34 @@ def test_known_answers_on_every_processor(tmp_path):
         assert tuple(random_bits.philox4x32(*words)) == answer  # as the simulator runs it
         assert tuple(in_numba(*words)) == answer
         assert cpp == answer
+
+
+def test_the_hosts_own_radius_is_the_formulas(monkeypatch):
+    """At both ends of the words, where a float32 near 1 or a small word loses most, and in between."""
+    from gpudrop.kernels import host_math
+    from gpudrop.kernels.cpu import jit
+
+    assert set(host_math.FORMULAS["float32"]) == {random_bits.radius}
+    own = jit()(host_math.radius32.py_func)
+    formula = compiled(random_bits.radius, np.float64, host_math.HOST_MATH["float64"], jit())
+    near = np.arange(3000)
+    words = np.concatenate([near, 2**32 - 1 - near, 2**31 - 1500 + near, 2**24 - 1500 + near])
+    words = np.concatenate([words, np.random.default_rng(0).integers(0, 2**32, 100_000)]).astype(np.uint32)
+    exact = np.array([formula(word) for word in words])
+    got = np.array([own(word) for word in words], np.float32)
+    assert ulps.error(got, exact).max() < 2
+
+
+def test_sine_of_every_part_of_the_turn():
+    from gpudrop.kernels.cpu import jit
+    from gpudrop.kernels.host_math import HOST_MATH
+
+    near = np.arange(500)
+    turns = np.concatenate([(eighth << 29) + near - 250 for eighth in range(9)]) % 2**32
+    exact = np.sin(2 * np.pi * (turns % 2**30) / 2**32)
+    exact = np.where(turns & 2**30, np.sin(2 * np.pi * (2**30 - turns % 2**30) / 2**32), exact)
+    exact *= np.where(turns & 2**31, -1, 1)
+    for real, limit in ((np.float32, 2), (np.float64, 3)):
+        sine = compiled(random_bits.sine, real, HOST_MATH[real.__name__], jit())
+        got = np.array([sine(np.uint32(turn)) for turn in turns], real)
+        assert ulps.error(got, exact, 2.0**-30).max() < limit

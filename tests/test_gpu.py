@@ -1,5 +1,8 @@
 """What only a GPU can show: streams, forced backends, and arrays past 2**32 elements."""
 
+import functools
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -49,6 +52,53 @@ def test_work_goes_onto_the_current_stream_and_does_not_wait(cupy, backend):
     assert waiting, "the call waited for the stream"
     stream.synchronize()
     np.testing.assert_array_equal(y.get(), gpudrop.dropout(X, 0.3, rng=STREAM))
+
+
+FAMILY = {
+    "drop_path": {},
+    "dropout2d": {"channels_last": True},
+    "dropblock2d": {"block_size": 3},
+    "gaussian_dropout": {},
+    "drop_connect": {"samples": 3},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", FAMILY)
+def test_variants_on_every_kind_of_array_by_every_backend(cupy, name, dtype):
+    from numba import cuda
+
+    x = X[: 4 * 5 * 6 * 7].reshape(4, 5, 6, 7).astype(dtype)
+    variant, options = getattr(gpudrop, name), {"rng": STREAM, **FAMILY[name]}
+    want, want_backprop = variant.vjp(x, 0.3, **options)
+    want_dx = want_backprop(want)
+    for put, get in ((cupy.asarray, cupy.asnumpy), (cuda.to_device, lambda array: array.copy_to_host())):
+        for backend in ("cupy_elementwise", "numba_cuda"):
+            y, backprop = variant.vjp(put(x), 0.3, backend=backend, **options)
+            for got, exact in ((get(y), want), (get(backprop(y)), want_dx)):
+                np.testing.assert_array_equal(got == 0, exact == 0)
+                np.testing.assert_allclose(got.astype(np.float64), exact.astype(np.float64), rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_variants_do_not_wait_for_the_stream(cupy, name, backend):
+    x = cupy.asarray(X[: 4 * 5 * 6 * 7].reshape(4, 5, 6, 7))
+    call = functools.partial(getattr(gpudrop, name), x, 0.3, rng=STREAM, backend=backend, **FAMILY[name])
+    want = call()  # compiled, and its memory in CuPy's pool, before the stream is busy
+    busy = cupy.RawKernel(
+        'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n); }', "spin"
+    )
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        call()
+        stream.synchronize()
+        busy((1,), (1,), (np.int64(1_000_000_000),))
+        y = call()
+        waiting = not stream.done
+    assert waiting, "the call waited for the stream"
+    stream.synchronize()
+    cupy.testing.assert_array_equal(y, want)
 
 
 @pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])

@@ -72,6 +72,20 @@ def test_a_copied_layer_goes_on_alike(cls, clone):
     inputs = arrays(layer)
     twin = clone(layer)
     np.testing.assert_array_equal(twin(*inputs), layer(*inputs))
+    twin = clone(layer)  # after a call, which holds a function and arrays
+    with pytest.raises(RuntimeError, match="backward needs a call"):
+        twin.backward(inputs[0])
+    np.testing.assert_array_equal(twin(*inputs), layer(*inputs))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_share_the_default_generator(clone):
+    gpudrop.manual_seed(8)
+    layer = layers.Dropout(0.5)
+    twin, x = clone(layer), np.ones(100)
+    np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, 0.5, rng=Stream(8, 0)))
+    np.testing.assert_array_equal(twin(x), gpudrop.dropout(x, 0.5, rng=Stream(8, 1)))
+    assert twin.state_dict()["rng"] == {"seed": 8, "call": 2}
 
 
 @pytest.mark.parametrize("rng", [lambda: Generator(4), lambda: Stream(4, 7)])
@@ -118,12 +132,12 @@ def test_a_schedule_follows_the_step():
         (layers.Dropout(keep_prob=0.8), "Dropout(p=0.2, activation=None, bits=16)"),
         (layers.Dropout(mask_shape=(None, 1)), "Dropout(p=0.5, mask_shape=(None, 1), activation=None, bits=16)"),
         (layers.DropBlock2d(activation="relu", bits=16), "DropBlock2d(p=0.1, activation='relu', bits=16)"),
-        (layers.DropBlock2d(block_size=3), "DropBlock2d(p=0.1, block_size=3, activation=None)"),
-        (layers.GaussianNoise(0.3), "GaussianNoise(std=0.3, activation=None)"),
-        (layers.Zoneout(), "Zoneout(p=0.5, activation=None)"),
+        (layers.DropBlock2d(block_size=3), "DropBlock2d(p=0.1, block_size=3, activation=None, bits=32)"),
+        (layers.GaussianNoise(0.3), "GaussianNoise(std=0.3, activation=None, bits=32)"),
+        (layers.Zoneout(), "Zoneout(p=0.5, activation=None, bits=16)"),
         (
             layers.DropPath(schedules.constant(0.5)),
-            "DropPath(p=Schedule(first=0.5, last=0.5, steps=1, curve='linear'), activation=None)",
+            "DropPath(p=Schedule(first=0.5, last=0.5, steps=1, curve='linear'), activation=None, bits=16)",
         ),
     ],
 )
@@ -139,7 +153,8 @@ def test_repr(layer, text):
             "DropPath has no option 'block_size'; it has activation, bits",
             lambda: layers.DropPath(block_size=3),
         ),
-        (TypeError, "keep_prob", lambda: layers.GaussianNoise(keep_prob=0.3)),
+        (TypeError, "GaussianNoise has no option 'keep_prob'", lambda: layers.GaussianNoise(keep_prob=0.3)),
+        (TypeError, "GaussianNoise has no option 'p'", lambda: layers.GaussianNoise(p=0.3)),
         (ValueError, "p must be below 1", lambda: layers.GaussianDropout(1)),
         (ValueError, "std must be finite and not negative", lambda: layers.GaussianNoise(-1)),
         (ValueError, "p must be between 0 and 1, got 2", lambda: layers.AlphaDropout(2)),

@@ -1,5 +1,6 @@
 """Monte-Carlo dropout: moments over masks that belong to samples, however the batch is cut."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -32,6 +33,8 @@ NETWORKS = {
     "uniform_dropout": (lambda x: gpudrop.uniform_dropout(x, 0.4), X),
     "gaussian_noise": (lambda x: gpudrop.gaussian_noise(x, 0.4), X),
     "zoneout": (lambda x: gpudrop.zoneout(x, x + 1, 0.4), X),
+    "tokens": (lambda x: np.where(gpudrop.keep_mask(x.shape, 0.4), x, np.float32(-1)), X),
+    "no samples": (lambda x: x * gpudrop.dropout(np.array(1, np.float32), 0.4), X),
     "embedding_dropout": (lambda x: x @ gpudrop.embedding_dropout(np.ones((6, 2), np.float32), 0.4), X),
     "drop_connect": (lambda x: x @ gpudrop.drop_connect(np.ones((6, 2), np.float32), 0.4), X),
     "weights of each sample": (
@@ -62,8 +65,10 @@ def test_dropblocks_seeds_belong_to_samples():
     def fn(x):
         return (gpudrop.dropblock2d(x, 0.4, block_size=3) != 0).astype(np.float32)
 
-    whole = gpudrop.mc_samples(fn, MAPS, 5, Generator(7))
-    np.testing.assert_array_equal(gpudrop.mc_samples(fn, MAPS, 5, Generator(7), batch_size=3).mean, whole.mean)
+    for x in (MAPS, MAPS[:, 0]):
+        whole = gpudrop.mc_samples(fn, x, 5, Generator(7))
+        np.testing.assert_array_equal(gpudrop.mc_samples(fn, x, 5, Generator(7), batch_size=3).mean, whole.mean)
+        assert len(np.unique(whole.mean.reshape(10, -1), axis=0)) == 10
 
 
 def test_mean_and_variance_are_those_of_the_calls():
@@ -124,6 +129,37 @@ def test_where_randomness_comes_from():
     np.testing.assert_array_equal(variance, 0)  # a Stream repeats its mask
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_moments_of_many_calls_in_few_digits(dtype):
+    x = np.full((3, 400), 30, dtype)
+    mean, variance = gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.5), x, 2000, Generator(0))
+    assert mean.dtype == variance.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    assert mean.mean() == pytest.approx(30, rel=0.005) and variance.mean() == pytest.approx(900, rel=0.005)
+
+
+def test_within_another():
+    """The inner one's generators and samples come from the outer one's."""
+
+    def outer(x):
+        return gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4), x, 3).mean
+
+    whole = gpudrop.mc_samples(outer, X, 4, Generator(1))
+    parts = gpudrop.mc_samples(outer, X, 4, Generator(1), batch_size=3)
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-6)
+    assert (whole.variance > 0).any()
+
+
+def test_keep_mask_is_what_dropout_would_use():
+    def fn(x):
+        kept = gpudrop.keep_mask(x.shape, 0.4, Stream(1, 2))
+        np.testing.assert_array_equal(gpudrop.dropout(x, 0.4, rng=Stream(1, 2)) != 0, kept)
+        return x
+
+    gpudrop.mc_samples(fn, X, 2, Generator(1), batch_size=3)
+    with gpudrop.no_dropout():
+        assert gpudrop.keep_mask(100, 0.9).all()
+
+
 def test_an_error_in_fn_leaves_no_trace():
     def fn(x):
         raise RuntimeError("mine")
@@ -149,9 +185,18 @@ def test_errors(error, message, options):
         gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4), X, **options)
 
 
-def test_results_that_cannot_be_added_up():
-    with pytest.raises(TypeError, match="fn must return arrays that can be added up, got object"):
-        gpudrop.mc_samples(lambda x: object(), X, 2)
+@pytest.mark.parametrize("result", [object(), [1.0], (X, X), None])
+def test_results_that_cannot_be_added_up(result):
+    with pytest.raises(TypeError, match=f"fn must return arrays that can be added up, got {type(result).__name__}"):
+        gpudrop.mc_samples(lambda x: result, X, 2)
+
+
+def test_results_that_belong_to_no_samples():
+    assert gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4).sum(), X, 2).mean.shape == ()
+    with pytest.raises(ValueError, match="fn must return an array whose first axis goes with x's"):
+        gpudrop.mc_samples(lambda x: x.sum(), X, 2, batch_size=3)
+    with pytest.raises(ValueError, match="x must have a first axis"):
+        gpudrop.mc_samples(lambda x: x, np.array(1.0), 2)
 
 
 def test_torch_tensors():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import SIMULATED
 
+import gpudrop
 from gpudrop import backends
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -38,4 +39,12 @@ def test_snippet(backend_name, code, tmp_path, monkeypatch):
 
 
 def test_every_kind_of_array_has_its_snippet():
-    assert [needs(code) for _, code in SNIPPETS] == ["cpu", "cupy_elementwise", "numba_cuda", "cpu"]
+    assert [needs(code) for _, code in SNIPPETS] == ["cpu", "cupy_elementwise", "numba_cuda", "cpu", "cpu"]
+
+
+def test_the_table_of_variants_is_complete():
+    """Every row has its test and its benchmark, for the tables of those are tested to be complete."""
+    rows = re.findall(r"^\| `(\w+)(?:\(mask_shape=\))?` \|", README, re.MULTILINE)
+    assert sorted(rows) == sorted(
+        [*(name for name in dir(gpudrop) if hasattr(getattr(gpudrop, name), "vjp")), "dropout"]
+    )

@@ -29,6 +29,13 @@ def test_curves(made, want):
         assert 0 <= made(step) <= 1
 
 
+def test_the_end_is_reached_exactly():
+    for first, last in ((0.7, 0.1), (0.1, 0.7), (0.3, 0.3), (0, 1)):
+        for make in (schedules.linear, schedules.cosine):
+            assert make(first, last, 10)(0) == first
+            assert make(first, last, 10)(10) == make(first, last, 10)(11) == last
+
+
 def test_a_schedule_is_a_value():
     one = schedules.cosine(0, 0.5, 100)
     assert one == schedules.cosine(0, 0.5, 100) != schedules.cosine(0, 0.5, 101)
