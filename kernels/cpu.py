@@ -340,7 +340,7 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(fusion, a, b, out, draw, given=None):
-    if given is None and b is a and a.ndim and a.strides[0] == 0 and len(a) > 1:
+    if given is None and b is a and a.ndim > 1 and a.strides[0] == 0 and len(a) and a[0].size >= BLOCK:
         for k in range(len(a)):  # the same elements again and again: no copy of them all
             part = a[k]
             launch(fusion, part, part, out[k], draw._replace(start=draw.start + k * part.size))

@@ -197,6 +197,11 @@ def test_a_mask_of_ones_own_for_the_samples_of_a_weight():
     y = gpudrop.drop_connect(weights, 0.5, samples=5, rng=STREAM)
     np.testing.assert_array_equal(y, gpudrop.dropout(np.ones((5, 6, 7), np.float32), 0.5, rng=STREAM))
     assert y.flags.c_contiguous and y.flags.writeable
+    weights = np.ones((60, 70), np.float32)  # large enough not to be copied first
+    y = gpudrop.drop_connect(weights, 0.5, samples=5, rng=STREAM)
+    np.testing.assert_array_equal(y, gpudrop.dropout(np.ones((5, 60, 70), np.float32), 0.5, rng=STREAM))
+    x = np.broadcast_to(np.float32(3), (3, 4, 2000))
+    np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, rng=STREAM), 6 * reference.keep_mask(x.shape, 0.5, **SEED))
 
 
 # Gradients
