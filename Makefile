@@ -17,10 +17,9 @@ test: install
 	$(BIN)/python -m pytest -n auto
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto tests/test_backends.py tests/test_family.py tests/test_values.py tests/test_readme.py
 
-# On an idle machine, about 20 minutes; make bench ARGUMENTS=--quick takes 3. Peers that can't be installed
-# take no part; where PyTorch's build for CUDA is not wanted, install the one for the CPU into .venv before.
+# On an idle machine, about 20 minutes; make bench ARGUMENTS=--quick takes 3. Peers that can't be installed take no part.
 bench: install
-	-$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench cpu $(ARGUMENTS)
 
 lint: install
@@ -42,7 +41,8 @@ clean:
 	touch $@
 
 # The dev extra brings CUDA 13's packages on Linux x86-64, with which CUDA code is compiled without a GPU;
-# on a machine with a CUDA 12 driver, the test extra and CUDA 12's.
-.venv/dev: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$(if $(filter cuda12,$(CUDA_EXTRA)),test$(comma)cuda12,dev)]'
+# on a machine with a CUDA 12 driver, the test extra and CUDA 12's. Where PyTorch's build for CUDA is not wanted, install
+# the one for the CPU into .venv before: the constraints keep it.
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(if $(filter cuda12,$(CUDA_EXTRA)),test$(comma)cuda12,dev)]'
 	touch $@ .venv/demo

@@ -133,8 +133,7 @@ def dropout(x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=No
     >>> gpudrop.dropout(x, 0.5, activation="relu", training=False)
     array([0., 0., 0., 1., 2., 3., 4., 5.], dtype=float32)
     """
-    how = Variation(p, mask=mask_shape)
-    return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend).forward()
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).forward()
 
 
 def dropout_vjp(
@@ -166,8 +165,12 @@ def dropout_vjp(
     >>> backprop(np.ones_like(x))
     array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).vjp()
+
+
+def _prepared(x, p, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
     how = Variation(p, mask=mask_shape)
-    return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend).vjp()
+    return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend)
 
 
 def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
@@ -223,7 +226,7 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     return operand.give_back(mask)
 
 
-dropout.vjp = dropout_vjp  # as every variant has it
+dropout.vjp, dropout.prepare = dropout_vjp, _prepared  # as every variant has them
 
 
 class Variation(NamedTuple):
@@ -324,6 +327,15 @@ class Prepared:
         y = self.x.give_back(self.target) if self.out is None else self.out
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
 
+    def backward(self, saved, second=False):
+        """The gradient alone, for a call that was prepared with dy in the place of x.
+
+        saved: what the activation's slope is a function of, or None; second: whether it is the second array's.
+        """
+        fusion = self.plan.second if second else self.plan.backward
+        draw = self.plan.draw(self.rng, self.start)
+        _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw)
+
     def _launch(self, draw):
         given = None
         if self.rooms is not None:
@@ -343,18 +355,24 @@ class Prepared:
                 kept = "y" if plan.backward.saves_output else "x"
                 name = plan.backward.activation.name
                 raise ValueError(f"out must not overlap {kept}, which the backward pass of {name!r} needs")
-            a, second, given = operand.array, None, None
-            if plan.backward.given or (plan.second is not None and plan.second.given):
-                leading = backends.leading(operand, target)
-                given = mask.make(module, leading, mask.allocate(leading, plan.mask.dtype), plan.mask, draw)
+            dprevious = None
             if plan.second is not None:  # first, for out may be dy
-                second = backends.empty_like(operand)
-                backends.launch(module, operand, plan.second, a, a, second, draw, given)
-            backends.launch(module, operand, plan.backward, a, a if saved is None else saved, target, draw, given)
+                dprevious = backends.empty_like(operand)
+                _go_back(module, plan.second, plan.mask, mask, operand, None, dprevious, draw)
+            _go_back(module, plan.backward, plan.mask, mask, operand, saved, target, draw)
             dx = operand.give_back(target) if out is None else out
-            return dx if second is None else (dx, operand.give_back(second))
+            return dx if dprevious is None else (dx, operand.give_back(dprevious))
 
         return backprop
+
+
+def _go_back(module, fusion, drawing, mask, dy, saved, target, draw):
+    """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`."""
+    given = None
+    if fusion.given:
+        leading = backends.leading(dy, target)
+        given = mask.make(module, leading, mask.allocate(leading, drawing.dtype), drawing, draw)
+    backends.launch(module, dy, fusion, dy.array, dy.array if saved is None else saved, target, draw, given)
 
 
 def prepare(operand, how, activation, training, rng, bits, out, backend):

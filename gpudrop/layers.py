@@ -39,20 +39,20 @@ class Layer:
     check = staticmethod(check_p)
 
     def __init__(self, p=None, *, keep_prob=None, rng=None, **options):
-        defaults = self._defaults()
+        defaults = self.defaults()
         for name in options:
             if name not in defaults:
                 raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(defaults)}")
         if p is not None and keep_prob is not None:
             raise ValueError("give p or keep_prob, not both")
         if keep_prob is not None:
-            if self._strength() != "p":
+            if self.strength() != "p":
                 raise TypeError(
-                    f"{type(self).__name__} has no option 'keep_prob', for {self._strength()} is no probability"
+                    f"{type(self).__name__} has no option 'keep_prob', for {self.strength()} is no probability"
                 )
             p = round(1 - check_p(keep_prob, "keep_prob"), 15)  # so that 0.8 reads as p=0.2
         if p is None:
-            p = inspect.signature(self.function).parameters[self._strength()].default
+            p = self.default()
         self.p = p if isinstance(p, Schedule) else self.check(p)
         self.options = defaults | options
         find_activation(self.options["activation"])
@@ -63,14 +63,19 @@ class Layer:
         self._backprop = None
 
     @classmethod
-    def _defaults(cls):
+    def defaults(cls):
         """The options and their defaults, in order."""
         parameters = inspect.signature(cls.function).parameters.values()
         others = ("training", "rng", "out", "backend")
         return {a.name: a.default for a in parameters if a.kind is a.KEYWORD_ONLY and a.name not in others}
 
     @classmethod
-    def _strength(cls):
+    def default(cls):
+        """The variant's p without being given one."""
+        return inspect.signature(cls.function).parameters[cls.strength()].default
+
+    @classmethod
+    def strength(cls):
         """What the variant calls its p."""
         return [a.name for a in inspect.signature(cls.function).parameters.values() if a.kind is not a.KEYWORD_ONLY][-1]
 
@@ -128,10 +133,10 @@ class Layer:
 
     def __repr__(self):
         p = repr(self.p) if isinstance(self.p, Schedule) else f"{self.p:g}"
-        options, defaults = self.options, self._defaults()
+        options, defaults = self.options, self.defaults()
         own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
         shown = [*own, "activation", "bits"]
-        values = [f"{self._strength()}={p}", *(f"{name}={options[name]!r}" for name in shown)]
+        values = [f"{self.strength()}={p}", *(f"{name}={options[name]!r}" for name in shown)]
         return f"{type(self).__name__}({', '.join(values)})"
 
 

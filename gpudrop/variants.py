@@ -19,7 +19,7 @@ def variant(vary, bits=16):
 
     It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
     many as are given here), out and backend. Its attribute `vjp` is the function that returns (y, backprop) instead,
-    as `dropout_vjp` does.
+    as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `dropout.Prepared`.
     """
 
     def prepared(x, *args, activation=None, training=True, rng=None, bits=bits, out=None, backend=None, **options):
@@ -41,7 +41,7 @@ def variant(vary, bits=16):
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show
     vjp.__name__, vjp.__qualname__ = f"{vary.__name__}.vjp", f"{vary.__qualname__}.vjp"
     vjp.__doc__ = f"What `{vary.__name__}` returns, and the function that takes a gradient back: see `dropout_vjp`."
-    forward.vjp = vjp
+    forward.vjp, forward.prepare = vjp, prepared
     return forward
 
 

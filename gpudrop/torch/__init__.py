@@ -1,0 +1,50 @@
+"""The PyTorch face: gpudrop's kernels as operators, functions and modules, with torch's own randomness."""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("gpudrop.torch needs PyTorch, which is the package torch") from error
+
+from gpudrop.torch import functional
+from gpudrop.torch.modules import (
+    AlphaDropout,
+    ConsistentDropout,
+    DropBlock1d,
+    DropBlock2d,
+    DropConnect,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    EmbeddingDropout,
+    FeatureAlphaDropout,
+    GaussianDropout,
+    GaussianNoise,
+    LockedDropout,
+    TokenDropout,
+    UniformDropout,
+    Zoneout,
+)
+
+__all__ = [
+    "AlphaDropout",
+    "ConsistentDropout",
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropConnect",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "EmbeddingDropout",
+    "FeatureAlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "LockedDropout",
+    "TokenDropout",
+    "UniformDropout",
+    "Zoneout",
+    "functional",
+]

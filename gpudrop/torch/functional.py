@@ -1,0 +1,178 @@
+"""gpudrop's variants as functions of tensors, under gpudrop's names and with torch's arguments.
+
+A function here takes (input, p, training, inplace) as torch's do, zoneout (input, previous, p, training, inplace), and
+by name the options that `gpudrop.NAME` has of its own, and
+
+    activation : str, optional
+        Applied before, in the same pass.
+    generator : torch.Generator, optional
+        One of the host. Without it torch's own, so that torch.manual_seed, fork_rng and checkpointing's
+        preserve_rng_state hold, and the masks are the same on every device.
+    rng : gpudrop.Stream or gpudrop.Generator, optional
+        In the place of torch's generator.
+    bits : int
+        Random bits per element.
+
+Without training it does what prediction does, and with p = 0 as well it is the activation alone. inplace writes the
+result into input and returns that.
+
+Examples
+--------
+>>> import torch, gpudrop.torch
+>>> x = torch.ones(8, requires_grad=True)
+>>> _ = torch.manual_seed(0)
+>>> y = gpudrop.torch.functional.dropout(x, 0.5, activation="relu")
+>>> y.sum().backward()
+>>> bool((x.grad == y).all())
+True
+"""
+
+import functools
+import itertools
+import json
+import sys
+import warnings
+
+import torch
+
+from gpudrop import layers
+from gpudrop.activations import find_activation
+from gpudrop.dropout import Surroundings, here
+from gpudrop.generator import Stream, check_rng
+from gpudrop.masks import check_mask_shape
+from gpudrop.random_bits import check_bits
+from gpudrop.torch import operators  # noqa: F401  (defines torch.ops.gpudrop)
+
+VARIANTS = {cls.function.__name__: cls for cls in layers.Layer.__subclasses__()}
+"""The variants by name, each with its layer, which knows what p may be and which options there are."""
+
+LACKING = {"drop_connect": ("samples",)}
+"""Options that make a result of another shape than input's."""
+
+OFF_BY_DEFAULT = ("alpha_dropout", "feature_alpha_dropout")  # as torch has it
+
+
+def own_options(name):
+    """A variant's options and their defaults, but for activation and bits."""
+    defaults = VARIANTS[name].defaults()
+    return {n: d for n, d in defaults.items() if n not in ("activation", "bits", *LACKING.get(name, ()))}
+
+
+_places = itertools.count(1)
+
+
+@torch.compiler.assume_constant_result
+def _place():
+    return next(_places)
+
+
+def _stream(generator, rng, surroundings):
+    """The two numbers of a call, as a tensor."""
+    if generator is not None and rng is not None:
+        raise ValueError("give generator or rng, not both")
+    rng = surroundings.rng if rng is None and generator is None else rng
+    if rng is None:
+        return torch.ops.gpudrop.stream(generator, _place() if torch.compiler.is_compiling() else 0)
+    stream = rng if isinstance(check_rng(rng), Stream) else rng.next()
+    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)])
+
+
+def _surroundings():
+    """Those of gpudrop.no_dropout and mc_samples, which a compiled graph knows nothing of."""
+    return NOWHERE if torch.compiler.is_compiling() else here()
+
+
+NOWHERE = Surroundings()
+
+
+@torch.compiler.assume_constant_result
+def _constant(*call):
+    return _checked(*call)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked(name, p, training, activation, bits, options):
+    """The numbers and the text that the operators take; options are pairs."""
+    p, bits, activation = VARIANTS[name].check(p), check_bits(bits), find_activation(activation)
+    given = {option: value for option, value in options if value is not None}
+    return name, json.dumps(given if training else given | {"training": False}), p, activation.name, bits
+
+
+def _apply(name, x, other, p, training, inplace, activation, generator, rng, bits, options):
+    surroundings = _surroundings()
+    training = bool(training) and surroundings.on
+    checked = _constant if torch.compiler.is_compiling() else _checked
+    call = checked(name, p, training, activation, bits, tuple(options.items()))
+    drawn = training and p > 0
+    if not drawn and other is None and activation is None:
+        return x
+    stream = _stream(generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64)
+    y = torch.ops.gpudrop.forward(x, other, stream, *call, surroundings.first)
+    return x.copy_(y) if inplace else y
+
+
+def _function(name):
+    """The function of a variant."""
+    layer, defaults = VARIANTS[name], own_options(name)
+    two = layer is layers.Zoneout
+
+    def call(input, p, training, inplace, activation, generator, rng, bits, options, previous=None):
+        for option in options:
+            if option not in defaults:
+                raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+        if options.get("mask_shape") is not None:
+            options["mask_shape"] = check_mask_shape(options["mask_shape"])
+        return _apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, options)
+
+    p_default, bits_default, on = layer.default(), layer.defaults()["bits"], name not in OFF_BY_DEFAULT
+
+    def function(
+        input,
+        p=p_default,
+        training=on,
+        inplace=False,
+        *,
+        activation=None,
+        generator=None,
+        rng=None,
+        bits=bits_default,
+        **options,
+    ):
+        return call(input, p, training, inplace, activation, generator, rng, bits, options)
+
+    def function_of_two(
+        input,
+        previous,
+        p=p_default,
+        training=True,
+        inplace=False,
+        *,
+        activation=None,
+        generator=None,
+        rng=None,
+        bits=bits_default,
+        **options,
+    ):
+        return call(input, p, training, inplace, activation, generator, rng, bits, options, previous)
+
+    made = function_of_two if two else function
+    made.__name__ = made.__qualname__ = name
+    made.__doc__ = f"`gpudrop.{name}` of a tensor: see there, and this module for what all of its functions take."
+    return made
+
+
+for _name in VARIANTS:
+    setattr(sys.modules[__name__], _name, _function(_name))
+
+_channels_of_four = sys.modules[__name__].dropout2d
+
+
+@functools.wraps(_channels_of_four)
+def dropout2d(input, *args, **options):
+    if input.dim() != 3:
+        return _channels_of_four(input, *args, **options)
+    warnings.warn(
+        "dropout2d: a 3-D input is read as (samples, channels, length), as torch reads it; dropout1d says so",
+        stacklevel=2,
+    )
+    return sys.modules[__name__].dropout1d(input, *args, **options)

@@ -1,0 +1,204 @@
+"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
+
+    gpudrop::stream(Generator? generator, int place) -> Tensor                  two int64 on the host: seed and call
+    gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
+    gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
+
+CALL is the rest of a call, as numbers and text: which variant, its options as JSON, its p, activation, bits, and the
+number of the first sample. A mask is a function of the stream and CALL, so the backward pass gets those alone, and
+what runs either of them again (a checkpoint, a compiled graph) draws the same mask. `stream` is the only one that
+has a state, torch's; place is another number at each place in a compiled graph, for torch merges equal calls.
+"""
+
+import functools
+import json
+from contextlib import nullcontext
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from gpudrop import variants
+from gpudrop.activations import find_activation
+from gpudrop.dropout import dropout, within
+from gpudrop.generator import Stream
+
+CALL = "str variant, str options, float p, str activation, int bits, int first"
+
+library = torch.library.Library("gpudrop", "DEF")
+library.define("stream(Generator? generator=None, int place=0) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tensor")
+library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
+
+
+def stream(generator=None, place=0):
+    """A seed and a call, all 128 bits of them from torch's generator on the host."""
+    return torch.empty(2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+
+
+@functools.lru_cache(maxsize=1024)
+def _options(text):
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+
+
+@functools.cache
+def _variant(name):
+    return dropout if name == "dropout" else getattr(variants, name)
+
+
+def _array(tensor):
+    """The tensor's memory as a NumPy or CuPy array."""
+    bits = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
+    if tensor.is_cuda:
+        import cupy
+
+        array = cupy.from_dlpack(bits)
+    else:
+        array = bits.numpy()
+    return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
+
+
+def _current(tensor):
+    """Where CuPy's kernels run: on torch's current stream, if the tensor is on a GPU."""
+    if not tensor.is_cuda:
+        return nullcontext()
+    import cupy
+
+    return cupy.cuda.ExternalStream(torch.cuda.current_stream(tensor.device).cuda_stream, tensor.device.index)
+
+
+def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
+    """The call, with torch's memory for its result: in torch's form, and of its allocator."""
+    inputs = (_array(x),) if other is None else (_array(x), _array(other))
+    keywords = {"activation": activation, "bits": bits, "out": _array(out)} | _options(options)
+    with within(on=True, first=first):  # as the call says, wherever its backward pass runs
+        return _variant(variant).prepare(*inputs, p, rng=Stream(*(n % 2**64 for n in stream.tolist())), **keywords)
+
+
+def forward(x, other, stream, *call):
+    y = torch.empty_like(x)
+    with _current(x):
+        _prepare(x, other, y, stream, *call).forward()
+    return y
+
+
+def backward(dy, saved, stream, *call):
+    *call, second = call
+    dx = torch.empty_like(dy)
+    with _current(dy):
+        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *call)
+        prepared.backward(None if saved is None else _array(saved), second)
+    return dx
+
+
+for name, implementation in (("forward", forward), ("backward", backward)):
+    for device in ("CPU", "CUDA"):
+        library.impl(name, implementation, device)
+library.impl("stream", stream, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("gpudrop::stream", lib=library)
+def _(generator=None, place=0):
+    return torch.empty(2, dtype=torch.int64)
+
+
+@torch.library.register_fake("gpudrop::forward", lib=library)
+def _(x, other, stream, *call):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("gpudrop::backward", lib=library)
+def _(dy, saved, stream, *call):
+    return torch.empty_like(dy)
+
+
+# Gradients
+
+BY_SIGN = {"dropout", "dropout1d", "dropout2d", "dropout3d", "drop_path", "locked_dropout", "embedding_dropout"}
+BY_SIGN |= {"token_dropout", "consistent_dropout", "drop_connect"}
+"""The variants whose y tells by its sign what was dropped, so that an activation such as relu needs no x."""
+
+
+def _saved(ctx):
+    """What _save has kept, or None. Once a backward pass, for a checkpoint gives it out once."""
+    tensors = ctx.saved_tensors
+    return tensors[0] if tensors else None
+
+
+def _save(ctx, inputs, output):
+    x, _, ctx.stream, *ctx.call = inputs
+    variant, activation = ctx.call[0], find_activation(ctx.call[3])
+    if activation.slope_of is not None:
+        by_sign = activation.slope_of == "output" and variant in BY_SIGN
+        ctx.save_for_backward(output if by_sign else x)
+
+
+def _gradient(ctx, dy):
+    saved, dx, dother = _saved(ctx), None, None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.gpudrop.backward(dy, saved, ctx.stream, *ctx.call, False)
+    if ctx.needs_input_grad[1]:
+        dother = torch.ops.gpudrop.backward(dy, None, ctx.stream, *ctx.call, True)
+    return dx, dother, *(None,) * (1 + len(ctx.call))
+
+
+def _save_again(ctx, inputs, output):
+    _, saved, ctx.stream, *ctx.call, ctx.second = inputs
+    if saved is not None:
+        ctx.save_for_backward(saved)
+
+
+def _gradient_again(ctx, ddx):
+    """The backward pass is linear in dy; its slope has a derivative of its own only where it bends."""
+    saved, name = _saved(ctx), ctx.call[3]
+    if find_activation(name).slope_of == "input" and not ctx.second:
+        raise NotImplementedError(
+            f"gpudrop's backward pass of {name!r} can't be differentiated once more; for second derivatives apply the "
+            "activation by itself, before a dropout without one"
+        )
+    ddy = torch.ops.gpudrop.backward(ddx, saved, ctx.stream, *ctx.call, ctx.second)
+    return ddy, *(None,) * (3 + len(ctx.call))
+
+
+torch.library.register_autograd("gpudrop::forward", _gradient, setup_context=_save, lib=library)
+torch.library.register_autograd("gpudrop::backward", _gradient_again, setup_context=_save_again, lib=library)
+
+
+# torch.func.vmap
+
+
+def _each(info, in_dims, stream, call, run):
+    """run(i, stream) for each sample, stacked; streams as randomness says: one for all, or a sample's own.
+
+    A sample's own is that of the generators which the stream's would spawn, as in `gpudrop.mc_samples`.
+    """
+    seed, number = (value % 2**64 for value in stream.tolist())
+    streams = [stream] * info.batch_size
+    if json.loads(call[1]).get("training", True) and call[2] > 0:
+        if info.randomness == "error":
+            raise RuntimeError("vmap: a dropout draws random numbers; say by randomness='different' or 'same' which")
+        if info.randomness == "different":
+            children = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(info.batch_size)
+            seeds = [int(child.generate_state(1, np.uint64)[0]) for child in children]
+            streams = [torch.tensor([own - 2**64 * (own >= 2**63), 0]) for own in seeds]
+    return torch.stack([run(i, own) for i, own in enumerate(streams)]), 0
+
+
+def _select(tensor, dim, i):
+    return tensor if tensor is None or dim is None else tensor.select(dim, i)
+
+
+@torch.library.register_vmap("gpudrop::forward", lib=library)
+def _(info, in_dims, x, other, stream, *call):
+    def run(i, own):
+        return torch.ops.gpudrop.forward(_select(x, in_dims[0], i), _select(other, in_dims[1], i), own, *call)
+
+    return _each(info, in_dims, stream, call, run)
+
+
+@torch.library.register_vmap("gpudrop::backward", lib=library)
+def _(info, in_dims, dy, saved, stream, *call):
+    def run(i, own):
+        return torch.ops.gpudrop.backward(_select(dy, in_dims[0], i), _select(saved, in_dims[1], i), own, *call)
+
+    return _each(info, in_dims, stream, call, run)
