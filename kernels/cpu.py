@@ -136,7 +136,6 @@ def _constant(of):
 
 _drawn = _constant(lambda fusion: fusion.bits > 0)
 _given = _constant(lambda fusion: fusion.given)
-_normal = _constant(lambda fusion: fusion.bits > 0 and fusion.acting.drawn == "normal")
 _reads = _constant(lambda fusion: fusion.reads > 0)  # a mask is made out of nothing
 _lanes = _constant(lambda fusion: fusion.chunk)  # elements per Philox call
 
@@ -146,7 +145,11 @@ def _block(fusion, words):
 
 
 def _deviate(fusion, words, count, normals):
-    """Normal deviates out of so many pairs of words."""
+    """Normal deviates out of so many pairs of words, if that is what the fusion draws."""
+
+
+def _fetch(fusion, given, period, repeat, run, first, block):
+    """What is given for the elements from number `first` on, to block, if anything is."""
 
 
 def _element(fusion, drawn, limit, scale, shift, a, b):
@@ -166,7 +169,10 @@ def _overload_block(fusion, words):
 
 @overload(_deviate)
 def _overload_deviate(fusion, words, count, normals):
-    real = _fusions[fusion.name].real
+    f = _fusions[fusion.name]
+    if f.given or f.acting.drawn != "normal":  # compiled into no other kernel, for that takes time
+        return lambda fusion, words, count, normals: None
+    real = f.real
     radius, sine = (
         compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner(), dict(host_math.FORMULAS[real]))
         for formula in (random_bits.radius, random_bits.sine)
@@ -182,6 +188,13 @@ def _overload_deviate(fusion, words, count, normals):
             normals[2 * i + 1] = r * sine(turn)
 
     return deviate
+
+
+@overload(_fetch)
+def _overload_fetch(fusion, given, period, repeat, run, first, block):
+    if not _fusions[fusion.name].given:
+        return lambda fusion, given, period, repeat, run, first, block: None
+    return lambda fusion, given, period, repeat, run, first, block: _gather(given, period, repeat, run, first, block)
 
 
 @overload(_element)
@@ -312,13 +325,12 @@ def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, cal
                 _draw_group(
                     words, np.uint64(2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call
                 )
-            if _normal(fusion):
-                _deviate(fusion, words, 2 * GROUP * groups, block)
+            _deviate(fusion, words, 2 * GROUP * groups, block)
         elif _given(fusion):
             for i in range(last, last + BLOCK, LINE // a.itemsize):
                 prefetch(a, i)
                 prefetch(b, i)
-            _gather(given, period, repeat, run, first, block[: last - first])
+            _fetch(fusion, given, period, repeat, run, first, block[: last - first])
         source = a[first:last]
         if in_place:  # a loop that reads what it writes would not vectorise
             _copy(source, spare[: last - first])
