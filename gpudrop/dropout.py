@@ -27,8 +27,8 @@ class Surroundings(NamedTuple):
     first: int = 0  # the number of an array's first sample in the whole batch
 
 
-_EVERYWHERE = Surroundings()
-_surroundings = ContextVar("gpudrop_surroundings", default=_EVERYWHERE)
+EVERYWHERE = Surroundings()
+_surroundings = ContextVar("gpudrop_surroundings", default=EVERYWHERE)
 
 
 def here():
@@ -278,7 +278,7 @@ class _Plan(NamedTuple):
 def _plan(dtype, noise, p, activation, bits, given, counted):
     if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
-    numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs
+    numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs  # before noise may become another
     if numbers is None:
         noise, numbers = PLAIN, Numbers()
     draws = noise.drawn is not None
@@ -334,7 +334,7 @@ class Prepared:
         """
         fusion = self.plan.second if second else self.plan.backward
         draw = self.plan.draw(self.rng, self.start)
-        _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw)
+        _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.rooms)
 
     def _launch(self, draw):
         given = None
@@ -366,12 +366,15 @@ class Prepared:
         return backprop
 
 
-def _go_back(module, fusion, drawing, mask, dy, saved, target, draw):
-    """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`."""
+def _go_back(module, fusion, drawing, mask, dy, saved, target, draw, rooms=None):
+    """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`.
+
+    rooms: for the mask, where they are allocated already.
+    """
     given = None
     if fusion.given:
         leading = backends.leading(dy, target)
-        given = mask.make(module, leading, mask.allocate(leading, drawing.dtype), drawing, draw)
+        given = mask.make(module, leading, rooms or mask.allocate(leading, drawing.dtype), drawing, draw)
     backends.launch(module, dy, fusion, dy.array, dy.array if saved is None else saved, target, draw, given)
 
 

@@ -37,7 +37,7 @@ import torch
 
 from gpudrop import layers
 from gpudrop.activations import find_activation
-from gpudrop.dropout import Surroundings, here
+from gpudrop.dropout import EVERYWHERE, here
 from gpudrop.generator import Stream, check_rng
 from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
@@ -79,10 +79,7 @@ def _stream(generator, rng, surroundings):
 
 def _surroundings():
     """Those of gpudrop.no_dropout and mc_samples, which a compiled graph knows nothing of."""
-    return NOWHERE if torch.compiler.is_compiling() else here()
-
-
-NOWHERE = Surroundings()
+    return EVERYWHERE if torch.compiler.is_compiling() else here()
 
 
 @torch.compiler.assume_constant_result
