@@ -416,9 +416,14 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
 
 
 def _target(name, out, operand, source):
-    """Where to write: a new array, or the user's, checked to be like the operand and apart from it."""
+    """Where to write: a new array, or the user's, checked to be like the operand and apart from it.
+
+    An Operand is not the user's: it was made to be so.
+    """
     if out is None:
         return backends.empty_like(operand)
+    if type(out) is backends.Operand:
+        return out.array
     target = backends.adopt(name, out)
     _check_like(name, target, operand.likeness())
     if not backends.is_writable(target.array):

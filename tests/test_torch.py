@@ -58,7 +58,7 @@ def test_every_variant_is_here():
     for name, layer in functional.VARIANTS.items():
         assert getattr(functional, name).__name__ == name
         assert getattr(gpudrop.torch, layer.__name__).variant == name
-    assert set(gpudrop.torch.__all__) == {layer.__name__ for layer in functional.VARIANTS.values()} | {"functional"}
+    assert {layer.__name__ for layer in functional.VARIANTS.values()} < set(gpudrop.torch.__all__)
 
 
 def as_numpy(array):

@@ -6,6 +6,8 @@ except ImportError as error:
     raise ImportError("gpudrop.torch needs PyTorch, which is the package torch") from error
 
 from gpudrop.torch import functional
+from gpudrop.torch.adoption import accelerate, convert
+from gpudrop.torch.attention import MultiheadAttention, scaled_dot_product_attention
 from gpudrop.torch.modules import (
     AlphaDropout,
     ConsistentDropout,
@@ -24,6 +26,7 @@ from gpudrop.torch.modules import (
     LockedDropout,
     TokenDropout,
     UniformDropout,
+    WeightDrop,
     Zoneout,
 )
 
@@ -43,8 +46,13 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "LockedDropout",
+    "MultiheadAttention",
     "TokenDropout",
     "UniformDropout",
+    "WeightDrop",
     "Zoneout",
+    "accelerate",
+    "convert",
     "functional",
+    "scaled_dot_product_attention",
 ]

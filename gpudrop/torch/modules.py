@@ -4,6 +4,7 @@ import torch
 
 from gpudrop.activations import find_activation
 from gpudrop.random_bits import check_bits
+from gpudrop.schedules import Schedule
 from gpudrop.torch import functional
 
 
@@ -12,8 +13,9 @@ class Variant(torch.nn.Module):
 
     Parameters
     ----------
-    p : float
-        As for the function of `gpudrop.torch.functional`; its default without it.
+    p : float or Schedule
+        As for the function of `gpudrop.torch.functional`; its default without it. A Schedule (`gpudrop.schedules`) is
+        asked for p at `step`.
     inplace : bool
         Whether the result is written into the input.
     activation : str, optional
@@ -24,6 +26,21 @@ class Variant(torch.nn.Module):
         Random bits per element.
     **options
         The variant's own.
+
+    Attributes
+    ----------
+    step : int
+        The training step that a Schedule is asked for: set it in the loop, on each of `model.modules()` that has one.
+        A compiled model is compiled anew for each p.
+
+    Examples
+    --------
+    >>> import torch, gpudrop.torch
+    >>> from gpudrop import schedules
+    >>> module = gpudrop.torch.DropPath(schedules.linear(0.0, 0.2, 1000))
+    >>> module.step = 500
+    >>> module(torch.ones(4, 3)).shape
+    torch.Size([4, 3])
     """
 
     variant = None
@@ -36,15 +53,17 @@ class Variant(torch.nn.Module):
             if name not in own:
                 raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(own) or 'none'}")
         find_activation(activation)
-        self.p = layer.check(layer.default() if p is None else p)
+        p = layer.default() if p is None else p
+        self.p, self.step = p if isinstance(p, Schedule) else layer.check(p), 0
         self.inplace, self.activation, self.generator = bool(inplace), activation, generator
         self.bits = check_bits(defaults["bits"] if bits is None else bits)
         self.options = own | options
 
     def forward(self, *inputs):
-        function = getattr(functional, self.variant)
+        function, p = getattr(functional, self.variant), self.p
+        p = p(self.step) if isinstance(p, Schedule) else p
         keywords = {"activation": self.activation, "generator": self.generator, "bits": self.bits}
-        return function(*inputs, self.p, self.training, self.inplace, **keywords, **self.options)
+        return function(*inputs, p, self.training, self.inplace, **keywords, **self.options)
 
     def extra_repr(self):
         text = f"p={self.p}, inplace={self.inplace}"
@@ -80,3 +99,51 @@ GaussianDropout = _module("gaussian_dropout")
 UniformDropout = _module("uniform_dropout")
 GaussianNoise = _module("gaussian_noise")
 Zoneout = _module("zoneout")
+
+
+class WeightDrop(torch.nn.Module):
+    """Run a module with some of its parameters dropped, by one mask for a call: DropConnect of any module.
+
+    Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", ICML 2013;
+    for an LSTM's weights from state to state, Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
+    models", ICLR 2018.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its parameters stay its own, whole, and receive the gradients.
+    names : str or sequence of str
+        Which of its parameters, by the names of `named_parameters`.
+    p, generator, bits
+        As for `Variant`; p's default is that of `gpudrop.drop_connect`.
+
+    Raises
+    ------
+    ValueError
+        If the module has no parameter of such a name.
+
+    Examples
+    --------
+    >>> import torch, gpudrop.torch
+    >>> lstm = gpudrop.torch.WeightDrop(torch.nn.LSTM(4, 8), "weight_hh_l0", 0.5)
+    >>> output, state = lstm(torch.ones(5, 3, 4))
+    >>> output.shape
+    torch.Size([5, 3, 8])
+    """
+
+    def __init__(self, module, names, p=None, *, generator=None, bits=None):
+        super().__init__()
+        names = (names,) if isinstance(names, str) else tuple(names)
+        known = dict(module.named_parameters())
+        for name in names:
+            if name not in known:
+                raise ValueError(f"the module has no parameter {name!r}; it has {', '.join(known)}")
+        self.module, self.names = module, names
+        self.drop = DropConnect(p, generator=generator, bits=bits)
+
+    def forward(self, *args, **kwargs):
+        dropped = {name: self.drop(self.module.get_parameter(name)) for name in self.names}
+        return torch.func.functional_call(self.module, dropped, args, kwargs)
+
+    def extra_repr(self):
+        return f"names={self.names}"
