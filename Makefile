@@ -15,7 +15,7 @@ demo: .venv/demo
 # The second run has Numba's CUDA kernels in the simulator, which needs a process of its own.
 test: install
 	$(BIN)/python -m pytest -n auto
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto tests/test_backends.py tests/test_family.py tests/test_values.py tests/test_readme.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto tests/test_backends.py tests/test_family.py tests/test_parts.py tests/test_values.py tests/test_readme.py
 
 # On an idle machine, about 20 minutes; make bench ARGUMENTS=--quick takes 3. Peers that can't be installed take no part.
 bench: install

@@ -259,6 +259,8 @@ def launch(module, operand, fusion, a, b, out, draw, given=None):
             if given is not None:
                 kept = None if given.kept is None else view(given.kept)
                 given = given._replace(array=view(given.array), kept=kept)
+            if fusion.stored:
+                draw = draw._replace(seed=view(draw.seed))
         module.launch(fusion, a, b, out, draw, given)
 
 

@@ -1,5 +1,6 @@
 """dropout, dropout_vjp and keep_mask: everything is checked, then allocated, then dispatched once."""
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import numpy as np
 from gpudrop import backends
 from gpudrop.activations import find_activation
 from gpudrop.fusion import STORAGE, Draw, Fusion
-from gpudrop.generator import Generator, Stream, check_rng, take
-from gpudrop.masks import Blocks, Shared, check_mask_shape, shared
+from gpudrop.generator import Generator, StoredStream, Stream, check_rng, take
+from gpudrop.masks import Blocks, Part, Shared, check_mask_shape, rows, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 
@@ -25,6 +26,7 @@ class Surroundings(NamedTuple):
     on: bool = True
     rng: Generator | None = None  # what draws where no Stream is given
     first: int = 0  # the number of an array's first sample in the whole batch
+    part: Part | None = None  # of which array the one that a call gets is a part
 
 
 EVERYWHERE = Surroundings()
@@ -268,14 +270,14 @@ class _Plan(NamedTuple):
     numbers: Numbers
     draws: bool
 
-    def draw(self, rng, start):
+    def draw(self, rng, start, row=0, pitch=0):
         """The numbers of one call; the generator moves on if anything is drawn."""
-        return Draw(*take(rng), start, *self.numbers) if self.draws else Draw(0, 0, 0, *self.numbers)
+        return Draw(*take(rng), start, *self.numbers, row, pitch) if self.draws else Draw(0, 0, 0, *self.numbers)
 
 
 # A cache, because training makes the same few calls again and again; p may come from a schedule.
 @lru_cache(maxsize=1024)
-def _plan(dtype, noise, p, activation, bits, given, counted):
+def _plan(dtype, noise, p, activation, bits, given, counted, window, stored):
     if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
     numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs  # before noise may become another
@@ -285,14 +287,19 @@ def _plan(dtype, noise, p, activation, bits, given, counted):
     given, counted = given and draws, counted and draws
     inline = bits if draws and not given else 0
 
+    drawn_here = {"window": window, "stored": stored} if inline else {}
+
     def fusion(direction, noise, activation):
-        described = Fusion(direction, activation, inline, dtype.name, noise, given, counted)
+        described = Fusion(direction, activation, inline, dtype.name, noise, given, counted, **drawn_here)
         if described.acting.drawn is None or (direction == "backward" and described.saves_output):
             return Fusion(direction, activation, 0, dtype.name, noise)
         return described
 
     forward, identity = fusion("forward", noise, activation), find_activation(None)
-    mask = Fusion("mask", identity, bits, forward.drawn_dtype, DRAWN[noise.drawn]) if given else None
+    mask = None
+    if given:
+        drawn = DRAWN[noise.drawn]
+        mask = Fusion("mask", identity, bits, forward.drawn_dtype, drawn, window=window, stored=stored)
     second = fusion("backward", noise.second or DROPPED, identity) if two_inputs else None
     return _Plan(forward, fusion("backward", noise, activation), second, mask, numbers, draws)
 
@@ -310,10 +317,10 @@ class Prepared:
     mask: Shared | Blocks | None
     rooms: list | None  # for the mask
     rng: Generator | Stream
-    start: int
+    place: tuple  # where it is drawn: start, row and pitch of a Draw
 
     def forward(self):
-        self._launch(self.plan.draw(self.rng, self.start))
+        self._launch(self.plan.draw(self.rng, *self.place))
         return self.x.give_back(self.target) if self.out is None else self.out
 
     def vjp(self):
@@ -322,7 +329,7 @@ class Prepared:
         needs_x = activation.slope_of is not None and not self.plan.backward.saves_output
         if needs_x and self.out is not None and backends.overlap(self.target, x):
             raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-        draw = self.plan.draw(self.rng, self.start)
+        draw = self.plan.draw(self.rng, *self.place)
         self._launch(draw)
         y = self.x.give_back(self.target) if self.out is None else self.out
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
@@ -333,7 +340,7 @@ class Prepared:
         saved: what the activation's slope is a function of, or None; second: whether it is the second array's.
         """
         fusion = self.plan.second if second else self.plan.backward
-        draw = self.plan.draw(self.rng, self.start)
+        draw = self.plan.draw(self.rng, *self.place)
         _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.rooms)
 
     def _launch(self, draw):
@@ -389,17 +396,24 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
         operand = backends.repeated(operand, how.copies)
     x = operand.array
     activation, rng = find_activation(activation), rng_here(rng)
-    mask, axis = how.mask, how.batch_axis
-    if mask is not None and not isinstance(mask, Blocks):
-        mask = shared(tuple(x.shape), check_mask_shape(mask), axis)
-    counted = mask is not None and mask.counted
-    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted)
-    module = backends.choose(operand.kind, backend)
-    start = 0
+    mask, axis, part = how.mask, how.batch_axis, surroundings.part
+    shape = tuple(x.shape) if part is None else part.whole
+    if isinstance(mask, Blocks):
+        if part is not None:
+            raise ValueError("blocks can't be dropped in a part of an array alone, for their scale is the whole one's")
+    elif mask is not None or part is not None:
+        mask = shared(tuple(x.shape), (None,) * len(shape) if mask is None else check_mask_shape(mask), axis, part)
+    start, row, pitch = 0, x.size, 0
+    if part is not None and mask is None and x.size:
+        row, pitch, (start,) = rows(tuple(x.shape), part)
     if surroundings.first and axis is not None and x.ndim and x.size:
-        start = surroundings.first * (x.size // x.shape[axis] if mask is None else mask.per_sample)
-        if start + (x.size if mask is None else mask.drawn) > 2**64:
+        start += surroundings.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
+        if start + (math.prod(shape) if mask is None else mask.drawn) > 2**64:
             raise ValueError(f"first must leave room for the mask below 2**64, got {surroundings.first}")
+    counted, stored = mask is not None and mask.counted, isinstance(rng, StoredStream)
+    window = row < x.size if mask is None else mask.window
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stored)
+    module = backends.choose(operand.kind, backend)
     other = x
     if how.other is not None:
         other = backends.adopt("previous", how.other)
@@ -412,7 +426,7 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
     if how.other is not None and out is not None:
         _check_apart("out", target, other, "previous")
     rooms = mask.allocate(backends.leading(operand, target), plan.mask.dtype) if plan.mask is not None else None
-    return Prepared(operand, other, target, out, module, plan, mask, rooms, rng, start)
+    return Prepared(operand, other, target, out, module, plan, mask, rooms, rng, (start, row, pitch))
 
 
 def _target(name, out, operand, source):

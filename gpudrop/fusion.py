@@ -35,6 +35,10 @@ class Fusion:
         Whether what is drawn for an element is read from an array that was made before, and broadcasts.
     counted : bool
         Whether scale is how many elements there are for one of those kept: DropBlock's normalisation.
+    window : bool
+        Whether the elements are a window of the mask, in rows that lie apart in it.
+    stored : bool
+        Whether the stream's numbers are read from the device's memory, as what is captured in a graph needs it.
     """
 
     direction: str
@@ -44,12 +48,15 @@ class Fusion:
     noise: Noise = DROPOUT
     given: bool = False
     counted: bool = False
+    window: bool = False
+    stored: bool = False
 
     @property
     def name(self):
         """The kernel's name, as a profiler shows it."""
         noise = "" if self.noise.name in ("dropout", "plain", "mask") else f"_{self.noise.name}"
         suffix = "_given" * self.given + "_counted" * self.counted
+        suffix += "_window" * self.window + "_stored" * self.stored
         return f"gpudrop_{self.activation.name}{noise}_{self.direction}_{self.bits}{suffix}"
 
     @property
@@ -143,7 +150,7 @@ class Draw(NamedTuple):
     Attributes
     ----------
     seed, call : int
-        The stream.
+        The stream. For a fusion that has `stored`, seed is an array of both, unsigned 64-bit integers.
     start : int
         The index of the first element in the mask's own shape.
     limit : int
@@ -151,6 +158,9 @@ class Draw(NamedTuple):
         field. A threshold of 0 draws nothing and never gets here.
     scale, shift : float
         The noise's own numbers: what kept elements are multiplied by, say.
+    row, pitch : int
+        For a fusion that has `window`: how many elements follow one another in the mask, and how far apart in it these
+        rows begin.
     """
 
     seed: int = 0
@@ -159,6 +169,8 @@ class Draw(NamedTuple):
     limit: int = 0
     scale: float = 1.0
     shift: float = 0.0
+    row: int = 0
+    pitch: int = 0
 
 
 class Given(NamedTuple):

@@ -34,6 +34,14 @@ class Stream:
         object.__setattr__(self, "call", check_uint64("call", self.call))
 
 
+class StoredStream(Stream):
+    """A stream that is read when a kernel runs: `seed` is a device array of both numbers, unsigned and of 64 bits."""
+
+    def __init__(self, array):
+        object.__setattr__(self, "seed", array)
+        object.__setattr__(self, "call", None)
+
+
 class Generator:
     """Hands out the streams of a seed: call = 0, 1, 2, ..., each exactly once, from any thread.
 

@@ -4,13 +4,41 @@ A structured mask is the same dense mask over a smaller shape that broadcasts ag
 once, by the same mapping, and applied by broadcasting.
 """
 
+import itertools
 import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from gpudrop import backends
 from gpudrop.fusion import Draw, Fusion, Given
+
+
+class Part(NamedTuple):
+    """That an array is a part of a larger one: the whole's shape, and where in it the part begins."""
+
+    whole: tuple
+    begin: tuple
+
+
+def rows(shape, part):
+    """How the elements of a part lie in the mask of the whole: (row, pitch, starts), as `fusion.Draw` has them.
+
+    Kernels take rows that begin equally far apart. Where a part is cut along more axes than that, it is several such
+    windows of equal size, one after the other, each with a start of its own.
+    """
+    whole, begin = part
+    cut = max((axis for axis in range(len(shape)) if shape[axis] != whole[axis]), default=0)
+    row, pitch = math.prod(shape[cut:]), math.prod(whole[cut:])
+    first = cut
+    while first > 0 and shape[first - 1] == whole[first - 1]:
+        first -= 1
+    first = max(0, first - 1)  # the slowest axis of a window may be cut: its steps are equal nevertheless
+    steps = [math.prod(whole[axis + 1 :]) for axis in range(len(whole))]
+    origin = sum(map(operator.mul, begin, steps))
+    places = itertools.product(*(range(n) for n in shape[:first]))
+    return row, pitch, tuple(origin + sum(map(operator.mul, place, steps)) for place in places)
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,8 @@ class Shared:
         before it. With more of them, leading shared axes are written out first.
     period, repeat, run : int
         What `fusion.Given` says of the last copy.
+    row, pitch, starts
+        What `rows` says of the mask's own shape.
     """
 
     drawn: int
@@ -36,7 +66,15 @@ class Shared:
     period: int
     repeat: int
     run: int
+    row: int
+    pitch: int
+    starts: tuple
     counted = False
+
+    @property
+    def window(self):
+        """Whether what is drawn at a time lies in several rows."""
+        return self.row * len(self.starts) < self.drawn
 
     def allocate(self, operand, dtype):
         """Room for what `make` fills, of an operand's kind."""
@@ -44,8 +82,11 @@ class Shared:
 
     def make(self, module, operand, rooms, fusion, draw):
         """Draw, into what `allocate` returned; the fusion and the numbers are those of drawing alone."""
-        array = rooms[0]
-        backends.launch(module, operand, fusion, array, array, array, draw)
+        array, size = rooms[0], self.drawn // len(self.starts)
+        for k, start in enumerate(self.starts):
+            piece = array[k * size : (k + 1) * size] if len(self.starts) > 1 else array
+            placed = draw._replace(start=draw.start + start, row=self.row, pitch=self.pitch)
+            backends.launch(module, operand, fusion, piece, piece, piece, placed)
         spread = Fusion("mask", fusion.activation, 0, fusion.dtype, fusion.noise, given=True)
         for room, (_, *place) in zip(rooms[1:], self.spreads, strict=True):
             backends.launch(module, operand, spread, room, room, room, Draw(), Given(array, *place))
@@ -62,27 +103,38 @@ def check_mask_shape(mask_shape):
 
 
 @lru_cache(maxsize=1024)
-def shared(shape, mask_shape, batch_axis):
+def shared(shape, mask_shape, batch_axis, part=None):
     """The Shared of a checked mask_shape against an array's shape; None where nothing is shared.
 
-    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own.
+    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own. part: the
+    Part that the array is of the one that mask_shape is meant for; what kernels can't draw in one window is shared too.
 
     Raises
     ------
     ValueError
         If mask_shape doesn't broadcast against the array's.
     """
-    leading = len(shape) - len(mask_shape)
-    if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, shape[leading:], strict=True)):
-        raise ValueError(f"mask_shape must broadcast against x, of shape {shape}, got {mask_shape}")
+    whole, begin = (shape, (0,) * len(shape)) if part is None else part
+    leading = len(whole) - len(mask_shape)
+    if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, whole[leading:], strict=True)):
+        raise ValueError(f"mask_shape must broadcast against x, of shape {whole}, got {mask_shape}")
     sizes = (1,) * leading + mask_shape
     # An axis of one element is its own only where None says so, which matters to samples alone.
-    own = [n is None or n == axis != 1 for n, axis in zip(sizes, shape, strict=True)]
-    if all(own) or math.prod(shape) == 0:
-        return None
+    own = [n is None or n == axis != 1 for n, axis in zip(sizes, whole, strict=True)]
     size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
+    if math.prod(shape) == 0:
+        return None
+    place = rows(_of(own, shape), Part(_of(own, whole), _of(own, begin, 0)))
+    if all(own) and len(place[2]) == 1:
+        return None
     samples = batch_axis is not None and own[batch_axis]
-    return Shared(size, size // shape[batch_axis] if samples else 0, *_places(size, shape, own))
+    per_sample = math.prod(_of(own, whole)) // whole[batch_axis] if samples else 0
+    return Shared(size, per_sample, *_places(size, shape, own), *place)
+
+
+def _of(own, numbers, otherwise=1):
+    """An array's numbers, axis by axis, as they are for its mask."""
+    return tuple(n if mine else otherwise for n, mine in zip(numbers, own, strict=True))
 
 
 def _places(size, shape, own):
@@ -127,7 +179,7 @@ class Blocks:
     size: tuple
     block: tuple
     samples: int
-    counted = True
+    counted, window = True, False
 
     @property
     def fitting(self):

@@ -6,9 +6,9 @@ A backend is a module here, listed in `gpudrop.backends.BACKENDS`, with these na
     devices()           the names of the devices it computes on
     launch(fusion, a, b, out, draw, given)
                         out[i] = fusion.element(drawn(i), draw.scale, draw.shift, a[i], b[i]) for every element
-                        in logical (C) order. drawn(i) is of element start + i: field > draw.limit, the field, or
-                        a normal deviate, as fusion.acting says; or, in a fusion that has `given`, what
-                        `fusion.Given` finds for element i.
+                        in logical (C) order. drawn(i) is of the mask's element number start + i, or in a window
+                        start + i // row * pitch + i % row: field > draw.limit, the field, or a normal deviate, as
+                        fusion.acting says; or, in a fusion that has `given`, what `fusion.Given` finds for element i.
     grow(seeds, mask, block)
                         DropBlock: mask[k, i, j] is false where one of the seeds that are false has (i, j) in its
                         block, the rows and columns from the seed's own on. Returns how many are true, as
@@ -26,7 +26,8 @@ def arguments(fusion, a, b, out, draw, given, contiguous):
     """What the CUDA kernels take: views of a, b, what is given and out in their storage types; numbers, typed.
 
     Contiguous arrays are viewed flat. There is one view per array: CuPy may copy an input that overlaps the
-    output without being it. Where nothing is given, a stands in.
+    output without being it. Where nothing is given, a stands in. The numbers are chunks, row, turns, pitch, start,
+    seed, call, limit, scale, shift, period, repeat, run: a kernel does so many chunks, turns of them in each row.
     """
 
     def view(array):
@@ -34,11 +35,16 @@ def arguments(fusion, a, b, out, draw, given, contiguous):
         return array.reshape(-1) if contiguous else array
 
     views = {id(array): view(array) for array in (a, b, out)}
+    row = draw.row if fusion.window else out.size
+    # Rows that begin at different places in a chunk take as many turns as the one that takes most.
+    alike = not fusion.window or draw.pitch % fusion.chunk == 0
+    turns = -(-(row + (draw.start % fusion.chunk if alike else fusion.chunk - 1)) // fusion.chunk)
+    stream = (draw.seed, draw.call) if fusion.bits else (0, 0)  # others have no use for it
     numbers = (
-        np.int64(out.size),
+        *map(np.int64, (out.size // row * turns, row, turns)),
+        np.uint64(draw.pitch),
         np.uint64(draw.start),
-        np.uint64(draw.seed),
-        np.uint64(draw.call),
+        *((draw.seed, np.uint64(0)) if fusion.stored else map(np.uint64, stream)),
         np.uint32(draw.limit),
         getattr(np, fusion.real)(draw.scale),
         getattr(np, fusion.real)(draw.shift),

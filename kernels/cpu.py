@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
@@ -104,7 +105,7 @@ def specialised(fusion):
     storage, drawn, limit, real = (numba.from_dtype(np.dtype(d)) for d in (fusion.storage, drawn, limit, fusion.real))
     source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
     given = types.Array(drawn, 1, "C", readonly=True)
-    numbers = (*(types.int64,) * 2, *(types.uint64,) * 3, *(types.int64,) * 3)
+    numbers = (*(types.int64,) * 2, *(types.uint64,) * 3, types.int64, types.uint64, *(types.int64,) * 3)
     return function, types.void(FusionType(name), limit, real, real, source, source, given, target, *numbers)
 
 
@@ -302,7 +303,7 @@ def _gather(given, period, repeat, run, first, block):
                 base += period
 
 
-def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, call, period, repeat, run):
+def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, call, row, pitch, period, repeat, run):
     """out[lo:hi]"""
     lanes = np.int64(_lanes(fusion))
     words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
@@ -310,10 +311,12 @@ def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, cal
     spare = np.empty(BLOCK, a.dtype)
     in_place = _reads(fusion) and a.ctypes.data == out.ctypes.data
     skip = np.int64(0)
-    for first in range(lo, hi, BLOCK):
-        last = min(first + BLOCK, hi)
+    first = lo
+    while first < hi:
+        line = first // row
+        last = min(first + BLOCK, hi, (line + 1) * row)
         if _drawn(fusion):
-            m = np.uint64(start + np.uint64(first))
+            m = np.uint64(start + np.uint64(line) * pitch + np.uint64(first - line * row))
             chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
             groups = (skip + last - first + GROUP * lanes - 1) // (GROUP * lanes)
             for group in range(groups):
@@ -336,6 +339,7 @@ def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, cal
             _copy(source, spare[: last - first])
             source = spare[: last - first]
         _apply(fusion, block[skip:], limit, scale, shift, source, b[first:last], out[first:last])
+        first = last
 
 
 @jit()
@@ -352,12 +356,14 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(fusion, a, b, out, draw, given=None):
-    if given is None and b is a and a.ndim > 1 and a.strides[0] == 0 and len(a) and a[0].size >= BLOCK:
+    repeated = b is a and a.ndim > 1 and a.strides[0] == 0 and len(a) and a[0].size >= BLOCK
+    if repeated and given is None and not fusion.window:
         for k in range(len(a)):  # the same elements again and again: no copy of them all
             part = a[k]
             launch(fusion, part, part, out[k], draw._replace(start=draw.start + k * part.size))
         return
-    run, flat_a = kernel(fusion), _flat(fusion, a)
+    # The same kernel does windows: all of its elements are one row without.
+    run, flat_a = kernel(replace(fusion, window=False) if fusion.window else fusion), _flat(fusion, a)
     flat_b = flat_a if b is a else _flat(fusion, b)
     in_order = out.flags.carray
     target = _flat(fusion, out if in_order else np.empty(out.shape, out.dtype))
@@ -367,7 +373,8 @@ def launch(fusion, a, b, out, draw, given=None):
         drawn = drawn.view(np.uint8) if fusion.keeps else drawn
         if fusion.counted:
             scale = target.size / max(1, int(given.kept[0]))
-    numbers = (draw.start, draw.seed, draw.call, period, repeat, share)
+    row = draw.row if fusion.window else max(1, target.size)
+    numbers = (draw.start, draw.seed, draw.call, row, draw.pitch, period, repeat, share)
 
     def part(lo, hi):
         run(None, draw.limit, scale, draw.shift, flat_a, flat_b, drawn, target, lo, hi, *numbers)

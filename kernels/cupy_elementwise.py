@@ -101,9 +101,15 @@ struct Place {
 """
 
 
+# An empty instruction. From what goes into inner in a window, NVRTC 13 makes narrow stores of the wide ones.
+OPAQUE = 'asm volatile("" : "+l"(inner));'
+
+
 def operation(fusion, contiguous):
     """One iteration: the elements of chunk i, counted from the one that holds `start`."""
-    draw = "const gpudrop::Words words = gpudrop::draw(seed, call, start / gpudrop::chunk + i);"
+    draw = f"""
+const unsigned long long number = origin / gpudrop::chunk + turn;
+const gpudrop::Words words = gpudrop::draw({"stream[0], stream[1]" if fusion.stored else "seed, call"}, number);"""
     drawn = {
         "keep": f"gpudrop::field(words, j, {fusion.bits}) > limit",
         "field": f"static_cast<gpudrop::real>(gpudrop::field(words, j, {fusion.bits}))",
@@ -116,7 +122,7 @@ def operation(fusion, contiguous):
     elif not fusion.bits:
         draw, drawn = "", "true"
     scale = (
-        "static_cast<gpudrop::real>(size) / static_cast<gpudrop::real>(max(kept[0], 1ULL))"
+        "static_cast<gpudrop::real>(row) / static_cast<gpudrop::real>(max(kept[0], 1ULL))"
         if fusion.counted
         else "scale"
     )
@@ -133,7 +139,7 @@ def operation(fusion, contiguous):
     if fusion.reads == 0:
         load_a = "const gpudrop::Chunk a_chunk = {};"
     vector = f"""
-if (first >= 0 && first + gpudrop::chunk <= size && gpudrop::aligned(&a[first]) && gpudrop::aligned(&b[first])
+if (inner >= 0 && inner + gpudrop::chunk <= row && gpudrop::aligned(&a[first]) && gpudrop::aligned(&b[first])
     && gpudrop::aligned(&out[first])) {{
   {load_a}
   {load_b if fusion.reads == 2 else ""}
@@ -145,13 +151,16 @@ if (first >= 0 && first + gpudrop::chunk <= size && gpudrop::aligned(&a[first]) 
   *reinterpret_cast<gpudrop::Chunk*>(&out[first]) = out_chunk;
 }} else"""
     return f"""
-const gpudrop::int64 first = static_cast<gpudrop::int64>(i) * gpudrop::chunk
-    - static_cast<gpudrop::int64>(start % gpudrop::chunk);
+const gpudrop::int64 line = {"i / turns" if fusion.window else "0"}, turn = i - line * turns;
+const unsigned long long origin = start + line * pitch;
+gpudrop::int64 inner = turn * gpudrop::chunk - static_cast<gpudrop::int64>(origin % gpudrop::chunk);
+{OPAQUE if fusion.window else ""}
+const gpudrop::int64 first = line * row + inner;
 {draw}
 {vector if contiguous else ""}
 for (unsigned int j = 0; j < gpudrop::chunk; ++j) {{
   const gpudrop::int64 m = first + j;
-  if (m >= 0 && m < size) {{
+  if (inner + j >= 0 && inner + j < row) {{
     {store("out[m]", "a[m]", "b[m]")}
   }}
 }}
@@ -171,8 +180,9 @@ def kernel(fusion, contiguous):
     drawn = "uint8" if fusion.keeps else real
     kept = ", raw uint64 kept" if fusion.counted else ""
     given = f", raw {drawn} drawn{kept}, int64 period, int64 repeat, int64 run" if fusion.given else ""
+    stream = "raw uint64 stream" if fusion.stored else "uint64 seed, uint64 call"
     return cupy.ElementwiseKernel(
-        f"raw {storage} a, raw {storage} b, int64 size, uint64 start, uint64 seed, uint64 call, "
+        f"raw {storage} a, raw {storage} b, int64 row, int64 turns, uint64 pitch, uint64 start, {stream}, "
         f"uint32 limit, {real} scale, {real} shift{given}",
         f"raw {storage} out",
         operation(fusion, contiguous),
@@ -186,11 +196,13 @@ def launch(fusion, a, b, out, draw, given=None):
         return
     contiguous = all(array.flags.c_contiguous for array in (a, b, out))
     a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
-    chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
+    chunks, *numbers = numbers
     numbers, place = numbers[:-3], numbers[-3:]
+    if fusion.stored:
+        del numbers[5]  # the call, which lies beside the seed
     if fusion.given:
         numbers = (*numbers, drawn, *([kept] if fusion.counted else []), *place)
-    kernel(fusion, contiguous)(a, b, *numbers, out, size=chunks)
+    kernel(fusion, contiguous)(a, b, *numbers, out, size=int(chunks))
 
 
 GROW = """

@@ -212,6 +212,28 @@ def reader(fusion):
     return truth if fusion.keeps else number
 
 
+def stream_reader(fusion):
+    """The seed and the call, each of what a kernel gets for both."""
+
+    @device
+    def first(seed, call):
+        return seed
+
+    @device
+    def second(seed, call):
+        return call
+
+    @device
+    def first_stored(seed, call):
+        return seed[0]
+
+    @device
+    def second_stored(seed, call):
+        return seed[1]
+
+    return (first_stored, second_stored) if fusion.stored else (first, second)
+
+
 @functools.cache
 def kernel(fusion, contiguous):
     """The kernel of a fusion, jitted for its argument types at the first launch.
@@ -220,27 +242,34 @@ def kernel(fusion, contiguous):
     logical index through `.flat`.
     """
     chunk, real, storage = fusion.chunk, getattr(np, fusion.real), getattr(np, fusion.storage)
-    drawn, is_given, counted = fusion.bits > 0, fusion.given, fusion.counted
+    drawn, is_given, counted, windowed = fusion.bits > 0, fusion.given, fusion.counted, fusion.window
     two_inputs, has_input = fusion.reads == 2, fusion.reads > 0
     width = min(16, chunk * np.dtype(storage).itemsize)
     step = width // np.dtype(storage).itemsize
     load, store = vector_access(width)
     formula = compiled(fusion.element, real, MATH_FUNCTIONS, device)
-    draw, read = drawer(fusion), reader(fusion)
+    draw, read, (seed_of, call_of) = drawer(fusion), reader(fusion), stream_reader(fusion)
     widen, narrow = CONVERSIONS[fusion.dtype]
 
-    def body(a, b, given, kept, out, size, start, seed, call, limit, scale, shift, period, repeat, run):
-        skip = np.int64(start % np.uint64(chunk))
-        chunks = (size + skip + chunk - 1) // chunk
+    def body(
+        a, b, given, kept, out,
+        chunks, row, turns, pitch, start, seed, call, limit, scale, shift, period, repeat, run,
+    ):  # fmt: skip
         a_lanes = cuda.local.array(chunk, storage)
         b_lanes = cuda.local.array(chunk, storage)
         out_lanes = cuda.local.array(chunk, storage)
         if counted:
-            scale = real(real(size) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
+            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
         for i in range(cuda.grid(1), chunks, cuda.gridsize(1)):
-            first = np.int64(i) * chunk - skip
+            line = np.int64(i) // turns if windowed else np.int64(0)
+            turn = np.int64(i) - line * turns
+            origin = start + np.uint64(line) * pitch
+            begin = line * row
+            end = begin + row
+            first = begin + turn * chunk - np.int64(origin % np.uint64(chunk))
             if drawn:
-                words = draw_words(seed, call, np.uint64(start // np.uint64(chunk) + np.uint64(i)))
+                number = np.uint64(origin // np.uint64(chunk) + np.uint64(turn))
+                words = draw_words(seed_of(seed, call), call_of(seed, call), number)
             else:
                 words = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
             if is_given:
@@ -248,8 +277,8 @@ def kernel(fusion, contiguous):
             whole = False
             if contiguous:
                 whole = (
-                    first >= 0
-                    and first + chunk <= size
+                    first >= begin
+                    and first + chunk <= end
                     and aligned(a, first, width)
                     and aligned(b, first, width)
                     and aligned(out, first, width)
@@ -273,7 +302,7 @@ def kernel(fusion, contiguous):
             else:
                 for j in range(chunk):
                     m = first + j
-                    if m >= 0 and m < size:
+                    if m >= begin and m < end:
                         if is_given:
                             r = read(given, place[1] + place[3])
                             place = move_on(place, period, repeat, run)
@@ -296,7 +325,9 @@ def signature(fusion, contiguous=True, ndim=1):
         drawn = types.Array(types.uint8 if fusion.keeps else getattr(types, fusion.real), 1, "C")
         kept = types.Array(types.uint64, 1, "C") if fusion.counted else drawn
     real, i64, u64 = getattr(types, fusion.real), types.int64, types.uint64
-    return types.void(array, array, drawn, kept, array, i64, u64, u64, u64, types.uint32, real, real, i64, i64, i64)
+    seed = types.Array(u64, 1, "C") if fusion.stored else u64
+    window, place = (i64, i64, i64, u64), (i64, i64, i64)
+    return types.void(array, array, drawn, kept, array, *window, u64, seed, u64, types.uint32, real, real, *place)
 
 
 def launch(fusion, a, b, out, draw, given=None):
@@ -305,8 +336,7 @@ def launch(fusion, a, b, out, draw, given=None):
     contiguous = all(array.is_c_contiguous() for array in (a, b, out))
     stream = a.stream or out.stream
     a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
-    chunks = -(-(out.size + draw.start % fusion.chunk) // fusion.chunk)
-    kernel(fusion, contiguous)[_blocks(chunks), THREADS, stream](a, b, drawn, kept, out, *numbers)
+    kernel(fusion, contiguous)[_blocks(int(numbers[0])), THREADS, stream](a, b, drawn, kept, out, *numbers)
 
 
 @functools.cache

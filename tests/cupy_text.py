@@ -51,8 +51,9 @@ def kernel_text(kernel, forms, narrow_index=True):
 
 
 def forms_of(fusion, contiguous, ndim):
-    """The forms of the arrays of a fusion's kernel: a, b, what is given and how many are kept, out."""
-    return [(contiguous, ndim)] * 2 + [(True, 1)] * (fusion.given + fusion.counted) + [(contiguous, ndim)]
+    """The forms of the arrays of a fusion's kernel: a, b, the stream, what is given and how many are kept, out."""
+    one = fusion.stored + fusion.given + fusion.counted
+    return [(contiguous, ndim)] * 2 + [(True, 1)] * one + [(contiguous, ndim)]
 
 
 def text(fusion, contiguous=True, ndim=1, narrow_index=True):

@@ -30,12 +30,14 @@ def fusions(dtype):
     some = ACTIVATIONS["identity"], ACTIVATIONS["silu"]
     keys += [(Fusion(d, a, bits, dtype), True, 1) for d in directions for a in some for bits in (0, 8, 32)]
     keys += [(Fusion(d, a, 16, dtype), False, 3) for d in directions for a in some]
+    keys += [(Fusion(d, some[1], 16, dtype, window=True, stored=True), True, 1) for d in directions]
     keys += [(described, True, 1) for described in varied(dtype, some[1])]
     keys += [(Fusion("forward", some[1], 0, dtype, noises.DROPOUT, given=True), False, 3)]
     if dtype == "float32":
         drawn = noises.DRAWN
         keys += [(Fusion("mask", some[0], bits, "bool", drawn["keep"]), True, 1) for bits in (0, 8, 16, 32)]
         keys += [(Fusion("mask", some[0], 0, "bool", drawn["keep"], given=True), True, 1)]
+        keys += [(Fusion("mask", some[0], 16, "bool", drawn["keep"], window=w, stored=not w), True, 1) for w in (0, 1)]
     return keys
 
 
