@@ -14,6 +14,10 @@ import pytest
 import gpudrop
 from gpudrop import backends
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # PyTorch's threads in several workers would wait for one another at each operation, a hundred times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy_elementwise", "numba_cuda")]
 

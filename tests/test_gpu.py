@@ -117,3 +117,68 @@ def test_foreign_device_arrays_come_back_as_their_own_kind(cupy):
     assert y.is_cuda
     np.testing.assert_array_equal(y.cpu().numpy(), gpudrop.dropout(X, 0.3, activation="relu", rng=STREAM))
     assert backprop(y).is_cuda
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout2d", "gaussian_dropout"])
+def test_replays_of_a_captured_graph_differ(cupy, name):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import gpudrop.torch
+
+    function = getattr(gpudrop.torch.functional, name)
+    x = torch.ones(64, 64, 8, 8, device="cuda", requires_grad=True)
+
+    def step():
+        y = function(x, 0.5)
+        return y, torch.autograd.grad(y.sum(), x)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles, and warms up the allocators
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, dx = step()
+
+    def replay():
+        graph.replay()
+        return y.clone(), dx.clone()
+
+    torch.cuda.manual_seed(1)
+    first, second = replay(), replay()
+    assert torch.equal(*first) and torch.equal(*second)  # for ones the gradient is the mask with its scale
+    assert not torch.equal(first[0], second[0])
+    assert abs(first[0].mean().item() - 1) < 0.1
+    torch.cuda.manual_seed(1)
+    assert torch.equal(replay()[0], first[0])
+    with (
+        pytest.raises(ValueError, match="a graph can't be captured with a generator of the host"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        function(x, 0.5, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_calls_differ_from_one_another(cupy, mode):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import gpudrop.torch
+
+    x = torch.ones(4096, device="cuda", requires_grad=True)
+
+    def function(x):
+        return gpudrop.torch.functional.dropout(x, 0.5, activation="relu")
+
+    compiled = torch.compile(function, mode=mode, fullgraph=True)
+    seen = []
+    for _ in range(6):
+        y = compiled(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(y, dx)
+        seen.append(y.detach().clone())
+    assert len(torch.unique(torch.stack(seen), dim=0)) == 6
+    if mode == "default":  # as without compilation, and as on the host
+        results = []
+        for run in (compiled, function, lambda x: function(x.cpu()).cuda()):
+            torch.manual_seed(5)
+            results.append(run(x))
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

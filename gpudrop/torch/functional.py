@@ -28,6 +28,7 @@ True
 """
 
 import functools
+import importlib
 import itertools
 import json
 import sys
@@ -52,6 +53,9 @@ LACKING = {"drop_connect": ("samples",)}
 OFF_BY_DEFAULT = ("alpha_dropout", "feature_alpha_dropout")  # as torch has it
 
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def own_options(name):
     """A variant's options and their defaults, but for activation and bits."""
     defaults = VARIANTS[name].defaults()
@@ -66,13 +70,15 @@ def _place():
     return next(_places)
 
 
-def _stream(generator, rng, surroundings):
+def _stream(x, generator, rng, surroundings):
     """The two numbers of a call, as a tensor."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
     rng = surroundings.rng if rng is None and generator is None else rng
     if rng is None:
-        return torch.ops.gpudrop.stream(generator, _place() if torch.compiler.is_compiling() else 0)
+        compiling = torch.compiler.is_compiling()
+        device = x.device if x.is_cuda and (compiling or torch.cuda.is_current_stream_capturing()) else None
+        return torch.ops.gpudrop.stream(generator, _place() if compiling else 0, device)
     stream = rng if isinstance(check_rng(rng), Stream) else rng.next()
     return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)])
 
@@ -95,7 +101,14 @@ def _checked(name, p, training, activation, bits, options):
     return name, json.dumps(given if training else given | {"training": False}), p, activation.name, bits
 
 
+@torch.compiler.assume_constant_result
+def _know_sharded_tensors():
+    importlib.import_module("gpudrop.torch.sharding")  # and with it torch's, which takes a third of a second
+
+
 def _apply(name, x, other, p, training, inplace, activation, generator, rng, bits, options):
+    if type(x) not in PLAIN:
+        _know_sharded_tensors()
     surroundings = _surroundings()
     training = bool(training) and surroundings.on
     checked = _constant if torch.compiler.is_compiling() else _checked
@@ -103,7 +116,7 @@ def _apply(name, x, other, p, training, inplace, activation, generator, rng, bit
     drawn = training and p > 0
     if not drawn and other is None and activation is None:
         return x
-    stream = _stream(generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64)
+    stream = _stream(x, generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64)
     y = torch.ops.gpudrop.forward(x, other, stream, *call, surroundings.first)
     return x.copy_(y) if inplace else y
 

@@ -1,13 +1,17 @@
 """The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
 
-    gpudrop::stream(Generator? generator, int place) -> Tensor                  two int64 on the host: seed and call
+    gpudrop::stream(Generator? generator, int place, Device? device) -> Tensor   two int64: seed and call
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
 
 CALL is the rest of a call, as numbers and text: which variant, its options as JSON, its p, activation, bits, and the
-number of the first sample. A mask is a function of the stream and CALL, so the backward pass gets those alone, and
-what runs either of them again (a checkpoint, a compiled graph) draws the same mask. `stream` is the only one that
-has a state, torch's; place is another number at each place in a compiled graph, for torch merges equal calls.
+number of the first sample. Where x is a part of a tensor, the options have its place as well: "part", the whole's shape
+and where in it the part begins. A mask is a function of the stream and CALL, so the backward pass gets those alone, and
+what runs either of them again (a checkpoint, a compiled graph) draws the same mask.
+
+`stream` is the only one that has a state, torch's; place is another number at each place in a compiled graph, for torch
+merges equal calls. It gives the numbers on the host, and a kernel gets them as arguments; or on the GPU where a graph
+is captured or compiled, and the kernel reads them there, for arguments are the same at each replay.
 """
 
 import functools
@@ -22,24 +26,39 @@ from gpudrop import variants
 from gpudrop.activations import find_activation
 from gpudrop.backends import adopt
 from gpudrop.dropout import dropout, here, within
-from gpudrop.generator import Stream
+from gpudrop.generator import StoredStream, Stream
+from gpudrop.masks import Part
 
 CALL = "str variant, str options, float p, str activation, int bits, int first"
 
 library = torch.library.Library("gpudrop", "DEF")
-library.define("stream(Generator? generator=None, int place=0) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+seeded = (torch.Tag.nondeterministic_seeded,)
+library.define("stream(Generator? generator=None, int place=0, Device? device=None) -> Tensor", tags=seeded)
 library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tensor")
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
 
 
-def stream(generator=None, place=0):
-    """A seed and a call, all 128 bits of them from torch's generator on the host."""
-    return torch.empty(2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+def stream(generator=None, place=0, device=None):
+    """A seed and a call, all 128 bits of them from torch's generator on the host.
+
+    Within a capture they are from torch's generator of the device instead, which a graph moves on at each replay.
+    """
+    numbers = torch.empty(2, dtype=torch.int64)
+    if device is None:
+        return numbers.random_(-(2**63), None, generator=generator)
+    if not torch.cuda.is_current_stream_capturing():
+        return numbers.random_(-(2**63), None, generator=generator).to(device)
+    if generator is not None:
+        raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
+    return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None)
 
 
 @functools.lru_cache(maxsize=1024)
 def _options(text):
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    """The variant's own options, and the Part."""
+    read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    part = read.pop("part", None)
+    return read, None if part is None else Part(*map(tuple, part))
 
 
 @functools.cache
@@ -71,11 +90,17 @@ def _current(tensor):
 def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
     """The call, with torch's memory for its result: in torch's form, and of its allocator."""
     inputs = (_array(x),) if other is None else (_array(x), _array(other))
-    seed, number = stream.tolist()
-    keywords = {"activation": activation, "bits": bits, "out": adopt("out", _array(out))} | _options(options)
-    # As the call says, wherever its backward pass runs.
-    with nullcontext() if here()[::2] == (True, first) else within(on=True, first=first):
-        return _variant(variant).prepare(*inputs, p, rng=Stream(seed % 2**64, number % 2**64), **keywords)
+    if stream.is_cuda:
+        rng = StoredStream(_array(stream).view(np.uint64))
+    else:
+        seed, number = stream.tolist()
+        rng = Stream(seed % 2**64, number % 2**64)
+    options, part = _options(options)
+    keywords = {"activation": activation, "bits": bits, "out": adopt("out", _array(out))} | options
+    around = here()
+    as_called = (around.on, around.first, around.part) == (True, first, part)  # wherever a backward pass runs
+    with nullcontext() if as_called else within(on=True, first=first, part=part):
+        return _variant(variant).prepare(*inputs, p, rng=rng, **keywords)
 
 
 def forward(x, other, stream, *call):
@@ -101,8 +126,8 @@ library.impl("stream", stream, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("gpudrop::stream", lib=library)
-def _(generator=None, place=0):
-    return torch.empty(2, dtype=torch.int64)
+def _(generator=None, place=0, device=None):
+    return torch.empty(2, dtype=torch.int64, device=device)
 
 
 @torch.library.register_fake("gpudrop::forward", lib=library)
