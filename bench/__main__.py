@@ -1,4 +1,4 @@
-"""python -m bench cpu: measure, show tables, and write the results as JSON and a chart."""
+"""python -m bench cpu, or torch: measure, show tables, and write the results as JSON, for cpu with a chart."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ from bench import contenders, family, report, runner, startup
 from bench.cases import cpu_cases
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("gpudrop", "numpy", "numba", "llvmlite", "torch", "jax", "ml_dtypes")
+PACKAGES = ("gpudrop", "numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
 
 app = typer.Typer(help="Benchmarks of gpudrop against copies of as many bytes and against its peers.")
 
@@ -39,7 +39,7 @@ def cpu(
 ):
     """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
     threads = numba.config.NUMBA_NUM_THREADS
-    record = described(f"{_processor()}, {os.cpu_count()} cores", threads)
+    record = described(_processor(), threads)
     record["rounds"] = rounds = 3 if quick else 7
     record["startup"] = {} if variants else startup.measure(1 if quick else 3)
     record["cases"] = []
@@ -51,6 +51,29 @@ def cpu(
             record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": results})
     name = f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-family' * variants}{'-quick' * quick}.json"
     finish(record, file or RESULTS / name)
+
+
+@app.command("torch")
+def pytorch(
+    quick: Annotated[bool, typer.Option(help="Small models and fewer rounds, in under two minutes.")] = False,
+    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+):
+    """Training steps of PyTorch models: without dropout, with torch's, and with gpudrop's in its place."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes across the progress bar
+    import torch
+
+    from bench import torch_steps
+
+    record = described(_processor(), torch.get_num_threads())
+    record["rounds"] = rounds = 3 if quick else 15
+    record["cases"] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        names = torch_steps.QUICK if quick else torch_steps.CASES
+        for name in progress.track(names, description="measuring"):
+            record["cases"].append(torch_steps.measure(name, rounds))
+    record["cases"] += torch_steps.calls(rounds)
+    name = f"torch-{llvmlite.binding.get_host_cpu_name()}{'-quick' * quick}.json"
+    write(record, file or RESULTS / name, [*torch_steps.tables(record), *torch_steps.notes(record)])
 
 
 def described(device, threads):
@@ -67,17 +90,20 @@ def described(device, threads):
 
 
 def finish(record, path):
-    """Show and write a complete record."""
+    """Show and write a complete record of the host kernels, with its chart beside it."""
+    write(record, path, [*report.tables(record), *report.notes(record)])
+    report.chart(record, path.with_suffix(".png"))
+
+
+def write(record, path, shown):
+    """Show a complete record's tables and notes, and write it."""
     console = Console()
     console = Console(width=max(console.width, 180))  # the tables are wide, and numbers that are cut off are none
-    for table in report.tables(record):
-        console.print(table)
-    for note in report.notes(record):
-        console.print(note)
+    for part in shown:
+        console.print(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dumps(record))
-    report.chart(record, path.with_suffix(".png"))
-    console.print(f"{path} and {path.with_suffix('.png').name} are written")
+    console.print(f"{path} is written")
 
 
 def dumps(record):
@@ -93,7 +119,7 @@ def _processor():
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{model} ({llvmlite.binding.get_host_cpu_name()})"
+    return f"{model} ({llvmlite.binding.get_host_cpu_name()}), {os.cpu_count()} cores"
 
 
 def _version(package):

@@ -3,14 +3,18 @@
 import json
 import math
 import os
-from dataclasses import asdict
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gpudrop
 from bench import __main__ as command
-from bench import cases, contenders, family, report, runner
+from bench import cases, checks, contenders, family, report, runner
 from bench.cases import DTYPES, Case
 from bench.contenders import CONTENDERS, OURS, OURS_READY, Absent, Contender
 
@@ -235,3 +239,116 @@ def test_a_run_of_the_family_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
     assert "drop_path and back" in shown and "zoneout" in shown
+
+
+# PyTorch
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """bench.torch_steps on one thread: on a busy machine those of a small model wait for each other all the time."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from bench import torch_steps
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield torch_steps
+    torch.set_num_threads(threads)
+
+
+def test_torch_is_imported_by_its_own_command_alone():
+    code = "import sys, bench.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=command.RESULTS.parent.parent)
+
+
+@pytest.mark.parametrize("name", ["small encoder", "small gpt2"])
+def test_torch_steps_are_measured_each_way(monkeypatch, steps, name):
+    if name == "small gpt2":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setattr(steps, "peak_bytes", lambda name, way: 1000)
+    row = steps.measure(name, 2)
+    assert json.loads(json.dumps(row)) == row
+    results = row["results"]
+    assert list(results) == list(steps.WAYS)
+    for result in results.values():
+        assert 0 < result["fastest"] <= result["seconds"] <= result["slowest"]
+        assert result["peak_bytes"] == 1000
+    torchs = {"small encoder": [], "small gpt2": ["aten::bernoulli_"]}[name]  # GPT-2's attention calls a function
+    assert {way: result["drawn_by"] for way, result in results.items()} == {
+        "no dropout": [],
+        "torch": ["aten::bernoulli_"],
+        "accelerate": ["gpudrop::forward"],
+        "convert": [*torchs, "gpudrop::forward"],
+    }
+    saved = {way: result["saved_bytes"] for way, result in results.items()}
+    assert saved["no dropout"] < saved["accelerate"] <= saved["convert"] < saved["torch"]
+
+
+def another_model(model):
+    for parameter in model.parameters():
+        parameter.data *= 1.1
+
+
+TORCH_FAULTS = {
+    "dropout in spite of all": ("no dropout", {"p": 0.1}, "drawn by aten::bernoulli_"),
+    "no dropout at all": ("torch", {"p": 0.0}, "drawn by nobody"),
+    "gpudrop for torch": ("torch", {"change": lambda model: gpudrop.torch.convert(model)}, "drawn by gpudrop::forward"),
+    "torch for gpudrop": ("accelerate", {"around": nullcontext}, "drawn by aten::bernoulli_"),
+    "nothing converted": ("convert", {"change": lambda model: model}, "drawn by aten::bernoulli_"),
+    "another model": ("convert", {"change": another_model}, "its output without training"),
+}
+
+
+@pytest.mark.parametrize("fault", TORCH_FAULTS)
+def test_torch_steps_of_another_way_are_not_timed(monkeypatch, steps, fault):
+    way, changed, reason = TORCH_FAULTS[fault]
+    monkeypatch.setitem(steps.WAYS, way, replace(steps.WAYS[way], **changed))
+    monkeypatch.setattr(steps, "in_turns", lambda *args: pytest.fail("it was timed"))
+    with pytest.raises(checks.Wrong, match=f"{way}: .*{reason}"):
+        steps.measure("small encoder", 1)
+
+
+def test_torch_calls_that_drop_nothing_are_not_timed(monkeypatch, steps):
+    monkeypatch.setattr(gpudrop.torch.functional, "dropout", lambda x, p: x)
+    monkeypatch.setattr(steps, "in_turns", lambda *args: pytest.fail("it was timed"))
+    with pytest.raises(checks.Wrong, match="gpudrop: "):
+        list(steps.calls(1))
+
+
+def test_torch_bytes_saved_are_counted_once_and_without_parameters(steps):
+    linear, x = steps.nn.Linear(3, 5), steps.torch.ones(2, 3)
+    side = SimpleNamespace(model=linear, way=steps.Way(), loss=lambda: linear(x).square().sum() + linear(x[:1]).sum())
+    assert steps.saved_bytes(side) == 4 * (2 * 3 + 2 * 5)  # x, and what is squared
+
+
+def test_torch_peak_is_measured_in_a_process_of_its_own(steps):
+    if not steps.RESET.exists():
+        pytest.skip("nothing tells the peak here")
+    large = np.ones(2**27, np.uint8)  # of which the other process's mark must know nothing
+    assert 0 < steps.peak_bytes("small encoder", "accelerate") < large.nbytes
+
+
+def test_a_run_of_torch_steps_ends_in_tables_and_json(monkeypatch, steps, tmp_path, capsys):
+    monkeypatch.setattr(steps, "peak_bytes", lambda name, way: None if way == "torch" else 123_400_000)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    path = tmp_path / "new" / "torch.json"
+    command.pytorch(quick=True, file=path)
+    record = json.loads(path.read_text())
+    assert {"device", "threads", "versions", "commit", "date", "command", "rounds"} <= set(record)
+    assert [entry.name for entry in path.parent.iterdir()] == ["torch.json"]  # and no chart
+    encoder, gpt2, *calls = record["cases"]
+    assert "transformers" in gpt2["absent"]
+    assert [(row["elements"], row["gradient"]) for row in calls] == [(1000, False), (1000, True)]
+    shown = capsys.readouterr().out
+    assert "small gpt2: absent" in shown
+    assert "123.4" in shown
+    least = encoder["results"]["no dropout"]["seconds"]
+    for way, result in encoder["results"].items():
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"│ {way} ")]
+        assert f"{result['seconds'] * 1e3:.1f}" in line
+        assert f"{result['seconds'] / least:.2f}" in line
+        assert f"{result['saved_bytes'] / 1e6:.1f}" in line
+    for row in calls:
+        torchs, own = row["results"]["torch"]["seconds"], row["results"]["gpudrop"]["seconds"]
+        assert f"{own * 1e6:.2f}" in shown and f"{own / torchs:.2f}" in shown
