@@ -12,15 +12,29 @@ app = typer.Typer(help="Dropout with one mask everywhere.", no_args_is_help=True
 
 @app.command()
 def demo(
-    picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("gpudrop-demo.png"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many times the network is trained, each way.")] = 8,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Where the picture goes; there is none with --torch.", show_default="gpudrop-demo.png"),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many times the network is trained, each way.", show_default="8; 4 with --torch"),
+    ] = None,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Train a transformer in PyTorch, with either dropout.")
+    ] = False,
 ):
-    """Train a network with and without dropout and show what dropout is for."""
-    from gpudrop.demo import run
-
+    """Train a network with and without dropout and show what dropout is for, or with --torch what it costs."""
+    if torch and picture:
+        raise typer.BadParameter("there is no picture with --torch", param_hint="--picture")
+    given = {"picture": picture, "seeds": seeds}
     try:
-        run(picture=picture, seeds=seeds)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+        if torch:
+            from gpudrop.torch.demo import run
+        else:
+            from gpudrop.demo import run
+        run(**{name: value for name, value in given.items() if value is not None})
+    except (ImportError, FileNotFoundError) as error:
         sys.exit(f"gpudrop demo: {error}")
 
 
