@@ -283,8 +283,26 @@ def test_attention_keeps_no_mask():
             attend(q, q, q, dropout_p=0.5)
         return sum(t.numel() == 2 * 4 * 64 * 64 for t in found.values())
 
-    assert saved(gpudrop.torch.scaled_dot_product_attention) == 2  # before and after dropout
+    assert saved(gpudrop.torch.scaled_dot_product_attention) == 1  # before dropout
     assert saved(F.scaled_dot_product_attention) == 3
+
+
+def test_attention_has_the_gradients_of_its_formula():
+    q, k, v = (numbers(2, 3, n, 4).double().requires_grad_() for n in (5, 6, 6))
+
+    def attend(q, k, v):
+        torch.manual_seed(1)
+        return gpudrop.torch.scaled_dot_product_attention(q, k, v, dropout_p=0.3)
+
+    assert torch.autograd.gradcheck(attend, (q, k, v))
+    assert torch.autograd.gradgradcheck(attend, (q, k, v))
+    torch.manual_seed(1)
+    want = functional.dropout(torch.softmax(q / 2 @ k.mT, -1), 0.3) @ v
+    torch.testing.assert_close(attend(q, k, v), want)
+    got = torch.func.vmap(attend, randomness="same")(q, k, v)
+    assert got.shape == want.shape
+    with gpudrop.no_dropout():
+        torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -352,6 +370,28 @@ def test_convert_leaves_alone_what_it_can_not_see_through():
     torch.manual_seed(0)
     y = model[2](x := numbers(100))
     assert (y[y != 0] == 2 * x[y != 0]).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", nn.SiLU(), nn.Hardtanh(), torch.tanh])
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+@pytest.mark.filterwarnings("ignore")
+def test_convert_fuses_the_activation_of_torchs_transformer_layers(kind, activation):
+    def build():
+        torch.manual_seed(0)
+        return kind(16, 2, 32, 0.3, activation=activation, batch_first=True)
+
+    layer = build()
+    inputs = (numbers(3, 5, 16),) * (1 + (kind is nn.TransformerDecoderLayer))
+    want = layer.eval()(*inputs)
+    with accelerate():
+        trains = trained(build(), inputs)
+    convert(layer)
+    fused = activation is not torch.tanh and not isinstance(activation, nn.Hardtanh)
+    assert (layer.dropout.activation is not None) == fused
+    layer = copy.deepcopy(layer) if fused else layer
+    torch.testing.assert_close(layer(*inputs), want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(trained(layer.train(), inputs), trains, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", gpudrop.torch.adoption.ACTIVATIONS, ids=lambda row: row[2])

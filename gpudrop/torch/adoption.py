@@ -120,14 +120,19 @@ ACTIVATIONS = [
 """torch's activations, which arguments they must have, and what gpudrop calls them."""
 
 
+FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
+"""Those that torch's transformer layers have by name."""
+
+
 def convert(model):
     """Replace torch's dropout modules in a model by gpudrop's, and fuse the activations before them.
 
     nn.Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout and FeatureAlphaDropout become the modules of that name
     here, with their p, mode and hooks; nn.MultiheadAttention becomes `gpudrop.torch.MultiheadAttention`. Where an
     activation module stands directly before a dropout in an nn.Sequential, the dropout applies it and nn.Identity
-    stands in its place, so that the names of parameters stay. Subclasses of torch's modules are left alone, and so is
-    what a model drops by calling functions: see `accelerate` for that.
+    stands in its place, so that the names of parameters stay. The activation of nn.TransformerEncoderLayer and
+    nn.TransformerDecoderLayer is fused as well. Subclasses of torch's modules are left alone, and so is what a model
+    drops by calling functions: see `accelerate` for that.
 
     Parameters
     ----------
@@ -167,7 +172,22 @@ def convert(model):
                 if activation is not None:
                     parent._modules[before] = nn.Identity()
             before = name
+        if type(parent) in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
+            _fuse_feed_forward(parent)
     return model
+
+
+def _fuse_feed_forward(layer):
+    """In a layer of torch's transformer the activation, a function or a module, stands before `dropout`."""
+    name = FUNCTIONS.get(layer.activation) or _activation(layer.activation)
+    if name is not None and type(layer.dropout) is modules.Dropout and layer.dropout.activation is None:
+        del layer.activation
+        # Not a module: copies of a decoder layer whose activation is one get relu instead.
+        layer.activation, layer.dropout.activation = unchanged, name
+
+
+def unchanged(x):
+    return x
 
 
 def _standing_for(dropout, activation=None):
@@ -178,7 +198,9 @@ def _standing_for(dropout, activation=None):
 
 def _activation(module):
     """The name of an activation that may be fused, or None: nothing may look at what it gives."""
-    if any(value for name, value in vars(module).items() if name.endswith("_hooks")):
+    if not isinstance(module, nn.Module) or any(
+        value for name, value in vars(module).items() if name.endswith("_hooks")
+    ):
         return None
     for cls, arguments, name in ACTIVATIONS:
         if type(module) is cls and all(getattr(module, a) == value for a, value in arguments.items()):

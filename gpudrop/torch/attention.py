@@ -1,11 +1,13 @@
 """Attention whose dropout is gpudrop's: torch's own function and module, in which the name `dropout` means another."""
 
+import math
 from types import FunctionType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
-from gpudrop.torch import functional
+from gpudrop.dropout import here
+from gpudrop.torch import functional, operators
 
 torchs_own = F.scaled_dot_product_attention
 
@@ -37,16 +39,50 @@ def scaled_dot_product_attention(
 
 
 def _attend(query, key, value, dropout_p, options):
-    mask = options["attn_mask"]
-    if mask is not None and mask.dtype is torch.bool:
-        added = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-        options = options | {"attn_mask": added}
-    # Torch's own weights, with all that it knows of masks; values of no width make its product with them free.
-    nothing = value[..., :0]
-    weights = torch.ops.aten._scaled_dot_product_attention_math(query, key, nothing, dropout_p=0.0, **options)[1]
+    weights = _weights(query, key, value, **options)
     if options["enable_gqa"]:
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    return functional.dropout(weights, dropout_p) @ value
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not here().on:
+        return functional.dropout(weights, dropout_p) @ value
+    return _DropAndMultiply.apply(weights, value, *functional.drawing(weights, dropout_p))
+
+
+def _weights(query, key, value, attn_mask, is_causal, scale, enable_gqa):
+    """softmax(query @ key.T * scale): torch's own, with all that it knows of masks and of rows without a key."""
+    if attn_mask is None and not is_causal and not enable_gqa and query.dtype in (torch.float32, torch.float64):
+        # The same without what rows without a key take, of which there are none.
+        root = math.sqrt(query.size(-1) ** -0.5 if scale is None else scale)
+        return torch.softmax((query * root) @ (key * root).mT, -1)
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
+    options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    # Values of no width make torch's product of weights and values free.
+    operator = torch.ops.aten._scaled_dot_product_attention_math
+    return operator(query, key, value[..., :0], attn_mask=attn_mask, dropout_p=0.0, **options)[1]
+
+
+class _DropAndMultiply(torch.autograd.Function):
+    """dropout(weights) @ value, of which the dropped weights are not saved: they are drawn again."""
+
+    @staticmethod
+    def forward(ctx, weights, value, stream, *call):
+        ctx.stream, ctx.call = stream, call
+        ctx.save_for_backward(weights, value)
+        return torch.ops.gpudrop.forward(weights, None, stream, *call) @ value
+
+    @staticmethod
+    def backward(ctx, dy):
+        weights, value = ctx.saved_tensors
+        dweights = dvalue = None
+        if ctx.needs_input_grad[1]:
+            dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
+        if ctx.needs_input_grad[0]:
+            dweights = dy @ value.mT
+            if torch.is_grad_enabled() or type(dweights) is not torch.Tensor:  # for derivatives of second order
+                dweights = torch.ops.gpudrop.backward(dweights, None, ctx.stream, *ctx.call, False)
+            else:
+                operators.backward(dweights, None, ctx.stream, *ctx.call, False, out=dweights)
+        return dweights, dvalue, *(None,) * (1 + len(ctx.call))
 
 
 def _where(function, **names):

@@ -121,6 +121,13 @@ def _apply(name, x, other, p, training, inplace, activation, generator, rng, bit
     return x.copy_(y) if inplace else y
 
 
+def drawing(x, p):
+    """What the operators take, after x, for a `dropout` of it in training: the stream and the rest of the call."""
+    surroundings = here()
+    stream = _stream(x, None, None, surroundings)
+    return stream, *_checked("dropout", p, True, None, layers.Dropout.defaults()["bits"], ()), surroundings.first
+
+
 def _function(name):
     """The function of a variant."""
     layer, defaults = VARIANTS[name], own_options(name)
