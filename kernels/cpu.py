@@ -24,6 +24,7 @@ from numba.core import cgutils
 from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
+from numba.np.ufunc import parallel
 
 from gpudrop import formulas, random_bits
 from gpudrop.formulas import compiled
@@ -35,6 +36,7 @@ GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known leng
 LINE = 64  # bytes in a line of the cache
 SLICE = 1 << 16  # elements that a thread takes at a time, at least
 SHARED = 1 << 21  # elements that are worth waking threads for, which takes up to 100 microseconds
+SHARED_AWAKE = 1 << 19  # the same for the threads of a `team`, which have mostly just done something else
 
 
 def unavailable():
@@ -46,11 +48,11 @@ def devices():
 
 
 def _threads():
-    """How many threads Numba would use here, where no threading layer can be loaded as well."""
-    try:
-        return numba.get_num_threads()
-    except ValueError:
-        return numba.config.NUMBA_NUM_THREADS
+    """How many threads Numba would use here, without starting them.
+
+    As it starts, Numba's OpenMP layer sets the number of PyTorch's threads too; set_num_threads has started it.
+    """
+    return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
 
 
 # A kernel's first argument has a Numba type of its own, which selects the element formula: a kernel that
@@ -436,7 +438,8 @@ def _share_out(part, size):
     Python's threads, because the kernels hold no lock: unlike Numba's own layers they may be entered by
     many threads at once and survive a fork.
     """
-    threads = min(_threads(), size // SLICE) if size >= SHARED else 1
+    enough = SHARED if team is None else SHARED_AWAKE
+    threads = min(_threads(), size // SLICE) if size >= enough else 1
     if threads == 1:
         return part(0, size)
     # Several slices for each thread, so that one that wakes late or is held up takes fewer.
@@ -461,17 +464,22 @@ def _share_out(part, size):
                     busy -= 1
                     change.notify()
 
-    try:
-        for _ in range(threads - 1):
-            _pool().submit(work)
-    except RuntimeError:
-        pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
+    if team is None or not team(work, threads):
+        try:
+            for _ in range(threads - 1):
+                _pool().submit(work)
+        except RuntimeError:
+            pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
     work()
     # For the slices that are being done, not for threads: one that hasn't begun has nothing left to do.
     with change:
         change.wait_for(lambda: busy == 0)
     if failures:
         raise failures[0]
+
+
+team = None
+"""In the place of the pool: team(work, threads) runs work on so many threads and returns whether it has."""
 
 
 @functools.cache

@@ -1,6 +1,9 @@
 """The PyTorch face: gpudrop's values and masks on tensors, through autograd, compilation, checkpoints and vmap."""
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -377,3 +380,65 @@ def test_inputs_without_samples_are_read_as_torch_reads_them():
     with pytest.warns(UserWarning, match=r"dropout2d: a 3-D input is read as \(samples, channels, length\)"):
         y = functional.dropout2d(torch.ones(20, 30, 4), 0.5, rng=STREAM)
     assert torch.equal(y, functional.dropout1d(torch.ones(20, 30, 4), 0.5, rng=STREAM))
+
+
+# Threads
+
+ON_TORCHS_THREADS = """
+import os, sys, threading, torch, numpy as np
+import gpudrop, gpudrop.torch
+from gpudrop.kernels import cpu
+
+x = torch.ones(3_000_003)
+want = gpudrop.dropout(np.ones(3_000_003, np.float32), 0.5, rng=gpudrop.Stream(1, 2))
+before, threads = torch.get_num_threads(), set()
+team = cpu.team
+assert team is not None or sys.platform != "linux"
+
+def seen(work, count):
+    return team is not None and team(lambda: (threads.add(threading.get_ident()), work()), count)
+
+cpu.team = seen
+def call():
+    return gpudrop.torch.functional.dropout(x, 0.5, rng=gpudrop.Stream(1, 2)).numpy()
+
+for _ in range(20):
+    x.relu()  # torch's threads are awake
+    assert (call() == want).all()
+expected = min(cpu._threads(), before) if cpu._threads() > 1 else 0
+assert len(threads) == expected or team is None, (threads, expected)
+others = [threading.Thread(target=lambda: results.append((call() == want).all())) for _ in range(8)]
+results = []
+for thread in others:
+    thread.start()
+for thread in others:
+    thread.join()
+assert results == [True] * 8
+assert torch.get_num_threads() == before
+if hasattr(os, "fork"):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (call() == want).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+def broken(*args):
+    raise ValueError("broken")
+
+cpu.kernel = lambda fusion: broken
+try:
+    call()
+except ValueError:
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"NUMBA_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1"}])
+def test_kernels_run_on_torchs_threads(environment):
+    run = subprocess.run(
+        [sys.executable, "-c", ON_TORCHS_THREADS],
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout.strip() == "done", run.stderr

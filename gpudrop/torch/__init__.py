@@ -5,7 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("gpudrop.torch needs PyTorch, which is the package torch") from error
 
-from gpudrop.torch import functional
+from gpudrop.torch import functional, threads
 from gpudrop.torch.adoption import accelerate, convert
 from gpudrop.torch.attention import MultiheadAttention, scaled_dot_product_attention
 from gpudrop.torch.modules import (
@@ -29,6 +29,8 @@ from gpudrop.torch.modules import (
     WeightDrop,
     Zoneout,
 )
+
+threads.join()
 
 __all__ = [
     "AlphaDropout",

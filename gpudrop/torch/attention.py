@@ -39,50 +39,77 @@ def scaled_dot_product_attention(
 
 
 def _attend(query, key, value, dropout_p, options):
-    weights = _weights(query, key, value, **options)
+    attn_mask = options["attn_mask"]
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -math.inf)
+        options = options | {"attn_mask": attn_mask}
+    nothing = value[..., :0]
     if options["enable_gqa"]:
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not here().on:
-        return functional.dropout(weights, dropout_p) @ value
-    return _DropAndMultiply.apply(weights, value, *functional.drawing(weights, dropout_p))
+    compiled = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = all(type(x) in functional.PLAIN and x.dtype in (torch.float32, torch.float64) for x in (query, key, value))
+    learned = attn_mask is not None and attn_mask.requires_grad
+    if options["enable_gqa"] and plain:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        options = options | {"enable_gqa": False}
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    if plain and alike and not (compiled or learned) and here().on:
+        scale = query.size(-1) ** -0.5 if options["scale"] is None else options["scale"]
+        fixed = attn_mask, options["is_causal"], math.sqrt(scale)
+        return _Attention.apply(query, key, value, fixed, *functional.drawing(query, dropout_p))
+    # Torch's own weights; values of no width make its product of them and the values free.
+    math_only = torch.ops.aten._scaled_dot_product_attention_math
+    weights = math_only(query, key, nothing, dropout_p=0.0, **options)[1]
+    return functional.dropout(weights, dropout_p) @ value
 
 
-def _weights(query, key, value, attn_mask, is_causal, scale, enable_gqa):
-    """softmax(query @ key.T * scale): torch's own, with all that it knows of masks and of rows without a key."""
-    if attn_mask is None and not is_causal and not enable_gqa and query.dtype in (torch.float32, torch.float64):
-        # The same without what rows without a key take, of which there are none.
-        root = math.sqrt(query.size(-1) ** -0.5 if scale is None else scale)
-        return torch.softmax((query * root) @ (key * root).mT, -1)
-    if attn_mask is not None and attn_mask.dtype is torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
-    options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    # Values of no width make torch's product of weights and values free.
-    operator = torch.ops.aten._scaled_dot_product_attention_math
-    return operator(query, key, value[..., :0], attn_mask=attn_mask, dropout_p=0.0, **options)[1]
+def _weights(query, key, attn_mask, is_causal, root):
+    """softmax(query @ key.T * root**2 + attn_mask) in as little memory as it takes; 0 for rows without a key."""
+    scores = (query * root) @ (key * root).mT
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
+        scores = scores.masked_fill_(later, -math.inf)
+    if attn_mask is None:
+        return _softmax(scores)
+    scores = scores.add_(attn_mask)
+    keyless = scores.amax(-1, keepdim=True) == -math.inf
+    return _softmax(scores).masked_fill(keyless, 0)
 
 
-class _DropAndMultiply(torch.autograd.Function):
-    """dropout(weights) @ value, of which the dropped weights are not saved: they are drawn again."""
+def _softmax(scores):
+    return torch.softmax(scores, -1) if torch.is_grad_enabled() else torch.softmax(scores, -1, out=scores)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention that keeps its weights once, as they are before dropout, and works in place where nobody else looks.
+
+    Memory is what dropout costs here: pages that are new to the process take longer than the arithmetic.
+    """
 
     @staticmethod
-    def forward(ctx, weights, value, stream, *call):
-        ctx.stream, ctx.call = stream, call
-        ctx.save_for_backward(weights, value)
+    def forward(ctx, query, key, value, fixed, stream, *call):
+        weights = _weights(query, key, *fixed)
+        ctx.fixed, ctx.stream, ctx.call = fixed, stream, call
+        ctx.save_for_backward(query, key, value, weights)
         return torch.ops.gpudrop.forward(weights, None, stream, *call) @ value
 
     @staticmethod
     def backward(ctx, dy):
-        weights, value = ctx.saved_tensors
-        dweights = dvalue = None
-        if ctx.needs_input_grad[1]:
-            dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
-        if ctx.needs_input_grad[0]:
-            dweights = dy @ value.mT
-            if torch.is_grad_enabled() or type(dweights) is not torch.Tensor:  # for derivatives of second order
-                dweights = torch.ops.gpudrop.backward(dweights, None, ctx.stream, *ctx.call, False)
-            else:
-                operators.backward(dweights, None, ctx.stream, *ctx.call, False, out=dweights)
-        return dweights, dvalue, *(None,) * (1 + len(ctx.call))
+        query, key, value, weights = ctx.saved_tensors
+        again, root = torch.is_grad_enabled(), ctx.fixed[2]
+        if again:  # somebody differentiates this once more
+            weights = _weights(query, key, *ctx.fixed)
+        dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
+        dscores = dy @ value.mT
+        if again:
+            dscores = torch.ops.gpudrop.backward(dscores, None, ctx.stream, *ctx.call, False)
+            dscores = weights * (dscores - (dscores * weights).sum(-1, keepdim=True))
+        else:
+            operators.backward(dscores, None, ctx.stream, *ctx.call, False, out=dscores)
+            dtype = dscores.dtype
+            torch.ops.aten._softmax_backward_data.out(dscores, weights, -1, dtype, grad_input=dscores)
+        dquery, dkey = (dscores @ (key * root)) * root, (dscores.mT @ (query * root)) * root
+        return dquery, dkey, dvalue, *(None,) * (2 + len(ctx.call))
 
 
 def _where(function, **names):
