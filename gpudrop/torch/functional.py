@@ -42,7 +42,7 @@ from gpudrop.dropout import EVERYWHERE, here
 from gpudrop.generator import Stream, check_rng
 from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
-from gpudrop.torch import operators  # noqa: F401  (defines torch.ops.gpudrop)
+from gpudrop.torch import operators
 
 VARIANTS = {cls.function.__name__: cls for cls in layers.Layer.__subclasses__()}
 """The variants by name, each with its layer, which knows what p may be and which options there are."""
@@ -76,9 +76,12 @@ def _stream(x, generator, rng, surroundings):
         raise ValueError("give generator or rng, not both")
     rng = surroundings.rng if rng is None and generator is None else rng
     if rng is None:
-        compiling = torch.compiler.is_compiling()
-        device = x.device if x.is_cuda and (compiling or torch.cuda.is_current_stream_capturing()) else None
-        return torch.ops.gpudrop.stream(generator, _place() if compiling else 0, device)
+        if torch.compiler.is_compiling():
+            return torch.ops.gpudrop.stream(generator, _place(), x.device if x.is_cuda else None)
+        device = x.device if x.is_cuda and torch.cuda.is_current_stream_capturing() else None
+        if torch._C._are_functorch_transforms_active():
+            return torch.ops.gpudrop.stream(generator, 0, device)
+        return operators.stream(generator, 0, device)  # the same without torch's dispatcher
     stream = rng if isinstance(check_rng(rng), Stream) else rng.next()
     return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)])
 
