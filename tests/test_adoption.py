@@ -240,6 +240,7 @@ CASES = {
     "nothing to attend to": {"attn_mask": torch.arange(5)[:, None].expand(5, 7) > 1},
     "added": {"attn_mask": numbers(3, 1, 5, 7)},
     "scaled": {"scale": 0.3},
+    "scaled by a negative number": {"scale": -0.3},
     "grouped": {"enable_gqa": True},
 }
 
@@ -262,6 +263,22 @@ def test_attention_drops_torchs_weights(case, dtype):
     want = functional.dropout(weights, 0.4)
     torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
     assert torch.equal(got == 0, want == 0)
+
+
+def test_attention_with_a_mask_that_learns():
+    q, k, v, bias = numbers(3, 4, 5, 8), numbers(3, 4, 7, 8), numbers(3, 4, 7, 8), numbers(4, 5, 7).requires_grad_()
+    torch.manual_seed(3)
+    kept = functional.dropout(torch.ones(3, 4, 5, 7), 0.4)
+    torch.manual_seed(3)
+    y = gpudrop.torch.scaled_dot_product_attention(q, k, v, bias, dropout_p=0.4)
+    want = (torch.softmax(q @ k.mT * 8**-0.5 + bias, -1) * kept) @ v
+    torch.testing.assert_close(y, want)
+    got, wanted = (torch.autograd.grad(of.square().sum(), bias)[0] for of in (y, want))
+    torch.testing.assert_close(got, wanted)
+    with pytest.raises(RuntimeError, match="attn_mask must be None where is_causal is True"):
+        gpudrop.torch.scaled_dot_product_attention(q, k, v, bias, dropout_p=0.4, is_causal=True)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        gpudrop.torch.scaled_dot_product_attention(q, k, v, dropout_p=1.4)
 
 
 def test_attention_under_autocast_has_torchs_dtype():

@@ -74,9 +74,8 @@ def accelerate(process=None):
     -----
     It holds for the whole process, for all of its threads. What was imported by name before (`from
     torch.nn.functional import dropout`), `torch.dropout`, and torch.nn's recurrent layers stay torch's. A model whose
-    activations are recomputed (`torch.utils.checkpoint`) needs its backward pass in the block too, as it needs it
-    in autocast's. torch.compile
-    compiles a model anew inside or outside.
+    activations are recomputed (`torch.utils.checkpoint`) needs its backward pass in the block too, for that runs
+    parts of the model again. torch.compile compiles a model for inside and for outside.
 
     Examples
     --------

@@ -18,7 +18,8 @@ def scaled_dot_product_attention(
     """`torch.nn.functional.scaled_dot_product_attention` with the dropout of `gpudrop.torch.functional`.
 
     Without dropout it is torch's function itself. With it the weights exist in memory, as they do for torch on the
-    host: each once before the dropout and once after it. There is no mask.
+    host; for the backward pass they are kept once, as they are before dropout, and no mask. On a GPU that takes longer
+    than torch's fused kernels, which draw masks of their own.
 
     Examples
     --------
@@ -39,33 +40,39 @@ def scaled_dot_product_attention(
 
 
 def _attend(query, key, value, dropout_p, options):
-    attn_mask = options["attn_mask"]
+    attn_mask, scale = options["attn_mask"], options["scale"]
+    if attn_mask is not None and options["is_causal"]:
+        raise RuntimeError("attn_mask must be None where is_causal is True")
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -math.inf)
-        options = options | {"attn_mask": attn_mask}
-    nothing = value[..., :0]
     if options["enable_gqa"]:
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    compiled = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    plain = all(type(x) in functional.PLAIN and x.dtype in (torch.float32, torch.float64) for x in (query, key, value))
-    learned = attn_mask is not None and attn_mask.requires_grad
-    if options["enable_gqa"] and plain:
-        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        options = options | {"enable_gqa": False}
-    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    if plain and alike and not (compiled or learned) and here().on:
-        scale = query.size(-1) ** -0.5 if options["scale"] is None else options["scale"]
-        fixed = attn_mask, options["is_causal"], math.sqrt(scale)
+        key, value = (x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value))
+    if _is_plain(query, key, value, attn_mask):
+        fixed = attn_mask, options["is_causal"], query.size(-1) ** -0.5 if scale is None else scale
         return _Attention.apply(query, key, value, fixed, *functional.drawing(query, dropout_p))
     # Torch's own weights; values of no width make its product of them and the values free.
+    options = options | {"attn_mask": attn_mask, "enable_gqa": False}
     math_only = torch.ops.aten._scaled_dot_product_attention_math
-    weights = math_only(query, key, nothing, dropout_p=0.0, **options)[1]
+    weights = math_only(query, key, value[..., :0], dropout_p=0.0, **options)[1]
     return functional.dropout(weights, dropout_p) @ value
 
 
-def _weights(query, key, attn_mask, is_causal, root):
-    """softmax(query @ key.T * root**2 + attn_mask) in as little memory as it takes; 0 for rows without a key."""
-    scores = (query * root) @ (key * root).mT
+def _is_plain(query, key, value, attn_mask):
+    """Whether `_Attention` can do it: in eager mode, on tensors of no subclass, and nothing but these three learns."""
+    inputs = (query, key, value)
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and all(type(x) in functional.PLAIN and x.dtype in (torch.float32, torch.float64) for x in inputs)
+        and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+        and not (attn_mask is not None and attn_mask.requires_grad)
+        and here().on
+    )
+
+
+def _weights(query, key, attn_mask, is_causal, scale):
+    """softmax(query @ key.T * scale + attn_mask) in as little memory as it takes; 0 for rows without a key."""
+    scores = (query * scale) @ key.mT
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
         scores = scores.masked_fill_(later, -math.inf)
@@ -96,7 +103,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         query, key, value, weights = ctx.saved_tensors
-        again, root = torch.is_grad_enabled(), ctx.fixed[2]
+        again, scale = torch.is_grad_enabled(), ctx.fixed[2]
         if again:  # somebody differentiates this once more
             weights = _weights(query, key, *ctx.fixed)
         dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
@@ -108,7 +115,7 @@ class _Attention(torch.autograd.Function):
             operators.backward(dscores, None, ctx.stream, *ctx.call, False, out=dscores)
             dtype = dscores.dtype
             torch.ops.aten._softmax_backward_data.out(dscores, weights, -1, dtype, grad_input=dscores)
-        dquery, dkey = (dscores @ (key * root)) * root, (dscores.mT @ (query * root)) * root
+        dquery, dkey = dscores @ key * scale, dscores.mT @ (query * scale)
         return dquery, dkey, dvalue, *(None,) * (2 + len(ctx.call))
 
 
