@@ -466,3 +466,63 @@ def test_modules_follow_a_schedule():
     assert torch.equal(y, functional.drop_path(functional.dropout(x, 0.4), 0.1))
     assert model.state_dict() == {} and f"p={schedules.linear(0.0, 0.8, 10)!r}" in repr(model)
     assert repr(copy.deepcopy(model)) == repr(model)
+
+
+# What a review found
+
+
+def test_calls_by_keywords_in_any_order():
+    q = numbers(2, 3, 4)
+    with accelerate():
+        assert F.dropout(p=0.5, input=q, training=True).shape == q.shape
+        assert F.scaled_dot_product_attention(attn_mask=None, query=q, key=q, value=q, dropout_p=0.1).shape == q.shape
+        with pytest.warns(UserWarning, match="2-D input"):
+            F.dropout2d(torch.ones(3, 4), 0.5)  # which torch takes with a warning, and does itself
+
+
+def test_convert_keeps_what_is_seen_from_outside():
+    shared = nn.Dropout(0.0)
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(4, 1, 8, 0.0, activation="gelu", batch_first=True) for _ in range(2)]
+    for layer in layers:
+        layer.dropout = layer.dropout1 = layer.dropout2 = shared
+    model, x = nn.Sequential(*layers), numbers(2, 3, 4)
+    want = model(x)
+    torch.testing.assert_close(convert(model)(x), want)
+    in_place, x = convert(nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5))).eval(), torch.tensor([-1.0, 2.0])
+    assert torch.equal(in_place(x) + x, torch.tensor([0.0, 4.0]))
+    seen, hooked = [], nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    hooked[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    convert(hooked)(torch.tensor([-1.0, 2.0]))
+    assert torch.equal(seen[0], torch.tensor([0.0, 2.0]))
+    assert type(convert(nn.MultiheadAttention(8, 2, dropout=0.1))) is gpudrop.torch.MultiheadAttention
+
+
+def test_attention_notices_a_mask_that_was_changed_and_has_finite_second_derivatives():
+    q, k, v = (numbers(2, 3, 4).double().requires_grad_() for _ in range(3))
+    mask = torch.zeros(3, 3, dtype=torch.float64)
+    y = gpudrop.torch.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.1)
+    mask.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    mask[1] = False
+    y = gpudrop.torch.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.1)
+    (gradient,) = torch.autograd.grad(y.sum(), q, create_graph=True)
+    assert all(of.isfinite().all() for of in torch.autograd.grad(gradient.square().sum() + y.sum(), (q, k, v)))
+
+
+def test_attention_in_unusual_surroundings():
+    q = numbers(2, 3, 4).requires_grad_()
+    attend = gpudrop.torch.scaled_dot_product_attention
+    y = attend(q, q, q, dropout_p=0.5)
+    dy = numbers(5, *y.shape)
+    got = torch.autograd.grad(y, q, dy, is_grads_batched=True, retain_graph=True)[0]
+    want = torch.stack([torch.autograd.grad(y, q, one, retain_graph=True)[0] for one in dy])
+    torch.testing.assert_close(got, want)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.sum().backward()
+        assert attend(q.double(), q.double(), q.double(), dropout_p=0.5).dtype == torch.float64
+    for shape in ((2, 0, 4), (2, 3, 0)):
+        empty = torch.ones(shape)
+        assert attend(torch.ones(2, 3, shape[2]), empty, empty, dropout_p=0.5).shape == (2, 3, shape[2])

@@ -282,7 +282,8 @@ def test_torch_steps_are_measured_each_way(monkeypatch, steps, name):
         "convert": [*torchs, "gpudrop::forward"],
     }
     saved = {way: result["saved_bytes"] for way, result in results.items()}
-    assert saved["no dropout"] < saved["accelerate"] <= saved["convert"] < saved["torch"]
+    assert saved["no dropout"] < min(saved["accelerate"], saved["convert"])
+    assert max(saved["accelerate"], saved["convert"]) < saved["torch"]
 
 
 def another_model(model):

@@ -19,6 +19,12 @@ X = np.random.default_rng(0).standard_normal(3_000_003).astype(np.float32)
 ONE = gpudrop.dropout(X[:100_000], 0.3, activation="relu", rng=Stream(1, 1))  # below the size that is shared out
 
 
+@pytest.fixture(autouse=True)
+def own_threads(monkeypatch):
+    """Not those of PyTorch, which another test in this process may have brought in."""
+    monkeypatch.setattr(cpu, "team", None)
+
+
 @pytest.mark.parametrize("threads", range(1, numba.config.NUMBA_NUM_THREADS + 1))
 def test_the_number_of_threads_changes_nothing(threads):
     numba.set_num_threads(threads)

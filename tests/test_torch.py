@@ -442,3 +442,21 @@ def test_kernels_run_on_torchs_threads(environment):
         timeout=300,
     )
     assert run.stdout.strip() == "done", run.stderr
+
+
+def test_forward_mode_is_refused():
+    x = torch.linspace(-1, 1, 8)
+    for transform in (lambda f: torch.func.jvp(f, (x,), (x,)), lambda f: torch.func.jacfwd(f)(x)):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            transform(lambda x: functional.dropout(x, 0.5, rng=STREAM))
+
+
+def test_the_default_device_is_not_the_streams():
+    x = torch.ones(100)
+    torch.manual_seed(1)
+    want = functional.dropout(x, 0.5)
+    with torch.device("meta"):
+        torch.manual_seed(1)
+        assert torch.equal(functional.dropout(x, 0.5), want)
+        assert torch.equal(functional.dropout(x, 0.5, training=False, activation="relu"), x)
+        assert functional.dropout(x, 0.5, rng=STREAM).sum() > 0

@@ -1,5 +1,6 @@
 """One line for models that exist: accelerate reroutes torch's functions, convert replaces a model's modules."""
 
+import copy
 import functools
 import threading
 from contextlib import contextmanager
@@ -13,10 +14,16 @@ from gpudrop.torch import attention, functional, modules
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _serves(x):
-    return (
-        x.dtype in DTYPES and x.device.type in ("cpu", "cuda", "meta") and x.layout is torch.strided and not x.is_nested
-    )
+AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
+"""How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""
+
+
+def _serves(x, torchs):
+    """Whether gpudrop does what this function of torch's does with x."""
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested:
+        return False
+    axes = AXES.get(torchs.__name__)
+    return x.dtype in DTYPES and x.device.type in ("cpu", "cuda") and (axes is None or x.dim() in axes)
 
 
 def _rerouted(torchs, own):
@@ -24,8 +31,8 @@ def _rerouted(torchs, own):
 
     @functools.wraps(torchs)
     def function(*args, **kwargs):
-        x = args[0] if args else next(iter(kwargs.values()))
-        return (own if _serves(x) else torchs)(*args, **kwargs)
+        x = args[0] if args else kwargs.get("input", kwargs.get("query"))
+        return (own if _serves(x, torchs) else torchs)(*args, **kwargs)
 
     return function
 
@@ -159,12 +166,13 @@ def convert(model):
     # A module that is at several places stands at all of them again, if nothing different is fused at one.
     made = {}
     for parent in list(model.modules()):
+        if type(parent) is nn.MultiheadAttention:
+            parent.__class__ = attention.MultiheadAttention
         before, sequential = None, type(parent).forward is nn.Sequential.forward
         for name, child in list(parent._modules.items()):
-            if type(child) is nn.MultiheadAttention:
-                child.__class__ = attention.MultiheadAttention
             if type(child) in REPLACED:
-                activation = _activation(parent._modules[before]) if sequential and before is not None else None
+                fusing = sequential and before is not None and not child._forward_pre_hooks
+                activation = _activation(parent._modules[before]) if fusing else None
                 if (child, activation) not in made:
                     made[child, activation] = _standing_for(child, activation)
                 parent._modules[name] = made[child, activation]
@@ -178,11 +186,13 @@ def convert(model):
 
 def _fuse_feed_forward(layer):
     """In a layer of torch's transformer the activation, a function or a module, stands before `dropout`."""
-    name = FUNCTIONS.get(layer.activation) or _activation(layer.activation)
-    if name is not None and type(layer.dropout) is modules.Dropout and layer.dropout.activation is None:
+    name, dropout = FUNCTIONS.get(layer.activation) or _activation(layer.activation), layer.dropout
+    plain = type(dropout) is modules.Dropout and dropout.activation is None and not dropout._forward_pre_hooks
+    if name is not None and plain:
         del layer.activation
-        # Not a module: copies of a decoder layer whose activation is one get relu instead.
-        layer.activation, layer.dropout.activation = unchanged, name
+        layer.activation = unchanged  # no module: copies of a decoder layer whose activation is one get relu instead
+        layer.dropout = copy.copy(dropout)  # which may stand in other places too
+        layer.dropout.activation = name
 
 
 def unchanged(x):
@@ -197,9 +207,9 @@ def _standing_for(dropout, activation=None):
 
 def _activation(module):
     """The name of an activation that may be fused, or None: nothing may look at what it gives."""
-    if not isinstance(module, nn.Module) or any(
-        value for name, value in vars(module).items() if name.endswith("_hooks")
-    ):
+    if not isinstance(module, nn.Module) or getattr(module, "inplace", False):  # or change what it gets
+        return None
+    if any(value for name, value in vars(module).items() if name.endswith("_hooks")):
         return None
     for cls, arguments, name in ACTIVATIONS:
         if type(module) is cls and all(getattr(module, a) == value for a, value in arguments.items()):

@@ -31,12 +31,13 @@ def scaled_dot_product_attention(
     options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if dropout_p == 0:
         return torchs_own(query, key, value, dropout_p=0.0, **options)
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
-        return _attend(query, key, value, dropout_p, options)
+    device, inputs = query.device.type, (query, key, value)
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return _attend(*inputs, dropout_p, options)
     dtype = torch.get_autocast_dtype(device)
+    inputs = (x if x.dtype is torch.float64 else x.to(dtype) for x in inputs)
     with torch.autocast(device, enabled=False):
-        return _attend(query.to(dtype), key.to(dtype), value.to(dtype), dropout_p, options)
+        return _attend(*inputs, dropout_p, options)
 
 
 def _attend(query, key, value, dropout_p, options):
@@ -48,8 +49,8 @@ def _attend(query, key, value, dropout_p, options):
     if options["enable_gqa"]:
         key, value = (x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value))
     if _is_plain(query, key, value, attn_mask):
-        fixed = attn_mask, options["is_causal"], query.size(-1) ** -0.5 if scale is None else scale
-        return _Attention.apply(query, key, value, fixed, *functional.drawing(query, dropout_p))
+        fixed = options["is_causal"], query.size(-1) ** -0.5 if scale is None else scale
+        return _Attention.apply(query, key, value, attn_mask, fixed, *functional.drawing(query, dropout_p))
     # Torch's own weights; values of no width make its product of them and the values free.
     options = options | {"attn_mask": attn_mask, "enable_gqa": False}
     math_only = torch.ops.aten._scaled_dot_product_attention_math
@@ -65,6 +66,8 @@ def _is_plain(query, key, value, attn_mask):
         and not torch._C._are_functorch_transforms_active()
         and all(type(x) in functional.PLAIN and x.dtype in (torch.float32, torch.float64) for x in inputs)
         and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+        and min(*query.shape, *key.shape) > 0
+        and query.device.type in ("cpu", "cuda")
         and not (attn_mask is not None and attn_mask.requires_grad)
         and here().on
     )
@@ -80,7 +83,7 @@ def _weights(query, key, attn_mask, is_causal, scale):
         return _softmax(scores)
     scores = scores.add_(attn_mask)
     keyless = scores.amax(-1, keepdim=True) == -math.inf
-    return _softmax(scores).masked_fill(keyless, 0)
+    return _softmax(scores.masked_fill_(keyless, 0)).masked_fill(keyless, 0)
 
 
 def _softmax(scores):
@@ -94,29 +97,33 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, fixed, stream, *call):
-        weights = _weights(query, key, *fixed)
+    def forward(ctx, query, key, value, attn_mask, fixed, stream, *call):
+        weights = _weights(query, key, attn_mask, *fixed)
         ctx.fixed, ctx.stream, ctx.call = fixed, stream, call
-        ctx.save_for_backward(query, key, value, weights)
+        ctx.save_for_backward(query, key, value, attn_mask, weights)
         return torch.ops.gpudrop.forward(weights, None, stream, *call) @ value
 
     @staticmethod
     def backward(ctx, dy):
-        query, key, value, weights = ctx.saved_tensors
-        again, scale = torch.is_grad_enabled(), ctx.fixed[2]
-        if again:  # somebody differentiates this once more
-            weights = _weights(query, key, *ctx.fixed)
-        dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
-        dscores = dy @ value.mT
-        if again:
-            dscores = torch.ops.gpudrop.backward(dscores, None, ctx.stream, *ctx.call, False)
-            dscores = weights * (dscores - (dscores * weights).sum(-1, keepdim=True))
-        else:
-            operators.backward(dscores, None, ctx.stream, *ctx.call, False, out=dscores)
-            dtype = dscores.dtype
-            torch.ops.aten._softmax_backward_data.out(dscores, weights, -1, dtype, grad_input=dscores)
-        dquery, dkey = dscores @ key * scale, dscores.mT @ (query * scale)
-        return dquery, dkey, dvalue, *(None,) * (2 + len(ctx.call))
+        with torch.autocast(dy.device.type, enabled=False):
+            return *_attention_gradient(ctx, dy), *(None,) * (3 + len(ctx.call))
+
+
+def _attention_gradient(ctx, dy):
+    query, key, value, attn_mask, weights = ctx.saved_tensors
+    scale, again = ctx.fixed[1], torch.is_grad_enabled()
+    if again:  # somebody differentiates this once more
+        weights = _weights(query, key, attn_mask, *ctx.fixed)
+    dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
+    dscores = dy @ value.mT
+    batched = torch._C._functorch.is_legacy_batchedtensor(dscores)  # by is_grads_batched
+    if again or batched or torch._C._functorch.is_functorch_wrapped_tensor(dscores):
+        dscores = torch.ops.gpudrop.backward(dscores, None, ctx.stream, *ctx.call, False)
+        dscores = weights * (dscores - (dscores * weights).sum(-1, keepdim=True))
+    else:
+        operators.backward(dscores, None, ctx.stream, *ctx.call, False, out=dscores)
+        torch.ops.aten._softmax_backward_data.out(dscores, weights, -1, dscores.dtype, grad_input=dscores)
+    return dscores @ key * scale, dscores.mT @ (query * scale), dvalue
 
 
 def _where(function, **names):

@@ -83,7 +83,7 @@ def _stream(x, generator, rng, surroundings):
             return torch.ops.gpudrop.stream(generator, 0, device)
         return operators.stream(generator, 0, device)  # the same without torch's dispatcher
     stream = rng if isinstance(check_rng(rng), Stream) else rng.next()
-    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)])
+    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)], device="cpu")
 
 
 def _surroundings():
@@ -119,7 +119,7 @@ def _apply(name, x, other, p, training, inplace, activation, generator, rng, bit
     drawn = training and p > 0
     if not drawn and other is None and activation is None:
         return x
-    stream = _stream(x, generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64)
+    stream = _stream(x, generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64, device="cpu")
     y = torch.ops.gpudrop.forward(x, other, stream, *call, surroundings.first)
     return x.copy_(y) if inplace else y
 

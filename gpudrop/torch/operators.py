@@ -21,6 +21,7 @@ from contextlib import nullcontext
 import ml_dtypes
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from gpudrop import variants
 from gpudrop.activations import find_activation
@@ -43,7 +44,7 @@ def stream(generator=None, place=0, device=None):
 
     Within a capture they are from torch's generator of the device instead, which a graph moves on at each replay.
     """
-    numbers = torch.empty(2, dtype=torch.int64)
+    numbers = torch.empty(2, dtype=torch.int64, device="cpu")
     if device is None:
         return numbers.random_(-(2**63), None, generator=generator)
     if not torch.cuda.is_current_stream_capturing():
@@ -128,7 +129,7 @@ library.impl("stream", stream, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("gpudrop::stream", lib=library)
 def _(generator=None, place=0, device=None):
-    return torch.empty(2, dtype=torch.int64, device=device)
+    return torch.empty(2, dtype=torch.int64, device="cpu" if device is None else device)
 
 
 @torch.library.register_fake("gpudrop::forward", lib=library)
@@ -213,6 +214,10 @@ def _differentiable(name, save, gradient):
     function = type(f"gpudrop_{name}", (torch.autograd.Function,), methods)
 
     def kernel(keyset, first, second, *others):
+        if forward_ad._current_level >= 0:
+            for x in (first, second):
+                if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+                    raise NotImplementedError("gpudrop has no forward-mode derivatives")
         wanted = first.requires_grad or (second is not None and second.requires_grad)
         if wanted and torch.is_grad_enabled():
             return function.apply(first, second, *others, keyset)
@@ -241,7 +246,7 @@ def _each(info, in_dims, stream, call, run):
         if info.randomness == "different":
             children = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(info.batch_size)
             seeds = [int(child.generate_state(1, np.uint64)[0]) for child in children]
-            streams = [torch.tensor([own - 2**64 * (own >= 2**63), 0]) for own in seeds]
+            streams = [torch.tensor([own - 2**64 * (own >= 2**63), 0], device="cpu") for own in seeds]
     return torch.stack([run(i, own) for i, own in enumerate(streams)]), 0
 
 
