@@ -111,11 +111,7 @@ class Generator:
         >>> a.next() == b.next()
         False
         """
-        if check_uint64("n", n) > 2**32:
-            raise ValueError(f"n must be at most 2**32, got {n}")
-        parent = self.next()
-        children = np.random.SeedSequence(parent.seed, spawn_key=(parent.call,)).spawn(n)
-        return [Generator(int(child.generate_state(1, np.uint64)[0])) for child in children]
+        return [Generator(seed) for seed in spawned_seeds(self, n)]
 
     def state_dict(self):
         """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
@@ -182,6 +178,15 @@ def check_rng(rng):
     if isinstance(rng, (Generator, Stream)):
         return rng
     raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {type(rng).__name__}")
+
+
+def spawned_seeds(rng, n):
+    """The seeds of the n generators that a Stream, or the next one of a Generator, spawns."""
+    if check_uint64("n", n) > 2**32:
+        raise ValueError(f"n must be at most 2**32, got {n}")
+    parent = rng if isinstance(rng, Stream) else rng.next()
+    children = np.random.SeedSequence(parent.seed, spawn_key=(parent.call,)).spawn(n)
+    return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
 def take(rng):

@@ -22,6 +22,7 @@ class Part(NamedTuple):
     begin: tuple
 
 
+@lru_cache(maxsize=1024)
 def rows(shape, part):
     """How the elements of a part lie in the mask of the whole: (row, pitch, starts), as `fusion.Draw` has them.
 

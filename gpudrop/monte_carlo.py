@@ -6,7 +6,7 @@ import numpy as np
 
 from gpudrop import backends
 from gpudrop.dropout import here, rng_here, within
-from gpudrop.generator import Generator, Stream
+from gpudrop.generator import Generator, spawned_seeds
 from gpudrop.random_bits import check_uint64
 
 
@@ -90,11 +90,7 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size)
     if size == 0:
         raise ValueError("batch_size must be at least 1, got 0")
-    if isinstance(rng, Stream):
-        parent = Generator(rng.seed)
-        parent.load_state_dict({"seed": rng.seed, "call": rng.call})
-        rng = parent
-    seeds = [child.state_dict()["seed"] for child in rng.spawn(n)]
+    seeds = spawned_seeds(rng, n)
     starts = range(0, max(1, len(x)), size)
     parts = [_moments(fn, x[start : start + size], seeds, first + start) for start in starts]
     if len(parts) == 1:

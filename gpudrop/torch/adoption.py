@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
 from gpudrop.torch import attention, functional, modules
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
+DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
 AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
 """How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""

@@ -55,6 +55,8 @@ OFF_BY_DEFAULT = ("alpha_dropout", "feature_alpha_dropout")  # as torch has it
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
+DROPOUT_BITS = layers.Dropout.defaults()["bits"]  # once, for a signature takes longer to read than a small call
+
 
 def own_options(name):
     """A variant's options and their defaults, but for activation and bits."""
@@ -82,8 +84,7 @@ def _stream(x, generator, rng, surroundings):
         if torch._C._are_functorch_transforms_active():
             return torch.ops.gpudrop.stream(generator, 0, device)
         return operators.stream(generator, 0, device)  # the same without torch's dispatcher
-    stream = rng if isinstance(check_rng(rng), Stream) else rng.next()
-    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)], device="cpu")
+    return operators.to_tensor(rng if isinstance(check_rng(rng), Stream) else rng.next())
 
 
 def _surroundings():
@@ -128,7 +129,7 @@ def drawing(x, p):
     """What the operators take, after x, for a `dropout` of it in training: the stream and the rest of the call."""
     surroundings = here()
     stream = _stream(x, None, None, surroundings)
-    return stream, *_checked("dropout", p, True, None, layers.Dropout.defaults()["bits"], ()), surroundings.first
+    return stream, *_checked("dropout", p, True, None, DROPOUT_BITS, ()), surroundings.first
 
 
 def _function(name):

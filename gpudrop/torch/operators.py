@@ -27,7 +27,7 @@ from gpudrop import variants
 from gpudrop.activations import find_activation
 from gpudrop.backends import adopt
 from gpudrop.dropout import dropout, here, within
-from gpudrop.generator import StoredStream, Stream
+from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Part
 
 CALL = "str variant, str options, float p, str activation, int bits, int first"
@@ -52,6 +52,18 @@ def stream(generator=None, place=0, device=None):
     if generator is not None:
         raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
     return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None)
+
+
+def to_tensor(stream):
+    """A Stream as the operators take it: both numbers as signed ones, on the host."""
+    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)], device="cpu")
+
+
+def _to_stream(tensor):
+    if tensor.is_cuda:
+        return StoredStream(_array(tensor).view(np.uint64))
+    seed, call = tensor.tolist()
+    return Stream(seed % 2**64, call % 2**64)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -91,17 +103,12 @@ def _current(tensor):
 def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
     """The call, with torch's memory for its result: in torch's form, and of its allocator."""
     inputs = (_array(x),) if other is None else (_array(x), _array(other))
-    if stream.is_cuda:
-        rng = StoredStream(_array(stream).view(np.uint64))
-    else:
-        seed, number = stream.tolist()
-        rng = Stream(seed % 2**64, number % 2**64)
     options, part = _options(options)
     keywords = {"activation": activation, "bits": bits, "out": adopt("out", _array(out))} | options
     around = here()
     as_called = (around.on, around.first, around.part) == (True, first, part)  # wherever a backward pass runs
     with nullcontext() if as_called else within(on=True, first=first, part=part):
-        return _variant(variant).prepare(*inputs, p, rng=rng, **keywords)
+        return _variant(variant).prepare(*inputs, p, rng=_to_stream(stream), **keywords)
 
 
 def forward(x, other, stream, *call):
@@ -238,15 +245,13 @@ def _each(info, in_dims, stream, call, run):
 
     A sample's own is that of the generators which the stream's would spawn, as in `gpudrop.mc_samples`.
     """
-    seed, number = (value % 2**64 for value in stream.tolist())
     streams = [stream] * info.batch_size
     if json.loads(call[1]).get("training", True) and call[2] > 0:
         if info.randomness == "error":
             raise RuntimeError("vmap: a dropout draws random numbers; say by randomness='different' or 'same' which")
         if info.randomness == "different":
-            children = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(info.batch_size)
-            seeds = [int(child.generate_state(1, np.uint64)[0]) for child in children]
-            streams = [torch.tensor([own - 2**64 * (own >= 2**63), 0], device="cpu") for own in seeds]
+            seeds = spawned_seeds(_to_stream(stream.cpu()), info.batch_size)
+            streams = [to_tensor(Stream(seed, 0)) for seed in seeds]
     return torch.stack([run(i, own) for i, own in enumerate(streams)]), 0
 
 
