@@ -80,12 +80,16 @@ def selu_slope(x):
     return SELU_SCALE * (1 if x > 0 else SELU_ALPHA * exp(x))
 
 
+def normal_cdf(x):
+    return 0.5 * (1 + erf(x * INV_SQRT_2))
+
+
 def gelu(x):
-    return 0.5 * x * (1 + erf(x * INV_SQRT_2))
+    return x * normal_cdf(x)
 
 
 def gelu_slope(x):
-    return 0.5 * (1 + erf(x * INV_SQRT_2)) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+    return normal_cdf(x) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
 
 
 def sigmoid(x):

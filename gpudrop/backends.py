@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +37,25 @@ class Operand(NamedTuple):
 
     def likeness(self):
         """What another array must have in common with this one to go with it; `describe` puts it in words."""
-        device = self.array.device.id if self.kind == "cupy" else None
-        return self.kind, self.array.dtype, tuple(self.array.shape), device
+        device = self.array.data.device_id if self.kind == "cupy" else None
+        return self.kind, self.array.dtype, self.array.shape, device
 
     def on_device(self):
         """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
-        return self.array.device if self.kind == "cupy" else nullcontext()
+        return _elsewhere(self.array) or nullcontext() if self.kind == "cupy" else nullcontext()
+
+
+def _elsewhere(array):
+    """A CuPy array's device where that isn't the current one, else None: making it current again takes time."""
+    return array.device if array.data.device_id != _current_device() else None
+
+
+def _current_device():
+    """The number of CuPy's current device. From the first call on it is CuPy's own function."""
+    global _current_device
+    from cupy.cuda.runtime import getDevice as _current_device
+
+    return _current_device()
 
 
 def describe(kind, dtype, shape, device):
@@ -59,8 +72,9 @@ def adopt(name, x):
     TypeError
         If x, which the message calls `name`, is of no supported kind.
     """
-    if type(x) is np.ndarray:
-        return Operand(x, "numpy", _unchanged)
+    kind = _own_kind(type(x))
+    if kind is not None:
+        return Operand(x, kind, _unchanged)
     cupy = sys.modules.get("cupy")
     if getattr(type(x), "__cuda_ndarray__", False):
         return Operand(_plain_numba(x), "numba", _unchanged)
@@ -77,6 +91,16 @@ def adopt(name, x):
         f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
         f"got {type(x).__module__}.{type(x).__qualname__}"
     )
+
+
+@lru_cache(maxsize=256)
+def _own_kind(of):
+    """The kind of all arrays of a class, or None where more than the class must be looked at."""
+    if of is np.ndarray:
+        return "numpy"
+    if getattr(of, "__cuda_ndarray__", False):
+        return None if issubclass(of, np.ndarray) else "numba"
+    return "cupy" if of.__module__ == "cupy" and of.__name__ == "ndarray" else None
 
 
 def _unchanged(result):
@@ -130,12 +154,21 @@ def empty_like(operand):
     """An uninitialised array like the operand's, in the same memory order."""
     if operand.kind == "numpy":
         return np.empty_like(operand.array, subok=False)
+    array = operand.array
     if operand.kind == "cupy":
+        cupy = sys.modules["cupy"]
+        if array.flags.c_contiguous and not _elsewhere(array):
+            return cupy.ndarray(array.shape, array.dtype)  # empty_like does this, after as long a look at the order
         with operand.on_device():
-            return sys.modules["cupy"].empty_like(operand.array)
+            return cupy.empty_like(array)
     from numba import cuda
 
-    return cuda.device_array_like(operand.array, stream=operand.array.stream)
+    if array.size and hasattr(array, "gpu_data") and array.is_c_contiguous():
+        context = array.gpu_data.context
+        if load("numba_cuda").current_device() == context.device.id:  # what device_array_like does, in less time
+            memory = context.memalloc(array.alloc_size)
+            return type(array)(array.shape, array.strides, array.dtype, stream=array.stream, gpu_data=memory)
+    return cuda.device_array_like(array, stream=array.stream)
 
 
 def empty(shape, dtype, like):
@@ -148,6 +181,83 @@ def empty(shape, dtype, like):
     from numba import cuda
 
     return cuda.device_array(shape, dtype, stream=like.array.stream)
+
+
+def of(name, array):
+    """A NumPy array's copy in the memory of the current device, as a backend's own kind; for the host's, itself.
+
+    Raises
+    ------
+    RuntimeError
+        If the backend can't serve on this machine; the message says why.
+    """
+    module = load(name)
+    if isinstance(module, str):
+        raise RuntimeError(f"backend {name!r} can't serve: {module}")
+    put = {
+        "numpy": lambda: array,
+        "cupy": lambda: module.cupy.asarray(array),
+        "numba": lambda: module.cuda.to_device(array),
+    }
+    return put[BACKENDS[name]]()
+
+
+def to_device(array):
+    """A NumPy array's copy in the memory of the current CUDA device, in CuPy's form or else in Numba's.
+
+    Raises
+    ------
+    RuntimeError
+        If neither can be used; the message says why.
+    """
+    reasons = []
+    for name in ("cupy_elementwise", "numba_cuda"):
+        try:
+            copy = of(name, array)
+        except RuntimeError as reason:
+            reasons.append(str(reason))
+        else:
+            _finish(copy)
+            return copy
+    raise RuntimeError(f"no CUDA device can be used: {'; '.join(reasons)}")
+
+
+def to_host(array):
+    """A device array's copy in NumPy, after all that the device has been told to do."""
+    _finish(array)
+    return array.get() if hasattr(array, "get") else array.copy_to_host()
+
+
+def overwrite(array, values):
+    """Copy a NumPy array into a device array, after all that the device has been told to do and before all else."""
+    _finish(array)
+    array.set(values) if hasattr(array, "set") else array.copy_to_device(values)
+    _finish(array)
+
+
+def _finish(array):
+    """Wait for all streams of an array's device."""
+    if hasattr(array, "get"):
+        with array.device:
+            sys.modules["cupy"].cuda.runtime.deviceSynchronize()
+    else:
+        from numba import cuda
+
+        cuda.synchronize()
+
+
+def as_kind(array, operand):
+    """A generator's array as an operand's kind, on its device."""
+    kind = adopt("rng", array).kind
+    if operand.kind == "numpy" != kind:
+        raise ValueError("rng must have its state on the host, where the arrays are, got one on the device")
+    array = array if kind == operand.kind else _back(operand, array)
+    if kind == "cupy" == operand.kind and array.data.device_id != operand.array.data.device_id:
+        where = array.data.device_id, operand.array.data.device_id
+        raise ValueError(
+            f"rng must have its state on the arrays' device, got device {where[0]} for arrays on {where[1]}"
+        )
+    return array
 
 
 def leading(operand, target):
@@ -181,11 +291,28 @@ class _Device:
 
 def overlap(x, y):
     """Whether two arrays of one kind share an element's memory."""
-    return x.size > 0 and np.shares_memory(_addresses(x), _addresses(y))
+    if x is y or x.size == 0:
+        return x.size > 0
+    first, second = _begin(x), _begin(y)
+    if first is None or second is None:
+        return np.shares_memory(_addresses(x), _addresses(y))
+    return second < first + x.nbytes if first <= second else first < second + y.nbytes
+
+
+def _begin(array):
+    """The address of a contiguous array on a device; None for others."""
+    kind = _own_kind(type(array))
+    if kind == "cupy":
+        return array.data.ptr if array.flags.c_contiguous else None
+    if kind == "numba" and hasattr(array, "gpu_data") and array.is_c_contiguous():
+        return array.device_ctypes_pointer.value
+    return None
 
 
 def same_memory(x, y):
     """Whether two arrays of one kind are the same elements in the same places."""
+    if x is y:
+        return True
     x, y = _addresses(x), _addresses(y)
     return x.ctypes.data == y.ctypes.data and x.strides == y.strides and x.shape == y.shape
 
@@ -234,7 +361,11 @@ def choose(kind, backend=None):
     RuntimeError
         If the backend can't serve on this machine; the message says why.
     """
-    name = next(own for own in BACKENDS if BACKENDS[own] == kind) if backend is None else backend
+    name = backend
+    if backend is None:
+        for name, own in BACKENDS.items():  # noqa: B007  (next() of a generator takes three times as long)
+            if own == kind:
+                break
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if (kind == "numpy") != (BACKENDS[name] == "numpy"):
@@ -248,7 +379,8 @@ def choose(kind, backend=None):
 
 def launch(module, operand, fusion, a, b, out, draw, given=None):
     """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
-    if operand.kind == "numpy":
+    kind = operand.kind
+    if kind == "numpy" or (_own(module, kind) and (kind != "cupy" or not _elsewhere(operand.array))):
         module.launch(fusion, a, b, out, draw, given)
         return
     with _views(module, operand, out) as view:
@@ -262,6 +394,17 @@ def launch(module, operand, fusion, a, b, out, draw, given=None):
             if fusion.stored:
                 draw = draw._replace(seed=view(draw.seed))
         module.launch(fusion, a, b, out, draw, given)
+
+
+def _own(module, kind):
+    """Whether a kind of arrays is a kernel module's own."""
+    return BACKENDS[module.__name__[len("gpudrop.kernels.") :]] == kind
+
+
+def advance(module, operand, state, stream):
+    """Copy a generator's state to a stream, and move it on: see `gpudrop.kernels`. All are of the operand's kind."""
+    with _views(module, operand, operand.array) as view:
+        module.advance(*((state, stream) if view is None else (view(state), view(stream))))
 
 
 def grow(module, operand, seeds, mask, block):
@@ -278,11 +421,10 @@ def grow(module, operand, seeds, mask, block):
 @contextmanager
 def _views(module, operand, out):
     """Where kernels run: gives the function that views a device array as the module's own kind, or None."""
-    own = BACKENDS[module.__name__.rpartition(".")[2]]
     with operand.on_device():
-        if own == operand.kind:
+        if _own(module, operand.kind):
             yield None
-        elif own == "numba":
+        elif operand.kind == "cupy":
             # CuPy's interface names its current stream, which the views then carry.
             from numba import cuda
 

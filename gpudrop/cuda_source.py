@@ -9,7 +9,7 @@ import ast
 from gpudrop.formulas import parse
 
 OPERATORS = {
-    **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.RShift: ">>", ast.LShift: "<<"},
+    **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.RShift: ">>", ast.LShift: "<<"},
     **{ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"},
     **{ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"},
     **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
@@ -43,13 +43,18 @@ class CudaSource:
     'silu_'
     >>> print(source.text)
     __device__ inline real silu_(real x_) {
-      return (x_ / (real(1.0) + exp((-x_))));
+      return divide(x_, (real(1.0) + exp((-x_))));
     }
     <BLANKLINE>
+
+    Parameters
+    ----------
+    names : dict, optional
+        {formula: name} of those that the text around has under a name already.
     """
 
-    def __init__(self):
-        self.names = {}
+    def __init__(self, names=None):
+        self.names = dict(names or {})
         self.text = ""
         self.unfinished = []
 

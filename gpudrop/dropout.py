@@ -3,7 +3,6 @@
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from gpudrop import backends
 from gpudrop.activations import find_activation
-from gpudrop.fusion import STORAGE, Draw, Fusion
-from gpudrop.generator import Generator, StoredStream, Stream, check_rng, take
+from gpudrop.fusion import REAL, STORAGE, Draw, Fusion
+from gpudrop.generator import Generator, Stream, check_rng, take
 from gpudrop.masks import Blocks, Part, Shared, check_mask_shape, rows, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.random_bits import check_bits, check_p, check_uint64
@@ -48,9 +47,9 @@ def within(**changes):
         _surroundings.reset(token)
 
 
-def rng_here(rng):
+def rng_here(rng, surroundings):
     """What a call draws from: the rng it is given, checked, or the surroundings' in the place of a Generator."""
-    rng, own = check_rng(rng), here().rng
+    rng, own = check_rng(rng), surroundings.rng
     return rng if own is None or isinstance(rng, Stream) else own
 
 
@@ -171,7 +170,7 @@ def dropout_vjp(
 
 
 def _prepared(x, p, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
-    how = Variation(p, mask=mask_shape)
+    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a Variation, but for the time that it takes to make one
     return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend)
 
 
@@ -212,7 +211,8 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
-    start, rng, surroundings = check_uint64("start", start), rng_here(rng), here()
+    start, surroundings = check_uint64("start", start), here()
+    rng = rng_here(rng, surroundings)
     p, bits = check_p(p) if surroundings.on else 0.0, check_bits(bits)
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
@@ -222,8 +222,9 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     numbers = DROPOUT.numbers(p, bits)
-    fusion = Fusion("mask", find_activation(None), bits if numbers else 0, "bool", DRAWN["keep"])
-    draw = Draw(*take(rng), start, *numbers) if numbers else Draw()
+    bits, stored = (bits, rng.stored) if numbers else (0, False)
+    fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], stored=stored)
+    draw = Draw(*take(rng, module, operand._replace(array=mask)), start, *numbers) if numbers else Draw()
     backends.launch(module, operand, fusion, mask, mask, mask, draw)
     return operand.give_back(mask)
 
@@ -270,9 +271,15 @@ class _Plan(NamedTuple):
     numbers: Numbers
     draws: bool
 
-    def draw(self, rng, start, row=0, pitch=0):
+    def draw(self, rng, place, module, operand, target):
         """The numbers of one call; the generator moves on if anything is drawn."""
-        return Draw(*take(rng), start, *self.numbers, row, pitch) if self.draws else Draw(0, 0, 0, *self.numbers)
+        limit, scale, shift = self.numbers
+        if not self.draws:
+            return Draw(0, 0, 0, limit, scale, shift)
+        if rng.stored:  # it moves on where the kernel runs
+            operand = backends.leading(operand, target)
+        (seed, call), (start, row, pitch) = take(rng, module, operand), place
+        return Draw(seed, call, start, limit, scale, shift, row, pitch)
 
 
 # A cache, because training makes the same few calls again and again; p may come from a schedule.
@@ -280,9 +287,15 @@ class _Plan(NamedTuple):
 def _plan(dtype, noise, p, activation, bits, given, counted, window, stored):
     if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
+    p, bits = noise.check(p), check_bits(bits)
+    if noise.drawn == "normal" and bits != 32:
+        raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
     numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs  # before noise may become another
     if numbers is None:
         noise, numbers = PLAIN, Numbers()
+    real = getattr(np, REAL[dtype.name])
+    with np.errstate(over="ignore"):
+        numbers = numbers._replace(scale=float(real(numbers.scale)), shift=float(real(numbers.shift)))
     draws = noise.drawn is not None
     given, counted = given and draws, counted and draws
     inline = bits if draws and not given else 0
@@ -304,8 +317,7 @@ def _plan(dtype, noise, p, activation, bits, given, counted, window, stored):
     return _Plan(forward, fusion("backward", noise, activation), second, mask, numbers, draws)
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A checked and allocated call: all that is left to do is to draw and to launch."""
 
     x: backends.Operand
@@ -320,8 +332,9 @@ class Prepared:
     place: tuple  # where it is drawn: start, row and pitch of a Draw
 
     def forward(self):
-        self._launch(self.plan.draw(self.rng, *self.place))
-        return self.x.give_back(self.target) if self.out is None else self.out
+        x, other, target, out, module, plan, mask, rooms, rng, place = self
+        _launch(x, other, target, module, plan, mask, rooms, plan.draw(rng, place, module, x, target))
+        return x.give_back(target) if out is None else out
 
     def vjp(self):
         """What `forward` returns, and the function that takes a gradient back."""
@@ -329,8 +342,8 @@ class Prepared:
         needs_x = activation.slope_of is not None and not self.plan.backward.saves_output
         if needs_x and self.out is not None and backends.overlap(self.target, x):
             raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-        draw = self.plan.draw(self.rng, *self.place)
-        self._launch(draw)
+        draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
+        _launch(self.x, self.other, self.target, self.module, self.plan, self.mask, self.rooms, draw)
         y = self.x.give_back(self.target) if self.out is None else self.out
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
 
@@ -340,14 +353,8 @@ class Prepared:
         saved: what the activation's slope is a function of, or None; second: whether it is the second array's.
         """
         fusion = self.plan.second if second else self.plan.backward
-        draw = self.plan.draw(self.rng, *self.place)
+        draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
         _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.rooms)
-
-    def _launch(self, draw):
-        given = None
-        if self.rooms is not None:
-            given = self.mask.make(self.module, backends.leading(self.x, self.target), self.rooms, self.plan.mask, draw)
-        backends.launch(self.module, self.x, self.plan.forward, self.x.array, self.other, self.target, draw, given)
 
     def _backprop(self, draw, saved):
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
@@ -373,6 +380,11 @@ class Prepared:
         return backprop
 
 
+def _launch(x, other, target, module, plan, mask, rooms, draw):
+    given = None if rooms is None else mask.make(module, backends.leading(x, target), rooms, plan.mask, draw)
+    backends.launch(module, x, plan.forward, x.array, other, target, draw, given)
+
+
 def _go_back(module, fusion, drawing, mask, dy, saved, target, draw, rooms=None):
     """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`.
 
@@ -387,16 +399,41 @@ def _go_back(module, fusion, drawing, mask, dy, saved, target, draw, rooms=None)
 
 def prepare(operand, how, activation, training, rng, bits, out, backend):
     """Check a call and allocate for it. operand: x; how: the Variation."""
+    strength, noise, prediction, mask, axis, other, copies = how
     surroundings = here()
-    noise = how.noise if training and surroundings.on else how.prediction
-    p, bits = how.noise.check(how.p), check_bits(bits)
-    if noise.drawn == "normal" and bits != 32:
-        raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
-    if how.copies is not None:
-        operand = backends.repeated(operand, how.copies)
-    x = operand.array
-    activation, rng = find_activation(activation), rng_here(rng)
-    mask, axis, part = how.mask, how.batch_axis, surroundings.part
+    acts = training and surroundings.on
+    # Numbers of the usual types are checked where a plan is made of them, once.
+    p = strength if acts and type(strength) is float else noise.check(strength)
+    bits = bits if type(bits) is int else check_bits(bits)
+    noise = noise if acts else prediction
+    if copies is not None:
+        operand = backends.repeated(operand, copies)
+    x, kind, _ = operand
+    activation, rng = find_activation(activation), rng_here(rng, surroundings)
+    counted, window, place = False, False, (0, x.size, 0)
+    if mask is not None or surroundings is not EVERYWHERE:
+        mask, place = _placed(x, mask, axis, surroundings)
+        counted, window = (False, place[1] < x.size) if mask is None else (mask.counted, mask.window)
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
+    module = backends.choose(kind, backend)
+    second = x
+    if other is not None:
+        second = backends.adopt("previous", other)
+        _check_like("previous", second, operand.likeness())
+        second = second.array
+    if copies is not None and out is None:
+        target = backends.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
+    else:
+        target = _target("out", out, operand, "x")
+    if other is not None and out is not None:
+        _check_apart("out", target, second, "previous")
+    rooms = None if plan.mask is None else mask.allocate(backends.leading(operand, target), plan.mask.dtype)
+    return Prepared(operand, second, target, out, module, plan, mask, rooms, rng, place)
+
+
+def _placed(x, mask, axis, surroundings):
+    """The mask as a Shared, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
+    part = surroundings.part
     shape = tuple(x.shape) if part is None else part.whole
     if isinstance(mask, Blocks):
         if part is not None:
@@ -410,23 +447,7 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
         start += surroundings.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
         if start + (math.prod(shape) if mask is None else mask.drawn) > 2**64:
             raise ValueError(f"first must leave room for the mask below 2**64, got {surroundings.first}")
-    counted, stored = mask is not None and mask.counted, isinstance(rng, StoredStream)
-    window = row < x.size if mask is None else mask.window
-    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stored)
-    module = backends.choose(operand.kind, backend)
-    other = x
-    if how.other is not None:
-        other = backends.adopt("previous", how.other)
-        _check_like("previous", other, operand.likeness())
-        other = other.array
-    if how.copies is not None and out is None:
-        target = backends.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
-    else:
-        target = _target("out", out, operand, "x")
-    if how.other is not None and out is not None:
-        _check_apart("out", target, other, "previous")
-    rooms = mask.allocate(backends.leading(operand, target), plan.mask.dtype) if plan.mask is not None else None
-    return Prepared(operand, other, target, out, module, plan, mask, rooms, rng, (start, row, pitch))
+    return mask, (start, row, pitch)
 
 
 def _target(name, out, operand, source):

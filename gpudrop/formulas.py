@@ -8,10 +8,10 @@ A bare number takes the type of the array's arithmetic (float32 or float64, call
 do loop variables and what is cast to a float; parameters and results are real unless annotated. So
 `0.5 * x` is never computed in float64 by accident, on any processor.
 
-`parse` brings a function into canonical form, in which every name is a cast, a function of MATH, a
-local variable (ending in an underscore) or another formula (ending in its number), and every bare number
-reads real(number). `compiled` turns that back into a Python function for Numba or for the CUDA
-simulator; `gpudrop.cuda_source` prints it as C++.
+`parse` brings a function into canonical form, in which every name is a cast, a function of MATH, a local variable
+(ending in an underscore) or another formula (ending in its number), every bare number reads real(number), and every
+quotient divide(a, b), since a processor may have a way of its own to divide. `compiled` turns that back into a Python
+function for Numba or for the CUDA simulator; `gpudrop.cuda_source` prints it as C++.
 """
 
 import ast
@@ -155,6 +155,12 @@ class _Canonical(ast.NodeTransformer):
             raise self.formula.refuse(node)
         return _cast("real", ast.Constant(float(value)), node)
 
+    def visit_BinOp(self, node):
+        node = self.generic_visit(node)
+        if not isinstance(node.op, ast.Div):
+            return node
+        return ast.copy_location(ast.Call(ast.Name("divide", ast.Load()), [node.left, node.right], []), node)
+
     def visit_Call(self, node):
         function = self.visit(node.func)
         if node.keywords or not isinstance(function, ast.Name):
@@ -197,7 +203,7 @@ def compiled(function, real, math_functions, decorate, memo=None):
     real : type
         numpy.float32 or numpy.float64, the type of bare numbers.
     math_functions : dict
-        What each name in MATH means on this processor.
+        What each name in MATH, and divide, means on this processor.
     decorate : callable
         Applied to the result and to each formula it calls: a jit, say.
     memo : dict, optional

@@ -4,9 +4,11 @@ What varies between kernels is a field here, and what one element goes through i
 a new operand is a new field and a few lines per loop, never a new family of kernels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from gpudrop.activations import Activation
 from gpudrop.noises import DROPOUT, Noise
@@ -51,6 +53,13 @@ class Fusion:
     window: bool = False
     stored: bool = False
 
+    def __hash__(self):
+        return self._hash  # every launch looks its kernel up by it
+
+    @cached_property
+    def _hash(self):
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
     @property
     def name(self):
         """The kernel's name, as a profiler shows it."""
@@ -70,9 +79,23 @@ class Fusion:
         return REAL[self.dtype]
 
     @property
+    def approximate(self):
+        """Whether results are rounded to 16 bits, which hides an error of some units in the last place of a float32."""
+        return self.dtype in ("float16", "bfloat16")
+
+    @cached_property
     def chunk(self):
-        """Elements per step of a kernel: those of one Philox call."""
-        return lanes(self.bits or 16)
+        """Elements per step of a CUDA kernel: those of one Philox call, or of 16 bytes where none is made.
+
+        At most 64 bytes of them, since more need more registers than there are.
+        """
+        itemsize = np.dtype(self.storage).itemsize
+        return min(lanes(self.bits), 64 // itemsize) if self.bits else 16 // itemsize
+
+    @cached_property
+    def shares(self):
+        """How many chunks share a Philox call."""
+        return lanes(self.bits) // self.chunk if self.bits else 1
 
     @property
     def reads(self):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpudrop import backends
 from gpudrop.random_bits import check_uint64
 
 
@@ -28,6 +29,7 @@ class Stream:
 
     seed: int
     call: int
+    stored = False  # whether the numbers are in a device's memory
 
     def __post_init__(self):
         object.__setattr__(self, "seed", check_uint64("seed", self.seed))
@@ -36,6 +38,8 @@ class Stream:
 
 class StoredStream(Stream):
     """A stream that is read when a kernel runs: `seed` is a device array of both numbers, unsigned and of 64 bits."""
+
+    stored = True
 
     def __init__(self, array):
         object.__setattr__(self, "seed", array)
@@ -49,6 +53,17 @@ class Generator:
     ----------
     seed : int, optional
         From 0 to 2**64 - 1; drawn from the operating system when none is given.
+    device : bool
+        Whether the state is in the memory of the current CUDA device, of CuPy or else of Numba. A kernel of one thread
+        moves it on and others read it, so nothing of a stream passes through the host: a CUDA graph that is captured
+        from calls on CuPy arrays draws fresh masks at each replay. It gives the same streams in the same order, serves
+        device arrays alone, and its call starts from 0 again after 2**64. `state_dict`, `spawn` and pickling wait for
+        the device.
+
+    Raises
+    ------
+    RuntimeError
+        If device is true and no CUDA device can be used.
 
     Examples
     --------
@@ -64,10 +79,12 @@ class Generator:
     Stream(seed=42, call=2)
     """
 
-    def __init__(self, seed=None):
+    def __init__(self, seed=None, device=False):
         self._seed = secrets.randbits(64) if seed is None else check_uint64("seed", seed)
         self._call = 0
         self._lock = threading.Lock()
+        self._array = backends.to_device(np.array([self._seed, 0], np.uint64)) if device else None
+        self.stored = self._array is not None
 
     def next(self):
         """The next stream.
@@ -75,12 +92,16 @@ class Generator:
         Returns
         -------
         Stream
+            One that is in the device's memory, if the generator is.
 
         Raises
         ------
         OverflowError
             After 2**64 calls.
         """
+        if self.stored:
+            operand = backends.adopt("rng", self._array)
+            return StoredStream(self._take_on_device(backends.choose(operand.kind), operand))
         return Stream(*self._take())
 
     def _take(self):
@@ -90,6 +111,12 @@ class Generator:
                 raise OverflowError("all 2**64 calls of this seed are used up")
             self._call = call + 1
             return self._seed, call
+
+    def _take_on_device(self, module, operand):
+        """The next stream as an array of an operand's kind, by a kernel that runs where the operand's do."""
+        stream = backends.empty(2, np.uint64, operand)
+        backends.advance(module, operand, backends.as_kind(self._array, operand), stream)
+        return stream
 
     def spawn(self, n):
         """Derive n independent generators, through NumPy's SeedSequence, using up one call.
@@ -111,10 +138,12 @@ class Generator:
         >>> a.next() == b.next()
         False
         """
-        return [Generator(seed) for seed in spawned_seeds(self, n)]
+        return [Generator(seed, self.stored) for seed in spawned_seeds(self, n)]
 
     def state_dict(self):
         """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
+        if self.stored:
+            return dict(zip(("seed", "call"), map(int, backends.to_host(self._array)), strict=True))
         with self._lock:
             return {"seed": self._seed, "call": self._call}
 
@@ -133,16 +162,20 @@ class Generator:
         call = state["call"] if used_up else check_uint64("call", state["call"])
         with self._lock:
             self._seed, self._call = seed, call
+        if self.stored:  # in place, since graphs have its address
+            backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
 
     def __getstate__(self):
-        return self.state_dict()
+        return self.state_dict() | ({"device": True} if self.stored else {})
 
     def __setstate__(self, state):
-        self._lock = threading.Lock()
-        self.load_state_dict(state)
+        numbers = {key: state[key] for key in ("seed", "call")}
+        self.__init__(state["seed"], state.get("device", False))
+        self.load_state_dict(numbers)
 
     def __repr__(self):
-        return f"<Generator seed={self._seed} call={self._call}>"
+        where = "on the device" if self.stored else f"call={self._call}"
+        return f"<Generator seed={self._seed} {where}>"
 
 
 _default = Generator()
@@ -185,12 +218,20 @@ def spawned_seeds(rng, n):
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
     parent = rng if isinstance(rng, Stream) else rng.next()
-    children = np.random.SeedSequence(parent.seed, spawn_key=(parent.call,)).spawn(n)
+    seed, call = map(int, backends.to_host(parent.seed)) if parent.stored else (parent.seed, parent.call)
+    children = np.random.SeedSequence(seed, spawn_key=(call,)).spawn(n)
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
-def take(rng):
-    """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out."""
+def take(rng, module, operand):
+    """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out.
+
+    For one that is in a device's memory, an array of both, of the operand's kind, and None.
+    """
+    if rng.stored:
+        if isinstance(rng, Stream):
+            return backends.as_kind(rng.seed, operand), None
+        return rng._take_on_device(module, operand), None
     if type(rng) is Generator:
         return rng._take()  # what next() hands out, without the Stream around it
     stream = rng.next() if isinstance(rng, Generator) else rng

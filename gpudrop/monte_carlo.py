@@ -82,7 +82,7 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, rng = check_uint64("n", n), check_uint64("first", first) + here().first, rng_here(rng)
+    n, first, rng = check_uint64("n", n), check_uint64("first", first) + here().first, rng_here(rng, here())
     if n == 0:
         raise ValueError("n must be at least 1, got 0")
     if not getattr(x, "shape", ()):

@@ -7,7 +7,7 @@ appears in it, so none of them can change a mask. The annotated functions are fo
     chunk   = element // lanes(bits)         one Philox call serves a chunk of `lanes` elements
     words   = draw(seed, call, chunk)        128 bits
     field   = field(words, lane, bits)       lane = element % lanes(bits)
-    keep    = field >= threshold
+    keep    = field >= threshold             keep(words, lane, bits, limit) with limit = threshold - 1
     normal  = radius(one word) * cosine or sine(the next word)      32 bits, so 4 elements a chunk
 
 Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
@@ -40,8 +40,8 @@ Words = tuple[uint32, uint32, uint32, uint32]
 def philox4x32(c0: uint32, c1: uint32, c2: uint32, c3: uint32, k0: uint32, k1: uint32) -> Words:
     """Ten rounds of Philox4x32: the 128-bit counter c under the 64-bit key k."""
     for _ in range(10):
-        p0 = uint64(PHILOX_M0) * uint64(c0)
-        p1 = uint64(PHILOX_M1) * uint64(c2)
+        p0 = product(PHILOX_M0, c0)
+        p1 = product(PHILOX_M1, c2)
         c0 = uint32(uint32(p1 >> uint64(32)) ^ c1 ^ k0)
         c1 = uint32(p1)
         c2 = uint32(uint32(p0 >> uint64(32)) ^ c3 ^ k1)
@@ -50,6 +50,11 @@ def philox4x32(c0: uint32, c1: uint32, c2: uint32, c3: uint32, k0: uint32, k1: u
         k0 = uint32(uint64(k0) + uint64(PHILOX_W0))
         k1 = uint32(uint64(k1) + uint64(PHILOX_W1))
     return c0, c1, c2, c3
+
+
+def product(a: uint32, b: uint32) -> uint64:
+    """All 64 bits of a product."""
+    return uint64(a) * uint64(b)
 
 
 def draw(seed: uint64, call: uint64, chunk: uint64) -> Words:
@@ -69,6 +74,14 @@ def field(words: Words, lane: uint32, bits: uint32) -> uint32:
     position = uint32(lane * bits)
     word = uint32(words[position >> uint32(5)] >> uint32(position & uint32(31)))
     return uint32(word & uint32(uint32(0xFFFFFFFF) >> uint32(uint32(32) - bits)))
+
+
+def keep(words: Words, lane: uint32, bits: uint32, limit: uint32) -> bool:
+    """field(words, lane, bits) > limit, compared where the field is the upper end of a word: one shift and no mask."""
+    position = uint32(lane * bits)
+    rest = uint32(uint32(32) - bits)
+    word = uint32(words[position >> uint32(5)] << uint32(rest - uint32(position & uint32(31))))
+    return word > uint32(uint32(limit << rest) | uint32(~uint32(uint32(0xFFFFFFFF) << rest)))
 
 
 def normal(words: Words, lane: uint32) -> float:

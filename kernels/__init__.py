@@ -13,47 +13,56 @@ A backend is a module here, listed in `gpudrop.backends.BACKENDS`, with these na
                         DropBlock: mask[k, i, j] is false where one of the seeds that are false has (i, j) in its
                         block, the rows and columns from the seed's own on. Returns how many are true, as
                         `fusion.Given` has it. seeds and mask are three-dimensional, contiguous and boolean.
+    advance(state, stream)
+                        stream = state, then state[1] += 1, each of two unsigned 64-bit integers in a device's memory;
+                        what runs on several CUDA streams at once gets different ones. Not on the host.
 
 Arrays come in the backend's own kind, equal in shape and dtype, with whatever strides; what a fusion
 doesn't read is passed as the array it does, and out may be a. Nothing is checked here, no user-facing
 text lives here, and nothing synchronises. `gpudrop.backends` chooses among the modules.
 """
 
+import functools
+
 import numpy as np
 
+WARP = 32
 
-def arguments(fusion, a, b, out, draw, given, contiguous):
-    """What the CUDA kernels take: views of a, b, what is given and out in their storage types; numbers, typed.
 
-    Contiguous arrays are viewed flat. There is one view per array: CuPy may copy an input that overlaps the
-    output without being it. Where nothing is given, a stands in. The numbers are chunks, row, turns, pitch, start,
-    seed, call, limit, scale, shift, period, repeat, run: a kernel does so many chunks, turns of them in each row.
+@functools.cache
+def accesses(fusion):
+    """How a CUDA kernel's chunks go to and from memory: (bytes of an access, accesses of a chunk, exchanged).
+
+    Where a chunk takes several accesses, a warp's threads would reach only every second or fourth 16 bytes in each, and
+    write half sectors. So the accesses of a warp's 32 chunks follow one another, and the threads exchange random words
+    instead: of n accesses, thread t's number s belongs to chunk s * 32 / n + t // n, and is part t % n of it.
     """
+    size = fusion.chunk * np.dtype(fusion.storage).itemsize
+    parts = max(1, size // 16)
+    return min(16, size), parts, parts in (2, 4) and fusion.shares == 1 and not fusion.window
 
-    def view(array):
-        array = array.view(fusion.storage)
-        return array.reshape(-1) if contiguous else array
 
-    views = {id(array): view(array) for array in (a, b, out)}
-    row = draw.row if fusion.window else out.size
-    # Rows that begin at different places in a chunk take as many turns as the one that takes most.
-    alike = not fusion.window or draw.pitch % fusion.chunk == 0
-    turns = -(-(row + (draw.start % fusion.chunk if alike else fusion.chunk - 1)) // fusion.chunk)
-    stream = (draw.seed, draw.call) if fusion.bits else (0, 0)  # others have no use for it
-    numbers = (
-        *map(np.int64, (out.size // row * turns, row, turns)),
-        np.uint64(draw.pitch),
-        np.uint64(draw.start),
-        *((draw.seed, np.uint64(0)) if fusion.stored else map(np.uint64, stream)),
-        np.uint32(draw.limit),
-        getattr(np, fusion.real)(draw.scale),
-        getattr(np, fusion.real)(draw.shift),
-    )
-    drawn = kept = views[id(a)]
-    if given is not None:
-        drawn = given.array.view(np.uint8) if fusion.keeps else given.array
-        kept = drawn if given.kept is None else given.kept
-        numbers += (np.int64(given.period), np.int64(given.repeat), np.int64(given.run))
+def numbers(fusion, size, draw, given):
+    """The numbers that CUDA kernels take, in this order: for `size` elements, a Draw, and a Given or None.
+
+    chunks, row, turns      a kernel does so many chunks, turns of them in each row of so many elements
+    period, repeat, run     of the Given
+    pitch, start            of the Draw
+    seed, call              of the Draw, unless a kernel draws nothing or reads them from memory
+    scale, shift, limit     of the Draw
+    """
+    seed, call, start, limit, scale, shift, row, pitch = draw
+    chunk = fusion.chunk
+    if not fusion.bits:
+        start = 0  # that of what is given, drawn before
+    if fusion.window:
+        # Rows that begin at different places in a chunk take as many turns as the one that takes most.
+        turns = -(-(row + (start % chunk if pitch % chunk == 0 else chunk - 1)) // chunk)
+        chunks = size // row * turns
     else:
-        numbers += (np.int64(1),) * 3
-    return views[id(a)], views[id(b)], drawn, kept, views[id(out)], numbers
+        row = size
+        turns = chunks = -(-(size + start % chunk) // (WARP * chunk)) * WARP  # so that whole warps exchange words
+    if fusion.stored or not fusion.bits:
+        seed = call = 0
+    _, period, repeat, run, _ = given or (None, 1, 1, 1, None)
+    return chunks, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit

@@ -140,7 +140,7 @@ def _constant(of):
 _drawn = _constant(lambda fusion: fusion.bits > 0)
 _given = _constant(lambda fusion: fusion.given)
 _reads = _constant(lambda fusion: fusion.reads > 0)  # a mask is made out of nothing
-_lanes = _constant(lambda fusion: fusion.chunk)  # elements per Philox call
+_lanes = _constant(lambda fusion: random_bits.lanes(fusion.bits or 16))
 
 
 def _block(fusion, words):

@@ -1,19 +1,28 @@
-"""CuPy kernels: an ElementwiseKernel per fusion, assembled from printed formulas.
+"""CuPy kernels: elementwise, a program per fusion, assembled from printed formulas.
 
-CuPy's loop runs once per chunk, the elements of one Philox call. With `raw` parameters an iteration
-loads the chunk with 16-byte accesses, runs the element formula over it in registers, and stores it the
-same way. The two ends of an array, and arrays that aren't contiguous or aligned, go element by element
-through the same formula, indexed by CuPy's own strided arrays. What is given is read element by element, at
-a place that moves on with the elements, since a division each would cost more than the rest.
+A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
+the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
+aren't contiguous or aligned, go element by element through the same formula. What is given is read element by element,
+at a place that moves on with the elements, since divisions would cost more than the rest.
+
+The kernels are CuPy's RawKernels, which take arrays as they are and all numbers as one structure: the call of an
+ElementwiseKernel, with a view of each array and a check of each number, takes the host three times as long.
 """
 
 import functools
+import struct
 
 import numpy as np
 
+try:
+    import cupy
+    from cupy.cuda import driver, runtime
+except ImportError as error:  # where all the same the text of kernels can be printed
+    cupy, NO_CUPY = None, f"CuPy can't be imported ({error})"
+
 from gpudrop import random_bits
 from gpudrop.cuda_source import CudaSource, prelude
-from gpudrop.kernels import arguments
+from gpudrop.kernels import WARP, accesses, device_math, numbers
 
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
@@ -24,80 +33,136 @@ CONVERSIONS = {
 }
 HEADERS = {"float16": "#include <cuda_fp16.h>", "bfloat16": "#include <cuda_bf16.h>"}
 C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "float", "float64": "double"}
+THREADS = 128  # of a block
 
 
 def unavailable():
+    if cupy is None:
+        return NO_CUPY
     try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy can't be imported ({error})"
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
         return f"CuPy finds no CUDA GPU and driver ({error})"
     return None
 
 
 def devices():
-    from cupy.cuda import runtime
-
     return [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
 
 
-def preamble(fusion):
+PRODUCT = """
+// Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+__device__ inline uint64 product(uint32 a, uint32 b) {
+#ifdef __CUDA_ARCH__
+  uint64 both;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(a), "r"(b));
+  return both;
+#else
+  return static_cast<uint64>(a) * b;
+#endif
+}
+"""
+
+EXACT = "__device__ inline real divide(real a, real b) { return a / b; }"
+APPROXIMATE = """
+__device__ inline real divide(real a, real b) { return __fdividef(a, b); }
+__device__ inline real exp(real x) {
+#ifdef __CUDA_ARCH__
+  real y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+#else
+  return ::exp(x);
+#endif
+}
+"""
+
+PLACE = """
+// Where an element finds what is given for it, as gpudrop.fusion.Given tells.
+struct Place {
+  int64 within, at, turn, base;
+};
+__device__ inline Place find(int64 i, const Numbers& n) {
+  const int64 place = i / n.run, lap = place / n.period;
+  return {i - place * n.run, place - lap * n.period, lap % n.repeat, lap / n.repeat * n.period};
+}
+// To the place of a later element: `by` is the place of the element as far from the first one.
+__device__ inline void move_on(Place& place, const Place& by, const Numbers& n) {
+  place = {place.within + by.within, place.at + by.at, place.turn + by.turn, place.base + by.base};
+  if (place.within >= n.run) {
+    place.within -= n.run;
+    ++place.at;
+  }
+  if (place.at >= n.period) {
+    place.at -= n.period;
+    ++place.turn;
+  }
+  if (place.turn >= n.repeat) {
+    place.turn -= n.repeat;
+    place.base += n.period;
+  }
+}
+"""
+
+EXCHANGE = """
+// Half of two words for half of the other thread's: the one has both low ones then, the other both high ones.
+__device__ inline void swap(unsigned int lane, unsigned int distance, uint32& low, uint32& high) {
+  const bool odd = lane & distance;
+  const uint32 received = __shfl_xor_sync(0xFFFFFFFFu, odd ? low : high, distance);
+  if (odd) {
+    low = received;
+  } else {
+    high = received;
+  }
+}
+// The words for a thread's own elements, which are parts of other threads' chunks: see gpudrop.kernels.accesses.
+__device__ inline void exchange(uint32* words, unsigned int lane) {
+  swap(lane, parts / 2, words[0], words[2]);
+  swap(lane, parts / 2, words[1], words[3]);
+  if (parts == 4) {
+    swap(lane, 1, words[0], words[1]);
+    swap(lane, 1, words[2], words[3]);
+  }
+}
+"""
+
+
+def functions(fusion):
     """The functions a kernel calls, as C++ text."""
-    source = CudaSource()
-    source.add(random_bits.draw, "draw")
-    source.add(random_bits.field, "field")
-    source.add(random_bits.normal, "normal")
+    source = CudaSource({random_bits.product: "product"})
+    if fusion.approximate:
+        for replaced, by in device_math.FORMULAS.items():
+            source.names[replaced] = source.add(by)
+    for name in ("draw", "keep", "field", "normal"):
+        source.add(getattr(random_bits, name), name)
     source.add(fusion.element, "element")
     widen, narrow = CONVERSIONS[fusion.dtype]
-    width = min(16, fusion.chunk * np.dtype(fusion.storage).itemsize)
+    width, parts, exchanges = accesses(fusion)
     return f"""
-{HEADERS.get(fusion.dtype, "")}
 namespace gpudrop {{
 {prelude(C_TYPES[fusion.real])}
 typedef {C_TYPES[fusion.storage]} storage;
 typedef long long int64;
-constexpr int chunk = {fusion.chunk}, width = {width};
-struct alignas(width) Chunk {{
-  storage lane[chunk];
+struct Numbers {{
+  int64 chunks, row, turns, period, repeat, run;
+  uint64 pitch, start, seed, call;
+  real scale, shift;
+  uint32 limit;
+}};
+constexpr int chunk = {fusion.chunk}, width = {width}, parts = {parts}, step = chunk / parts, warp = {WARP};
+// An access, and what it moves.
+struct alignas(width) Part {{
+  storage lane[step];
 }};
 __device__ inline real widen(storage x) {{ return {widen}; }}
 __device__ inline storage narrow(real x) {{ return {narrow}; }}
 __device__ inline bool aligned(const void* p) {{ return reinterpret_cast<size_t>(p) % width == 0; }}
 {PLACE if fusion.given else ""}
+{EXCHANGE if exchanges else ""}
+{PRODUCT}
+{APPROXIMATE if fusion.approximate else EXACT}
 {source.text}
 }}
-"""
-
-
-PLACE = """
-// Where the element that comes next finds what is given for it, as gpudrop.fusion.Given tells.
-struct Place {
-  int64 period, repeat, run, within, at, turn, base;
-  __device__ Place(int64 i, int64 period, int64 repeat, int64 run) : period(period), repeat(repeat), run(run) {
-    const int64 place = i / run, lap = place / period;
-    within = i - place * run;
-    at = place - lap * period;
-    turn = lap % repeat;
-    base = lap / repeat * period;
-  }
-  __device__ int64 next() {
-    const int64 here = base + at;
-    if (++within == run) {
-      within = 0;
-      if (++at == period) {
-        at = 0;
-        if (++turn == repeat) {
-          turn = 0;
-          base += period;
-        }
-      }
-    }
-    return here;
-  }
-};
 """
 
 
@@ -105,104 +170,196 @@ struct Place {
 OPAQUE = 'asm volatile("" : "+l"(inner));'
 
 
-def operation(fusion, contiguous):
-    """One iteration: the elements of chunk i, counted from the one that holds `start`."""
-    draw = f"""
-const unsigned long long number = origin / gpudrop::chunk + turn;
-const gpudrop::Words words = gpudrop::draw({"stream[0], stream[1]" if fusion.stored else "seed, call"}, number);"""
-    drawn = {
-        "keep": f"gpudrop::field(words, j, {fusion.bits}) > limit",
-        "field": f"static_cast<gpudrop::real>(gpudrop::field(words, j, {fusion.bits}))",
-        "normal": "gpudrop::normal(words, j)",
-        None: "true",
-    }[fusion.acting.drawn]
-    if fusion.given:
-        draw = "gpudrop::Place place(first > 0 ? first : 0, period, repeat, run);"
-        drawn = f"drawn[place.next()]{' != 0' if fusion.keeps else ''}"
-    elif not fusion.bits:
-        draw, drawn = "", "true"
-    scale = (
-        "static_cast<gpudrop::real>(row) / static_cast<gpudrop::real>(max(kept[0], 1ULL))"
-        if fusion.counted
-        else "scale"
+def source(fusion, form=None):
+    """The program of a fusion's kernel.
+
+    form: of a, b and out where they aren't all contiguous, (ndim, narrow): narrow where 32 bits index them. They are
+    CuPy's strided arrays then, indexed by logical index, and without it addresses.
+    """
+    array = (
+        "gpudrop::storage*" if form is None else f"CArray<gpudrop::storage, {form[0]}, false, {str(form[1]).lower()}>"
     )
-
-    def store(out, a, b):
-        return (
-            f"{out} = gpudrop::narrow(gpudrop::element({drawn}, {scale}, shift, "
-            f"gpudrop::widen({a}), gpudrop::widen({b})));"
-        )
-
-    chunk_b = "b_chunk" if fusion.reads == 2 else "a_chunk"
-    load_a = "const gpudrop::Chunk a_chunk = *reinterpret_cast<const gpudrop::Chunk*>(&a[first]);"
-    load_b = "const gpudrop::Chunk b_chunk = *reinterpret_cast<const gpudrop::Chunk*>(&b[first]);"
-    if fusion.reads == 0:
-        load_a = "const gpudrop::Chunk a_chunk = {};"
-    vector = f"""
-if (inner >= 0 && inner + gpudrop::chunk <= row && gpudrop::aligned(&a[first]) && gpudrop::aligned(&b[first])
-    && gpudrop::aligned(&out[first])) {{
-  {load_a}
-  {load_b if fusion.reads == 2 else ""}
-  gpudrop::Chunk out_chunk;
-  #pragma unroll
-  for (unsigned int j = 0; j < gpudrop::chunk; ++j) {{
-    {store("out_chunk.lane[j]", "a_chunk.lane[j]", f"{chunk_b}.lane[j]")}
-  }}
-  *reinterpret_cast<gpudrop::Chunk*>(&out[first]) = out_chunk;
-}} else"""
+    more = f", const {'unsigned char' if fusion.keeps else C_TYPES[fusion.real]}* drawn" if fusion.given else ""
+    more += ", const unsigned long long* kept" if fusion.counted else ""
+    more += ", const unsigned long long* stream" if fusion.stored else ""
     return f"""
-const gpudrop::int64 line = {"i / turns" if fusion.window else "0"}, turn = i - line * turns;
-const unsigned long long origin = start + line * pitch;
-gpudrop::int64 inner = turn * gpudrop::chunk - static_cast<gpudrop::int64>(origin % gpudrop::chunk);
-{OPAQUE if fusion.window else ""}
-const gpudrop::int64 first = line * row + inner;
-{draw}
-{vector if contiguous else ""}
-for (unsigned int j = 0; j < gpudrop::chunk; ++j) {{
-  const gpudrop::int64 m = first + j;
-  if (inner + j >= 0 && inner + j < row) {{
-    {store("out[m]", "a[m]", "b[m]")}
-  }}
+{"" if form is None else "#include <cupy/carray.cuh>"}
+{HEADERS.get(fusion.dtype, "")}
+{functions(fusion)}
+extern "C" __global__ void {fusion.name}({array} a, {array} b, {array} out{more}, const gpudrop::Numbers n) {{
+  using namespace gpudrop;
+{loop(fusion, form is None)}
 }}
 """
 
 
+def loop(fusion, contiguous):
+    """A kernel's text: the chunks that a thread does."""
+    exchanges = contiguous and accesses(fusion)[2]
+    seed, call = ("stream[0]", "stream[1]") if fusion.stored else ("n.seed", "n.call")
+    mine, at = "number + own", "j"
+    if fusion.shares > 1:
+        mine, at = (
+            f"(number + own) / {fusion.shares}",
+            f"j + static_cast<uint32>((number + own) % {fusion.shares}) * chunk",
+        )
+    drawn = {
+        "keep": f"keep(words, {at}, {fusion.bits}, n.limit)",
+        "field": f"static_cast<real>(field(words, {at}, {fusion.bits}))",
+        "normal": f"normal(words, {at})",
+        None: "true",
+    }[fusion.acting.drawn]
+    if fusion.given:
+        drawn = f"drawn[here.at + here.base]{' != 0' if fusion.keeps else ''}"
+    elif not fusion.bits:
+        drawn = "true"
+    scale = "static_cast<real>(n.row) / static_cast<real>(max(kept[0], 1ULL))" if fusion.counted else "n.scale"
+
+    def element(out, a, b):
+        second = b if fusion.reads == 2 else a
+        text = f"{out} = narrow(element({drawn}, {scale}, n.shift, widen({a}), widen({second})));"
+        return text + (" move_on(here, {1, 0, 0, 0}, n);" if fusion.given else "")
+
+    def load(array):
+        return f"""
+    Part {array}_parts[parts] = {{}};
+    if (whole) {{
+      #pragma unroll
+      for (int s = 0; s < parts; ++s) {{
+        {array}_parts[s] = *reinterpret_cast<const Part*>(&{array}[m + s * apart]);
+      }}
+    }}"""
+
+    whole, wide = "", ""
+    if contiguous:
+        whole = f"""
+    {OPAQUE if fusion.window else ""}
+    const bool whole = straight && inner >= 0 && inner + chunk <= n.row;
+    int64 m = begin + inner;
+    {TOGETHER if exchanges else "const int64 apart = step;"}
+    {load("a") if fusion.reads else "const Part a_parts[parts] = {};"}
+    {load("b") if fusion.reads == 2 else ""}"""
+        wide = f"""
+    if (whole) {{
+      {"if (together) exchange(words.w, lane);" if exchanges else ""}
+      Part out_parts[parts];
+      #pragma unroll
+      for (unsigned int j = 0; j < chunk; ++j) {{
+        {element(*(f"{name}_parts[j / step].lane[j % step]" for name in ("out", "a", "b")))}
+      }}
+      #pragma unroll
+      for (int s = 0; s < parts; ++s) {{
+        *reinterpret_cast<Part*>(&out[m + s * apart]) = out_parts[s];
+      }}
+    }} else"""
+    return f"""
+  const int64 threads = static_cast<int64>(gridDim.x) * blockDim.x;
+  int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
+  int64 turn = i, begin = 0, skip = static_cast<int64>(n.start % chunk);
+  {"uint64 number = n.start / chunk;" if fusion.bits else ""}
+  {FIRST_LINE if fusion.window else ""}
+  {OWN if exchanges else ""}
+  {PLACES if fusion.given else ""}
+  {"bool straight = aligned(a - skip) && aligned(b - skip) && aligned(out - skip);" if contiguous else ""}
+  #pragma unroll 1
+  for (; i < n.chunks; i += threads) {{
+    {LINE if fusion.window else ""}
+    {STRAIGHT if fusion.window and contiguous else ""}
+    const int64 own = turn{" + to_own" if exchanges else ""};
+    int64 inner = own * chunk - skip;
+    {whole}
+    {f"Words words = draw({seed}, {call}, {mine});" if fusion.bits else ""}
+    {"Place here = place;" if fusion.given else ""}
+    {wide} {{
+      for (unsigned int j = 0; j < chunk; ++j) {{
+        if (inner + j >= 0 && inner + j < n.row) {{
+          const int64 e = begin + inner + j;
+          {element("out[e]", "a[e]", "b[e]")}
+        }}
+      }}
+    }}
+    {"move_on(place, further_place, n);" if fusion.given else ""}
+    {NEXT_LINE if fusion.window else "turn += threads;"}
+  }}
+"""
+
+
+OWN = """
+  const unsigned int lane = i % warp;
+  // From i to the chunk that this thread draws for.
+  const int64 to_own = static_cast<int64>(lane % parts * (warp / parts) + lane / parts) - lane;
+"""
+TOGETHER = """
+    const int64 tile = (turn - lane) * chunk - skip;
+    const bool together = straight && tile >= 0 && tile + warp * chunk <= n.row;
+    int64 apart = step;
+    if (together) {
+      m = begin + tile + lane * step;
+      apart = warp * step;
+    }
+"""
+PLACES = """
+  Place place = find(i * chunk, n);
+  const Place further_place = find(threads * chunk, n);
+"""
+FIRST_LINE = """
+  int64 line = i / n.turns;
+  const int64 further_lines = threads / n.turns, further = threads - further_lines * n.turns;
+  turn -= line * n.turns;
+"""
+LINE = """
+    const uint64 origin = n.start + line * n.pitch;
+    begin = line * n.row;
+    skip = static_cast<int64>(origin % chunk);
+    number = origin / chunk;
+"""
+STRAIGHT = """
+    straight = aligned(a + (begin - skip)) && aligned(b + (begin - skip)) && aligned(out + (begin - skip));
+"""
+NEXT_LINE = """
+    turn += further;
+    line += further_lines;
+    if (turn >= n.turns) {
+      turn -= n.turns;
+      ++line;
+    }
+"""
+
+PACK = {"float32": struct.Struct("6q4Q2fI4x").pack, "float64": struct.Struct("6q4Q2dI4x").pack}
+"""Numbers as the bytes of their structure, by the arithmetic."""
+
+
 @functools.cache
-def kernel(fusion, contiguous):
-    """The ElementwiseKernel of a fusion, compiled by CuPy at its first launch.
+def function(fusion, form, device):
+    """The compiled kernel on a device, how many threads of it fill the device, and how to pack its numbers."""
+    compiled = cupy.RawKernel(source(fusion, form), fusion.name, ("-std=c++17",)).kernel
+    blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.ptr, THREADS, 0)
+    multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
+    return compiled, max(1, blocks) * multiprocessors * THREADS, PACK[fusion.real]
 
-    contiguous: whether a, b and out are flat and contiguous; otherwise they are indexed by logical
-    index through CuPy's strided arrays.
-    """
-    import cupy
 
-    storage, real = fusion.storage, fusion.real
-    drawn = "uint8" if fusion.keeps else real
-    kept = ", raw uint64 kept" if fusion.counted else ""
-    given = f", raw {drawn} drawn{kept}, int64 period, int64 repeat, int64 run" if fusion.given else ""
-    stream = "raw uint64 stream" if fusion.stored else "uint64 seed, uint64 call"
-    return cupy.ElementwiseKernel(
-        f"raw {storage} a, raw {storage} b, int64 row, int64 turns, uint64 pitch, uint64 start, {stream}, "
-        f"uint32 limit, {real} scale, {real} shift{given}",
-        f"raw {storage} out",
-        operation(fusion, contiguous),
-        fusion.name,
-        preamble=preamble(fusion),
-    )
+def run(fusion, form, arrays, of):
+    """Launch a kernel; of: its numbers. In whole waves, each thread does several chunks."""
+    compiled, most, pack = function(fusion, form, runtime.getDevice())
+    compiled.linear_launch(min(of[0], most), (*arrays, np.void(pack(*of))), 0, THREADS)
 
 
 def launch(fusion, a, b, out, draw, given=None):
-    if out.size == 0:
+    size = out.size
+    if size == 0:
         return
-    contiguous = all(array.flags.c_contiguous for array in (a, b, out))
-    a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
-    chunks, *numbers = numbers
-    numbers, place = numbers[:-3], numbers[-3:]
+    arrays, form = (a, b, out), None
+    if not (a.flags.c_contiguous and (b is a or b.flags.c_contiguous) and (out is a or out.flags.c_contiguous)):
+        form = out.ndim, size < 2**31 and all(map(_within_32_bits, arrays))
+    if given is not None:
+        arrays += (given.array, given.kept) if fusion.counted else (given.array,)
     if fusion.stored:
-        del numbers[5]  # the call, which lies beside the seed
-    if fusion.given:
-        numbers = (*numbers, drawn, *([kept] if fusion.counted else []), *place)
-    kernel(fusion, contiguous)(a, b, *numbers, out, size=int(chunks))
+        arrays += (draw.seed,)
+    run(fusion, form, arrays, numbers(fusion, size, draw, given))
+
+
+def _within_32_bits(array):
+    return sum((n - 1) * abs(stride) for n, stride in zip(array.shape, array.strides, strict=True)) < 2**31
 
 
 GROW = """
@@ -221,8 +378,6 @@ mask[i] = keep;
 
 @functools.cache
 def grow_kernel():
-    import cupy
-
     return cupy.ElementwiseKernel(
         "raw uint8 seeds, int64 height, int64 width, int64 rows, int64 columns",
         "raw uint8 mask",
@@ -234,6 +389,20 @@ def grow_kernel():
 
 def grow(seeds, mask, block):
     grown = mask.view(np.uint8).reshape(-1)
-    numbers = map(np.int64, (*mask.shape[1:], *block))
-    grow_kernel()(seeds.view(np.uint8).reshape(-1), *numbers, grown, size=grown.size)
+    shape = map(np.int64, (*mask.shape[1:], *block))
+    grow_kernel()(seeds.view(np.uint8).reshape(-1), *shape, grown, size=grown.size)
     return grown.sum(dtype=np.uint64).reshape(1)
+
+
+@functools.cache
+def advance_kernel():
+    return cupy.ElementwiseKernel(
+        "",
+        "raw uint64 state, raw uint64 stream",
+        "stream[0] = state[0]; stream[1] = atomicAdd(&state[1], 1ULL);",
+        "gpudrop_advance",
+    )
+
+
+def advance(state, stream):
+    advance_kernel()(state, stream, size=1)

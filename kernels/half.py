@@ -18,6 +18,14 @@ def llvm_narrow(builder, value):
     return builder.bitcast(builder.fptrunc(value, HALF), I16)
 
 
+def llvm_float32(builder, value):
+    return builder.bitcast(value, F32)
+
+
+def llvm_float64(builder, value):
+    return builder.bitcast(value, ir.DoubleType())
+
+
 # On the GPU as PTX: given LLVM's own conversions, NVVM moves arithmetic into half precision and then
 # meets operations that it does not support.
 def ptx_widen(builder, value):
@@ -26,6 +34,14 @@ def ptx_widen(builder, value):
 
 def ptx_narrow(builder, value):
     return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.f16.f32 $0, $1;", "=h,f", [value], side_effect=False)
+
+
+def ptx_narrow_bfloat16(builder, value):
+    return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.bf16.f32 $0, $1;", "=h,f", [value], side_effect=False)
+
+
+def ptx_exp2(builder, value):
+    return builder.asm(ir.FunctionType(F32, [F32]), "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value], side_effect=False)
 
 
 def host_instructions():
@@ -50,11 +66,11 @@ def bitcasts(intrinsic, types):
     """A float32's bits as a uint32, and the way back."""
     return (
         instruction(intrinsic, types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
-        instruction(intrinsic, types.float32, types.uint32, lambda builder, value: builder.bitcast(value, F32)),
+        instruction(intrinsic, types.float32, types.uint32, llvm_float32),
     )
 
 
-def conversions(intrinsic, types, decorate, widen, narrow):
+def conversions(intrinsic, types, decorate, widen, narrow, narrow_bfloat16=None):
     """{dtype: (widen, narrow)}: stored element to arithmetic and back, rounded to nearest even.
 
     Parameters
@@ -63,6 +79,8 @@ def conversions(intrinsic, types, decorate, widen, narrow):
         The target's own: numba.extending.intrinsic, numba.types and a jit, or numba.cuda's.
     widen, narrow
         How the target's LLVM spells the conversions of float16; None does them in integers.
+    narrow_bfloat16
+        The same of bfloat16.
     """
     bits, unbits = bitcasts(intrinsic, types)
     return table(
@@ -70,11 +88,12 @@ def conversions(intrinsic, types, decorate, widen, narrow):
         unbits=unbits,
         widen_half=widen and instruction(intrinsic, types.float32, types.uint16, widen),
         narrow_half=narrow and instruction(intrinsic, types.uint16, types.float32, narrow),
+        narrow_brain=narrow_bfloat16 and instruction(intrinsic, types.uint16, types.float32, narrow_bfloat16),
         decorate=decorate,
     )
 
 
-def table(bits, unbits, widen_half, narrow_half, decorate):
+def table(bits, unbits, widen_half, narrow_half, narrow_brain, decorate):
     """The conversions of every dtype, from those that need the processor."""
 
     @decorate
@@ -130,7 +149,10 @@ def table(bits, unbits, widen_half, narrow_half, decorate):
             decorate(lambda stored: widen_half(stored)) if widen_half else widen_float16,
             decorate(lambda value: narrow_half(value)) if narrow_half else narrow_float16,
         ),
-        "bfloat16": (widen_bfloat16, narrow_bfloat16),
+        "bfloat16": (
+            widen_bfloat16,
+            decorate(lambda value: narrow_brain(value)) if narrow_brain else narrow_bfloat16,
+        ),
         "float32": (same_float32, same_float32),
         "float64": (same_float64, same_float64),
         "bool": (same_float32, to_uint8),
@@ -144,5 +166,6 @@ def numpy_conversions(decorate):
         unbits=lambda stored: np.uint32(stored).view(np.float32),
         widen_half=lambda stored: np.float32(np.uint16(stored).view(np.float16)),
         narrow_half=lambda value: np.float16(value).view(np.uint16),
+        narrow_brain=None,
         decorate=decorate,
     )

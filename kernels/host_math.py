@@ -145,10 +145,16 @@ def erf32(x):
     return f32(-1) if y < f32(-1) else y
 
 
+@inner()
+def divide(a, b):
+    return a / b
+
+
+_LIBRARY = {name: getattr(math, name) for name in MATH} | {"divide": divide}
 HOST_MATH = {
-    "float32": {name: getattr(math, name) for name in MATH}
+    "float32": _LIBRARY
     | {"exp": exp32, "expm1": expm132, "log": log32, "log1p": log1p32, "tanh": tanh32, "erf": erf32},
-    "float64": {name: getattr(math, name) for name in MATH},
+    "float64": _LIBRARY,
 }
 """What each function of a formula means on the host, by the arithmetic."""
 

@@ -1,14 +1,14 @@
 """Numba CUDA kernels: one grid-stride loop, compiled per fusion.
 
-A thread takes a chunk, the elements of one Philox call: it loads them with 16-byte accesses, runs the
-element formula over them in registers, and stores them the same way. The two ends of an array, and
-arrays that aren't contiguous or aligned, go element by element through the same formula. What is given is
-read element by element, at a place that moves on with the elements, since a division each would cost more
-than the rest.
+A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
+the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
+aren't contiguous or aligned, go element by element through the same formula. What is given is read element by element,
+at a place that moves on with the elements, since divisions would cost more than the rest.
 """
 
 import functools
 import math
+import struct
 
 import numba_cuda  # noqa: F401  (without it, old versions of Numba have a numba.cuda of their own)
 import numpy as np
@@ -18,9 +18,10 @@ from numba.cuda import types
 
 from gpudrop import random_bits
 from gpudrop.formulas import MATH, compiled
-from gpudrop.kernels import arguments, half
+from gpudrop.kernels import WARP, accesses, device_math, half, numbers
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+LOG2_E = np.float32(math.log2(math.e))
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 32 if SIMULATED else 256
@@ -64,10 +65,26 @@ if SIMULATED:
     def aligned(array, i, width):
         return (array.ctypes.data + i * array.dtype.itemsize) % width == 0
 
-    CONVERSIONS = half.numpy_conversions(device)
-    MATH_FUNCTIONS = {name: getattr(np, name, None) for name in MATH} | {"erf": lambda x: type(x)(math.erf(x))}
+    def exchanged(value, distance):
+        everyone, me = cuda.shared.array(WARP, np.uint32), cuda.threadIdx.x
+        everyone[me] = value
+        cuda.syncthreads()
+        value = everyone[me ^ distance]
+        cuda.syncthreads()
+        return value
+
+    conversions = functools.cache(lambda native: half.numpy_conversions(device))
+    MATH_FUNCTIONS = {name: getattr(np, name, None) for name in (*MATH, "divide")}
+    MATH_FUNCTIONS["erf"] = lambda x: type(x)(math.erf(x))
+    FAST_FUNCTIONS, OWN_FORMULAS = {}, {}
 else:
+    from cuda.bindings import driver
+    from cuda.core import LaunchConfig, Stream
+    from cuda.core import launch as launch_function
+    from numba.cuda import cgutils
     from numba.cuda.extending import intrinsic
+
+    DEFAULT_STREAM = Stream.from_handle(0)
 
     device = functools.partial(cuda.jit, device=True, inline="always")
 
@@ -131,6 +148,20 @@ else:
         return load, store
 
     @intrinsic
+    def flat(typingctx, pointer):
+        """The contiguous array at an address, of unknown size."""
+        kind = types.Array(pointer.dtype, 1, "C")
+
+        def codegen(context, builder, signature, values):
+            array = context.make_array(kind)(context, builder)
+            array.data = builder.bitcast(values[0], array.data.type)
+            array.itemsize = I64(context.get_abi_sizeof(context.get_data_type(pointer.dtype)))
+            array.strides = cgutils.pack_array(builder, [array.itemsize])
+            return array._getvalue()
+
+        return kind(pointer), codegen
+
+    @intrinsic
     def aligned(typingctx, array, i, width):
         """Whether array[i] lies at a multiple of `width` bytes."""
 
@@ -142,11 +173,54 @@ else:
 
         return types.boolean(array, types.int64, types.int64), codegen
 
-    CONVERSIONS = half.conversions(intrinsic, types, device, half.ptx_widen, half.ptx_narrow)
-    MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH}
+    @device
+    def exchanged(value, distance):
+        """The value of the thread whose number in the warp differs in the bit `distance`."""
+        return np.uint32(cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), np.int32(value), np.int32(distance)))
 
-draw_words = compiled(random_bits.draw, np.float32, MATH_FUNCTIONS, device)
-draw_field = compiled(random_bits.field, np.float32, MATH_FUNCTIONS, device)
+    @functools.cache
+    def conversions(native):
+        """By dtype; native: whether the GPU converts to bfloat16 by itself."""
+        native = half.ptx_narrow_bfloat16 if native else None
+        return half.conversions(intrinsic, types, device, half.ptx_widen, half.ptx_narrow, native)
+
+    def assembly(text, constraints, result, *arguments):
+        """An instruction of two arguments as a function; its operands are $0, the result, $1 and $2."""
+
+        @intrinsic
+        def function(typingctx, a, b):
+            def codegen(context, builder, signature, values):
+                of = ir.FunctionType(context.get_value_type(result), [value.type for value in values])
+                return builder.asm(of, text, constraints, values, side_effect=False)
+
+            return result(*arguments), codegen
+
+        return function
+
+    from_bits = {
+        "float32": half.instruction(intrinsic, types.float32, types.int32, half.llvm_float32),
+        "float64": half.instruction(intrinsic, types.float64, types.int64, half.llvm_float64),
+    }
+    exp2 = half.instruction(intrinsic, types.float32, types.float32, half.ptx_exp2)
+    MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH} | {"divide": device(lambda a, b: a / b)}
+    FAST_FUNCTIONS = {
+        "exp": device(lambda x: exp2(x * LOG2_E)),
+        "divide": assembly("div.approx.f32 $0, $1, $2;", "=f,f,f", *(types.float32,) * 3),
+    }
+    # Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+    multiply = assembly("mul.wide.u32 $0, $1, $2;", "=l,r,r", types.uint64, types.uint32, types.uint32)
+    OWN_FORMULAS = {random_bits.product: device(lambda a, b: multiply(a, b))}
+
+
+def device_function(formula, fusion):
+    """A formula as a function that kernels of a fusion call."""
+    functions, own = MATH_FUNCTIONS, dict(OWN_FORMULAS)
+    real = getattr(np, fusion.real)
+    if fusion.approximate:
+        functions = functions | FAST_FUNCTIONS
+        for replaced, by in device_math.FORMULAS.items():
+            own[replaced] = compiled(by, real, functions, device)
+    return compiled(formula, real, functions, device, own)
 
 
 @device
@@ -158,26 +232,48 @@ def find(i, period, repeat, run):
 
 
 @device
-def move_on(place, period, repeat, run):
-    """The place of the next element."""
-    within, at, turn, base = place
-    within += 1
-    if within == run:
-        within = np.int64(0)
+def move_on(place, by, period, repeat, run):
+    """The place of a later element: `by` is the place of the element as far from the first one."""
+    within, at, turn, base = place[0] + by[0], place[1] + by[1], place[2] + by[2], place[3] + by[3]
+    if within >= run:
+        within -= run
         at += 1
-        if at == period:
-            at = np.int64(0)
-            turn += 1
-            if turn == repeat:
-                turn = np.int64(0)
-                base += period
+    if at >= period:
+        at -= period
+        turn += 1
+    if turn >= repeat:
+        turn -= repeat
+        base += period
     return within, at, turn, base
+
+
+@device
+def swap(lane, distance, low, high):
+    """Half of two words for half of the other thread's: the one has both low ones then, the other both high ones."""
+    odd = lane & distance != 0
+    received = exchanged(low if odd else high, distance)
+    return (received, high) if odd else (low, received)
+
+
+@device
+def exchange(words, lane, parts):
+    """The words for a thread's own elements, which are parts of other threads' chunks: see `kernels.accesses`."""
+    w0, w1, w2, w3 = words
+    if parts > 1:
+        w0, w2 = swap(lane, parts >> 1, w0, w2)
+        w1, w3 = swap(lane, parts >> 1, w1, w3)
+    if parts == 4:
+        w0, w1 = swap(lane, 1, w0, w1)
+        w2, w3 = swap(lane, 1, w2, w3)
+    return w0, w1, w2, w3
 
 
 def drawer(fusion):
     """What is drawn for an element, out of the chunk's words and its lane."""
     bits, real, drawn = np.uint32(fusion.bits), getattr(np, fusion.real), fusion.acting.drawn
-    normal = compiled(random_bits.normal, real, MATH_FUNCTIONS, device)
+    kept, field, normal = (
+        device_function(f, fusion) for f in (random_bits.keep, random_bits.field, random_bits.normal)
+    )
 
     @device
     def everything(words, lane, limit):
@@ -185,17 +281,17 @@ def drawer(fusion):
 
     @device
     def keep(words, lane, limit):
-        return draw_field(words, lane, bits) > limit
+        return kept(words, lane, bits, limit)
 
     @device
-    def field(words, lane, limit):
-        return real(draw_field(words, lane, bits))
+    def number(words, lane, limit):
+        return real(field(words, lane, bits))
 
     @device
     def deviate(words, lane, limit):
         return normal(words, lane)
 
-    return {"keep": keep, "field": field, "normal": deviate}[drawn] if fusion.bits else everything
+    return {"keep": keep, "field": number, "normal": deviate}[drawn] if fusion.bits else everything
 
 
 def reader(fusion):
@@ -212,131 +308,261 @@ def reader(fusion):
     return truth if fusion.keeps else number
 
 
-def stream_reader(fusion):
-    """The seed and the call, each of what a kernel gets for both."""
-
-    @device
-    def first(seed, call):
-        return seed
-
-    @device
-    def second(seed, call):
-        return call
-
-    @device
-    def first_stored(seed, call):
-        return seed[0]
-
-    @device
-    def second_stored(seed, call):
-        return seed[1]
-
-    return (first_stored, second_stored) if fusion.stored else (first, second)
+@device
+def itself(x):
+    return x
 
 
-@functools.cache
-def kernel(fusion, contiguous):
-    """The kernel of a fusion, jitted for its argument types at the first launch.
+def body(fusion, contiguous, native, as_array=itself, as_real=itself):
+    """The kernel of a fusion, as a Python function.
 
-    contiguous: whether a, b and out are flat and contiguous; otherwise they are indexed by
-    logical index through `.flat`.
+    contiguous: whether a, b and out are flat and contiguous; otherwise they are indexed by logical index through
+    `.flat`. native: whether the GPU converts to bfloat16 by itself, as those of capability 8 and later do. as_array,
+    as_real: what makes arrays, and scale and shift, of the arguments for them.
     """
     chunk, real, storage = fusion.chunk, getattr(np, fusion.real), getattr(np, fusion.storage)
-    drawn, is_given, counted, windowed = fusion.bits > 0, fusion.given, fusion.counted, fusion.window
+    drawn, stored, is_given, counted = fusion.bits > 0, fusion.stored, fusion.given, fusion.counted
+    windowed, shares = fusion.window, np.uint64(fusion.shares)
     two_inputs, has_input = fusion.reads == 2, fusion.reads > 0
-    width = min(16, chunk * np.dtype(storage).itemsize)
-    step = width // np.dtype(storage).itemsize
+    width, parts, exchanges = accesses(fusion)
+    exchanges, step = exchanges and contiguous, chunk // parts
     load, store = vector_access(width)
-    formula = compiled(fusion.element, real, MATH_FUNCTIONS, device)
-    draw, read, (seed_of, call_of) = drawer(fusion), reader(fusion), stream_reader(fusion)
-    widen, narrow = CONVERSIONS[fusion.dtype]
+    formula, draw_words = device_function(fusion.element, fusion), device_function(random_bits.draw, fusion)
+    draw, read = drawer(fusion), reader(fusion)
+    widen, narrow = conversions(native)[fusion.dtype]
+    one = (np.int64(1), np.int64(0), np.int64(0), np.int64(0))
 
-    def body(
-        a, b, given, kept, out,
-        chunks, row, turns, pitch, start, seed, call, limit, scale, shift, period, repeat, run,
+    def run_chunks(
+        a, b, given, kept, stream, out,
+        chunks, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit,
     ):  # fmt: skip
+        a, b, given, kept, stream, out = (
+            as_array(a), as_array(b), as_array(given), as_array(kept), as_array(stream), as_array(out)
+        )  # fmt: skip
+        pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
+        scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
         a_lanes = cuda.local.array(chunk, storage)
         b_lanes = cuda.local.array(chunk, storage)
         out_lanes = cuda.local.array(chunk, storage)
+        if stored:
+            seed, call = stream[0], stream[1]
         if counted:
             scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
-        for i in range(cuda.grid(1), chunks, cuda.gridsize(1)):
-            line = np.int64(i) // turns if windowed else np.int64(0)
-            turn = np.int64(i) - line * turns
-            origin = start + np.uint64(line) * pitch
-            begin = line * row
-            end = begin + row
-            first = begin + turn * chunk - np.int64(origin % np.uint64(chunk))
-            if drawn:
-                number = np.uint64(origin // np.uint64(chunk) + np.uint64(turn))
-                words = draw_words(seed_of(seed, call), call_of(seed, call), number)
-            else:
-                words = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
-            if is_given:
-                place = find(max(first, np.int64(0)), period, repeat, run)
-            whole = False
-            if contiguous:
-                whole = (
-                    first >= begin
-                    and first + chunk <= end
-                    and aligned(a, first, width)
-                    and aligned(b, first, width)
-                    and aligned(out, first, width)
-                )
+        threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
+        lane = i % WARP if exchanges else np.int64(0)
+        # From i to the chunk that this thread draws for.
+        to_own = lane % parts * (WARP // parts) + lane // parts - lane if exchanges else np.int64(0)
+        line, further_lines, origin, begin = np.int64(0), np.int64(0), start, np.int64(0)
+        turn, further = i, threads
+        if windowed:
+            line, further_lines = i // turns, threads // turns
+            turn, further = i - line * turns, threads - further_lines * turns
+        if is_given:
+            place, further_place = find(i * chunk, period, repeat, run), find(threads * chunk, period, repeat, run)
+        else:
+            place, further_place = one, one
+        skip = np.int64(origin % np.uint64(chunk))
+        number = np.uint64(origin // np.uint64(chunk))
+        straight = contiguous
+        if contiguous and not windowed:
+            straight = aligned(a, -skip, width) and aligned(b, -skip, width) and aligned(out, -skip, width)
+        while i < chunks:
+            if windowed:
+                origin = start + np.uint64(line) * pitch
+                begin = line * row
+                skip = np.int64(origin % np.uint64(chunk))
+                number = np.uint64(origin // np.uint64(chunk))
+                if contiguous:
+                    at = begin - skip
+                    straight = aligned(a, at, width) and aligned(b, at, width) and aligned(out, at, width)
+            own = turn + to_own
+            inner = own * chunk - skip
+            whole = straight and inner >= 0 and inner + chunk <= row
+            m, apart, together = begin + inner, np.int64(step), False
+            if exchanges:
+                tile = (turn - lane) * chunk - skip
+                together = straight and tile >= 0 and tile + WARP * chunk <= row
+                if together:
+                    m, apart = begin + tile + lane * step, np.int64(WARP * step)
             if whole:
-                for j in range(0, chunk, step):
+                for s in range(parts):
                     if has_input:
-                        load(a, first + j, a_lanes, j)
+                        load(a, m + s * apart, a_lanes, s * step)
                     if two_inputs:
-                        load(b, first + j, b_lanes, j)
+                        load(b, m + s * apart, b_lanes, s * step)
+            if drawn:
+                mine = np.uint64(number + np.uint64(own))
+                words = draw_words(seed, call, np.uint64(mine // shares))
+                first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(chunk))
+            else:
+                first_lane = np.uint32(0)
+                words = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
+            here = place
+            if whole:
+                if together:
+                    words = exchange(words, lane, parts)
                 for j in range(chunk):
                     if is_given:
-                        r = read(given, place[1] + place[3])
-                        place = move_on(place, period, repeat, run)
+                        r = read(given, here[1] + here[3])
+                        here = move_on(here, one, period, repeat, run)
                     else:
-                        r = draw(words, np.uint32(j), limit)
+                        r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
                     x = widen(a_lanes[j])
                     out_lanes[j] = narrow(formula(r, scale, shift, x, widen(b_lanes[j]) if two_inputs else x))
-                for j in range(0, chunk, step):
-                    store(out_lanes, j, out, first + j)
+                for s in range(parts):
+                    store(out_lanes, s * step, out, m + s * apart)
             else:
                 for j in range(chunk):
-                    m = first + j
-                    if m >= begin and m < end:
+                    if inner + j >= 0 and inner + j < row:
                         if is_given:
-                            r = read(given, place[1] + place[3])
-                            place = move_on(place, period, repeat, run)
+                            r = read(given, here[1] + here[3])
+                            here = move_on(here, one, period, repeat, run)
                         else:
-                            r = draw(words, np.uint32(j), limit)
+                            r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
+                        e = begin + inner + j
                         if contiguous:
-                            out[m] = narrow(formula(r, scale, shift, widen(a[m]), widen(b[m])))
+                            out[e] = narrow(formula(r, scale, shift, widen(a[e]), widen(b[e])))
                         else:
-                            out.flat[m] = narrow(formula(r, scale, shift, widen(a.flat[m]), widen(b.flat[m])))
+                            out.flat[e] = narrow(formula(r, scale, shift, widen(a.flat[e]), widen(b.flat[e])))
+            if is_given:
+                place = move_on(place, further_place, period, repeat, run)
+            i += threads
+            turn += further
+            if windowed:
+                line += further_lines
+                if turn >= turns:
+                    turn -= turns
+                    line += 1
 
-    body.__name__ = body.__qualname__ = fusion.name
-    return cuda.jit(body)
+    run_chunks.__name__ = run_chunks.__qualname__ = fusion.name
+    return run_chunks
 
 
-def signature(fusion, contiguous=True, ndim=1):
-    """The Numba signature of a fusion's kernel, for compiling it without a GPU."""
-    array = types.Array(getattr(types, fusion.storage), ndim, "C" if contiguous else "A")
-    drawn = kept = array
-    if fusion.given:
-        drawn = types.Array(types.uint8 if fusion.keeps else getattr(types, fusion.real), 1, "C")
-        kept = types.Array(types.uint64, 1, "C") if fusion.counted else drawn
-    real, i64, u64 = getattr(types, fusion.real), types.int64, types.uint64
-    seed = types.Array(u64, 1, "C") if fusion.stored else u64
-    window, place = (i64, i64, i64, u64), (i64, i64, i64)
-    return types.void(array, array, drawn, kept, array, *window, u64, seed, u64, types.uint32, real, real, *place)
+@functools.cache
+def any_kernel(fusion, contiguous, native=True):
+    """The kernel of a fusion, jitted for the types of its arrays at the first launch."""
+    return cuda.jit(body(fusion, contiguous, native))
+
+
+def strided_signature(fusion, ndim):
+    """The Numba signature of a kernel for arrays that aren't contiguous, for compiling it without a GPU."""
+    array = types.Array(getattr(types, fusion.storage), ndim, "A")
+    others = (types.Array(of, 1, "C") for of in _others(fusion))
+    real = getattr(types, fusion.real)
+    numbers = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
+    return types.void(array, array, *others, array, *numbers)
+
+
+def _others(fusion):
+    """The types of the elements of what is given, of how many are kept, and of the stream."""
+    drawn = types.uint8 if fusion.keeps else getattr(types, fusion.real)
+    return drawn, types.uint64, types.uint64
+
+
+def flat_kernel(fusion, native=True):
+    """(function, signature) of a fusion's kernel for contiguous arrays, which it takes as their addresses.
+
+    An array of Numba's is seven arguments, each of which costs time at every launch.
+    """
+    storage = getattr(types, fusion.storage)
+    pointers = (types.CPointer(of) for of in (storage, storage, *_others(fusion), storage))
+    bits = types.int64 if fusion.real == "float64" else types.int32
+    function = body(fusion, True, native, flat, from_bits[fusion.real])
+    return function, types.void(*pointers, *(types.int64,) * 10, bits, bits, types.int64)
+
+
+@functools.cache
+def flat_function(fusion, device):
+    """The compiled kernel for contiguous arrays on a device, the current one, and how many of its blocks fill that.
+
+    cuda.core launches it, for Numba's own launch looks at the type of each argument every time.
+    """
+    function, signature = flat_kernel(fusion, _converts())
+    (compiled,) = cuda.jit(signature)(function).overloads.values()
+    loaded = compiled.library.get_cufunc()
+    blocks = cuda.current_context().get_active_blocks_per_multiprocessor(loaded, THREADS, 0)
+    return loaded.kernel, max(1, blocks) * _multiprocessors()
+
+
+def _converts():
+    """Whether the current device converts to bfloat16 by itself."""
+    return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
 def launch(fusion, a, b, out, draw, given=None):
-    if out.size == 0:
+    size = out.size
+    if size == 0:
         return
+    of, stream = numbers(fusion, size, draw, given), a.stream or out.stream
+    contiguous = a.is_c_contiguous() and (b is a or b.is_c_contiguous()) and (out is a or out.is_c_contiguous())
+    run = _launch_flat if contiguous and not SIMULATED else _launch_any
+    run(fusion, a, b, out, given, draw.seed if fusion.stored else None, of, stream)
+
+
+def _launch_flat(fusion, a, b, out, given, stored, of, stream):
+    function, most = flat_function(fusion, current_device())
+    # What a kernel doesn't read is the address of a.
+    first = second = drawn = kept = _address(a)
+    if b is not a:
+        second = _address(b)
+    if given is not None:
+        drawn = _address(given.array)
+        kept = drawn if given.kept is None else _address(given.kept)
+    stored = first if stored is None else _address(stored)
+    *integers, start, seed, call, scale, shift, limit = of
+    if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
+        start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
+    blocks, bits = -(-of[0] // THREADS), _bits[fusion.real]
+    launch_function(
+        stream or DEFAULT_STREAM, _configured(blocks if blocks < most else most), function,
+        first, second, drawn, kept, stored, _address(out),
+        *integers, start, seed, call, bits(scale), bits(shift), limit,
+    )  # fmt: skip
+
+
+def _address(array):
+    return array.device_ctypes_pointer.value
+
+
+def _packed(real, integer):
+    """A function that gives a number's bits as an integer, which is passed in half the time of a NumPy number."""
+    return functools.lru_cache(maxsize=1024)(lambda number: struct.unpack(integer, struct.pack(real, number))[0])
+
+
+_bits = {"float32": _packed("f", "i"), "float64": _packed("d", "q")}
+
+
+def current_device():
+    """The current device's number. Numba's own way to it takes ten times as long, and is for where nothing has run."""
+    error, number = driver.cuCtxGetDevice()
+    return cuda.current_context().device.id if error else int(number)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured(blocks):
+    return LaunchConfig(grid=blocks, block=THREADS)
+
+
+def _launch_any(fusion, a, b, out, given, stored, of, stream):
+    """By Numba's own launch: arrays in any order, and all of them in the simulator."""
     contiguous = all(array.is_c_contiguous() for array in (a, b, out))
-    stream = a.stream or out.stream
-    a, b, drawn, kept, out, numbers = arguments(fusion, a, b, out, draw, given, contiguous)
-    kernel(fusion, contiguous)[_blocks(int(numbers[0])), THREADS, stream](a, b, drawn, kept, out, *numbers)
+
+    def view(array):
+        array = array.view(fusion.storage)
+        return array.reshape(-1) if contiguous else array
+
+    a, b, out = map(view, (a, b, out))
+    drawn = kept = a
+    if given is not None:
+        drawn = given.array.view(np.uint8) if fusion.keeps else given.array
+        kept = a if given.kept is None else given.kept
+    *integers, scale, shift, limit = of
+    real = getattr(np, fusion.real)
+    kernel = any_kernel(fusion, contiguous, _converts())
+    kernel[_blocks(of[0], BLOCKS_PER_MULTIPROCESSOR * _multiprocessors()), THREADS, stream](
+        a, b, drawn, kept, a if stored is None else stored, out,
+        *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -379,14 +605,28 @@ def grow(seeds, mask, block):
     kept = cuda.device_array(1, np.uint64, stream=stream)
     zero_kernel()[1, 1, stream](kept)  # a copy from the host would wait for the device
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
-    grow_kernel()[_blocks(mask.size), THREADS, stream](*arrays, np.int64(block[0]), np.int64(block[1]), kept)
+    blocks = _blocks(mask.size, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
+    grow_kernel()[blocks, THREADS, stream](*arrays, np.int64(block[0]), np.int64(block[1]), kept)
     return kept
 
 
-def _blocks(threads):
-    """How many blocks work on so many chunks."""
-    return min(-(-threads // THREADS), BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
+def _blocks(chunks, most):
+    """How many blocks work on so many chunks: in whole waves, each thread does several."""
+    return min(-(-chunks // THREADS), most)
 
 
 def _multiprocessors():
     return 1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+@functools.cache
+def advance_kernel():
+    def gpudrop_advance(state, stream):
+        stream[0] = state[0]
+        stream[1] = cuda.atomic.add(state, 1, np.uint64(1))
+
+    return cuda.jit(gpudrop_advance)
+
+
+def advance(state, stream):
+    advance_kernel()[1, 1, stream.stream](state, stream)

@@ -48,11 +48,15 @@ def backend(request, monkeypatch):
     if request.param == "cpu":
         return Backend("cpu")
     if request.param == "cupy_text":
-        cupy_text = pytest.importorskip("cupy_text", reason="CuPy is not installed", exc_type=ImportError)
+        cupy_text = pytest.importorskip("tests.cupy_text", reason="CuPy is not installed", exc_type=ImportError)
         from gpudrop.kernels import cupy_elementwise
 
-        monkeypatch.setattr(cupy_elementwise, "kernel", cupy_text.kernel)
+        monkeypatch.setattr(cupy_elementwise, "run", cupy_text.run)
         monkeypatch.setattr(cupy_elementwise, "grow_kernel", cupy_text.grow_kernel)
+        monkeypatch.setattr(cupy_elementwise, "advance_kernel", cupy_text.advance_kernel)
+        monkeypatch.setattr(backends, "to_device", np.copy)
+        monkeypatch.setattr(backends, "to_host", np.asarray)
+        monkeypatch.setattr(backends, "overwrite", np.copyto)
         monkeypatch.setattr(backends, "BACKENDS", {"cupy_elementwise": "numpy"})
         monkeypatch.setattr(backends, "load", lambda name: cupy_elementwise)
         return Backend("cupy_text")

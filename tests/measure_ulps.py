@@ -1,4 +1,4 @@
-"""Write gpudrop/ulps.json, the table of errors allowed: python tests/measure_ulps.py
+"""Write gpudrop/ulps.json, the table of errors allowed: PYTHONPATH=. python tests/measure_ulps.py
 
 An entry is the largest error found on the host and in CuPy's kernels built by g++, rounded up, and for
 float32 and float64 2 more for the mathematical functions of CUDA: its documented errors, in the Numerical
@@ -9,7 +9,6 @@ import json
 import math
 from pathlib import Path
 
-import cupy_text
 import numpy as np
 import reference
 import ulps
@@ -18,6 +17,7 @@ import gpudrop
 from gpudrop import backends
 from gpudrop.activations import ACTIVATIONS
 from gpudrop.kernels import cpu, cupy_elementwise
+from tests import cupy_text
 
 # The value of these goes through a difference (1 + erf) or an exponential of a large rounded number, so
 # that below 1 only its absolute error is bounded; slopes are sums of terms near 1, all of them.
@@ -63,7 +63,7 @@ def floor(name, role):
 
 
 def main():
-    cupy_elementwise.kernel, cupy_elementwise.grow_kernel = cupy_text.kernel, cupy_text.grow_kernel
+    cupy_elementwise.run, cupy_elementwise.grow_kernel = cupy_text.run, cupy_text.grow_kernel
     table = {}
     for name in (*ACTIVATIONS, *NOISES):
         noise = name in NOISES

@@ -70,8 +70,9 @@ def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     source = tmp_path / "formula.cpp"
     name = f"{formula.__name__}_"
     loop = f'int main() {{ double x; while (scanf("%lf", &x) == 1) printf("%.17g\\n", {name}(x)); }}'
+    divide = "real divide(real a, real b) { return a / b; }\n"
     header = "#include <math.h>\n#include <stdio.h>\n#define __device__\n"
-    source.write_text(header + prelude("double") + printed(formula) + loop)
+    source.write_text(header + prelude("double") + divide + printed(formula) + loop)
     subprocess.run(["g++", "-Wall", "-Werror", "-o", tmp_path / "formula", source], check=True)
     values = [-7.5, -1.0, -0.25, 0.0, 0.25, 1.0, 1.75, 2.0, 3.25, 5.0, 8.0]
     text = "\n".join(map(repr, values))

@@ -110,3 +110,20 @@ def test_a_stream_in_memory_is_read_when_a_kernel_runs(backend, poisoned, call):
         dx = backprop(x)  # draws again, from what is there now
         if not (k and call == "relu"):  # which keeps y
             np.testing.assert_array_equal(backend.get(dx), backend.get(want_backprop(x)))
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("name", ["dropout", "drop_path", "dropout2d", "dropblock2d", "gaussian_dropout"])
+def test_later_samples_get_their_own_part(backend, poisoned, name, first):
+    """Where what is given was drawn from a place that no chunk begins at."""
+    variant = getattr(gpudrop, name)
+    options = {"block_size": 2} if name == "dropblock2d" else {}
+    x = np.random.default_rng(1).standard_normal((first + 2, 5, 3, 3)).astype(np.float32)
+    whole, whole_backprop = variant.vjp(x, 0.4, rng=STREAM, **options)
+    with within(first=first):
+        y, backprop = variant.vjp(backend.put(x[first:]), 0.4, rng=STREAM, **options)
+    dx = backprop(backend.put(x[first:]))
+    for got, want in ((backend.get(y), whole), (backend.get(dx), whole_backprop(x))):
+        np.testing.assert_array_equal(got == 0, want[first:] == 0)
+        if name != "dropblock2d":  # whose scale counts all of the array
+            np.testing.assert_allclose(got, want[first:], rtol=1e-5)

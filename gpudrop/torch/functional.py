@@ -84,7 +84,9 @@ def _stream(x, generator, rng, surroundings):
         if torch._C._are_functorch_transforms_active():
             return torch.ops.gpudrop.stream(generator, 0, device)
         return operators.stream(generator, 0, device)  # the same without torch's dispatcher
-    return operators.to_tensor(rng if isinstance(check_rng(rng), Stream) else rng.next())
+    if check_rng(rng).stored:
+        raise ValueError("rng must have its state on the host; in a captured graph, torch's own generator is moved on")
+    return operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
 
 
 def _surroundings():

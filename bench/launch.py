@@ -1,0 +1,129 @@
+"""What a call costs on the host: the Python time from the call to the launch, which needs no GPU to be measured.
+
+The arrays are small, and the launch itself is replaced by `stand_in.c`. For Numba that is a driver, so all that Numba
+and cuda.core do is measured. CuPy has CUDA's runtime in it, which works with no driver but NVIDIA's; for it, what its
+modules call of each other is replaced one step before: the functions of cupy_backends.cuda.api.runtime and driver,
+which hand on to CUDA. What these do themselves is all that is left out: leaving and taking Python's lock, calling CUDA
+and looking at the error.
+"""
+
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import timeit
+from pathlib import Path
+
+import numpy as np
+
+LIBRARIES = ("cupy", "numba")
+ELEMENTS, CALLS = 1000, 500
+SIGNATURES = []  # of what was replaced, since a capsule doesn't copy them
+KINDS = {b"PyObject *": "cupy_none", b"int": "cupy_zero", b"intptr_t": "cupy_handle", b"unsigned int": "cupy_zero"}
+
+
+def measure(rounds=15):
+    """Medians of rounds, in microseconds per call: {what: microseconds}. Each library has its own fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        # The name and the place by which Numba finds a driver.
+        library = Path(folder) / "libcuda.so.1"
+        source = Path(__file__).with_name("stand_in.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        found = {}
+        for name in LIBRARIES:
+            changes = {"CUPY_CACHE_DIR": folder, "NUMBA_ENABLE_CUDASIM": "0"}
+            if name == "numba":  # CUDA's runtime, in CuPy, must not take it for a driver
+                changes["LD_LIBRARY_PATH"] = folder
+            command = [sys.executable, "-W", "ignore", "-m", "bench.launch", name, library, str(rounds)]
+            where = Path(__file__).parents[1]
+            done = subprocess.run(command, env=os.environ | changes, cwd=where, stdout=subprocess.PIPE, check=True)
+            found |= {f"{name}: {what}": samples for what, samples in json.loads(done.stdout).items()}
+    return {what: statistics.median(samples) for what, samples in found.items()}
+
+
+def cases(name):
+    """What is measured in a library: {what: (a function of no arguments, how many launches it comes to)}."""
+    import gpudrop
+
+    if name == "cupy":
+        import cupy
+
+        x, y, dy = (cupy.empty(ELEMENTS, np.float32) for _ in range(3))
+
+        def own():
+            cupy.add(x, dy, y)
+    else:
+        from numba import cuda
+
+        x, y, dy = (cuda.device_array(ELEMENTS, np.float32) for _ in range(3))
+
+        @cuda.jit
+        def add(a, b, out):
+            i = cuda.grid(1)
+            if i < out.size:
+                out[i] = a[i] + b[i]
+
+        def own():
+            add[4, 256](x, dy, y)
+
+    rng = gpudrop.Generator(0)
+
+    def there_and_back(activation):
+        _, backprop = gpudrop.dropout_vjp(x, 0.1, activation=activation, rng=rng)
+        backprop(dy)
+
+    return {
+        "dropout, out given": (lambda: gpudrop.dropout(x, 0.1, activation="relu", rng=rng, out=y), 1),
+        "dropout": (lambda: gpudrop.dropout(x, 0.1, activation="relu", rng=rng), 1),
+        "dropout_vjp and backprop, relu": (lambda: there_and_back("relu"), 2),
+        "dropout_vjp and backprop, gelu": (lambda: there_and_back("gelu"), 2),
+        "an addition of its own, out given": (own, 1),
+    }
+
+
+def replace_cuda(stand_in):
+    """Have CuPy's modules call the stand-in; to be called before CuPy is imported.
+
+    A compiled module of CuPy's gets the functions of another one from a table of capsules, when it is imported.
+    """
+    from cupy_backends.cuda.api import driver, runtime
+
+    name_of, capsule_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_New
+    name_of.argtypes, name_of.restype = [ctypes.py_object], ctypes.c_char_p
+    capsule_of.argtypes, capsule_of.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p], ctypes.py_object
+    for table in (runtime.__pyx_capi__, driver.__pyx_capi__):
+        for name, capsule in table.items():
+            signature = name_of(capsule)  # "int (int, int)", say
+            kind, call, _ = signature.partition(b"(")
+            function = getattr(stand_in, f"cupy_{name}", None) or getattr(stand_in, KINDS.get(kind.strip(), ""), None)
+            if call and function:
+                SIGNATURES.append(signature)
+                table[name] = capsule_of(ctypes.cast(function, ctypes.c_void_p).value, signature, None)
+    # For those who ask in Python.
+    runtime.getDeviceCount, runtime.getDevice = lambda: 1, lambda: 0
+    runtime.deviceGetAttribute = lambda which, device: 132
+    driver.occupancyMaxActiveBlocksPerMultiprocessor = lambda kernel, threads, shared: 8
+
+
+def main(name, library, rounds):
+    stand_in = ctypes.PyDLL(library)
+    if name == "cupy":
+        replace_cuda(stand_in)
+    found = {}
+    for what, (call, launches) in cases(name).items():
+        for _ in range(100):
+            call()
+        before = stand_in.stand_in_launches()
+        # The time of the thread, since others that run beside it are no part of the call.
+        samples = timeit.repeat(call, timer=time.thread_time, repeat=int(rounds), number=CALLS)
+        assert stand_in.stand_in_launches() - before == int(rounds) * CALLS * launches, f"{what} was not launched"
+        found[what] = [seconds / CALLS * 1e6 for seconds in samples]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""CUDA kernels compiled and taken apart without a GPU: CuPy's text by NVRTC, Numba's by NVVM and the PTX compiler."""
+
+import functools
+import json
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import cupy
+import nvidia
+from cuda import core
+
+from gpudrop.kernels import cupy_elementwise, numba_cuda
+from tests import cupy_text
+
+CUDA = Path(next(iter(nvidia.__path__))) / "cu13"
+INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
+
+
+def cubin(source, kind, architecture):
+    """Machine code for sm_<architecture>; kind: "c++" or "ptx"."""
+    options = {"arch": f"sm_{architecture}"}
+    if kind == "c++":
+        options |= {"std": "c++17", "include_path": INCLUDE, "ftz": True}  # as CuPy always has it
+    return core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code
+
+
+def cupy_source(keys):
+    """The complete texts of CuPy kernels as one program; number i of them, (fusion, form), is kernel_i."""
+    return cupy_text.program([(cupy_elementwise.source(fusion, form), fusion.name) for fusion, form in keys])
+
+
+def numba_ptx(key, architectures):
+    """PTX by architecture, of (fusion, form). Typing and lowering are shared where the architecture doesn't matter."""
+    from numba.cuda.compiler import _compile_pyfunc_with_fixup
+
+    fusion, form = key
+    texts = {}
+    for native in {architecture >= 80 or fusion.dtype != "bfloat16" for architecture in architectures}:
+        if form is None:
+            function, signature = numba_cuda.flat_kernel(fusion, native)
+        else:
+            function = numba_cuda.any_kernel(fusion, False, native).py_func
+            signature = numba_cuda.strided_signature(fusion, form[0])
+        library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
+        for architecture in architectures:
+            if native == (architecture >= 80 or fusion.dtype != "bfloat16"):
+                texts[architecture] = library.get_asm_str(divmod(architecture, 10))
+    return texts
+
+
+def disassembled(code):
+    """The functions of a cubin, as nvdisasm gives them: {name: [{"opcode": ..., "operands": ...}, ...]}."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        command = [_nvdisasm(), "-json", file.name]
+        _, functions = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {function["function-name"]: function["sass-instructions"] for function in functions}
+
+
+@functools.cache
+def _nvdisasm():
+    return shutil.which("nvdisasm") or f"{CUDA}/bin/nvdisasm"
+
+
+ATTRIBUTES = {0x2F: "registers", 0x11: "frame", 0x12: "stack"}
+
+
+def resources(code):
+    """{kernel: {"registers": of a thread, "frame": bytes of its stack, "stack": the least that it needs}} of a cubin.
+
+    They are in the section .nv.info of the ELF file, as records of a format, an attribute, an extent and a payload.
+    """
+    (sections_at,), (size, count, names) = struct.unpack_from("<Q", code, 40), struct.unpack_from("<HHH", code, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", code, sections_at + i * size) for i in range(count)]
+
+    def text(table, at):
+        begin = sections[table][4] + at
+        return code[begin : code.index(b"\0", begin)].decode()
+
+    by_name = {text(names, section[0]): section for section in sections}
+    symbols, (*_, begin, length, _, _, _, _) = by_name[".symtab"], by_name[".nv.info"]
+    found, at = {}, begin
+    while at < begin + length:
+        form, attribute, extent = struct.unpack_from("<BBH", code, at)
+        at += 4
+        if form == 4:  # a record with a payload of that extent
+            if attribute in ATTRIBUTES:
+                symbol, value = struct.unpack_from("<II", code, at)
+                (name,) = struct.unpack_from("<I", code, symbols[4] + 24 * symbol)
+                found.setdefault(text(symbols[6], name), {})[ATTRIBUTES[attribute]] = value
+            at += extent
+    return found
