@@ -27,6 +27,7 @@ from gpudrop.variants import (
     uniform_dropout,
     zoneout,
 )
+from gpudrop.warming import warmup
 
 __all__ = [
     "Dropout",
@@ -61,5 +62,6 @@ __all__ = [
     "schedules",
     "token_dropout",
     "uniform_dropout",
+    "warmup",
     "zoneout",
 ]

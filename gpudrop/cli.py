@@ -76,25 +76,19 @@ def warmup(
     activations: Annotated[list[str] | None, typer.Argument(help="Which; without any, all of the table.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be given several times; float32 without it.")] = None,
     bits: Annotated[int, typer.Option(help="Random bits per element.")] = 16,
+    variant: Annotated[list[str] | None, typer.Option(help="May be given several times; dropout without it.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu, or cupy_elementwise on a GPU.")] = "cpu",
 ):
-    """Compile the host kernels into Numba's cache on disk, so that no later process waits for it."""
-    import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
-    import numpy as np
+    """Compile kernels into the cache on disk, so that no later process waits for them."""
     from rich.progress import track
 
-    from gpudrop.activations import ACTIVATIONS
-    from gpudrop.dropout import dropout_vjp, keep_mask
-    from gpudrop.generator import Stream
+    from gpudrop.warming import warmup
 
-    names, rng = activations or list(ACTIVATIONS), Stream(0, 0)
-    calls = [(name, of, p) for name in names for of in dtype or ["float32"] for p in (0.5, 0)]
     try:
-        for p in (0.5, 0):
-            keep_mask(1, p, rng, bits=bits)
-        for name, of, p in track(calls, description="compiling"):
-            y, backprop = dropout_vjp(np.zeros(1, of), p, activation=name, rng=rng, bits=bits)
-            backprop(y)
-    except (TypeError, ValueError) as error:
+        for name in variant or ["dropout"]:
+            options = {"dtypes": dtype or ["float32"], "bits": bits, "variant": name, "backend": backend}
+            warmup(activations, **options, progress=lambda calls, name=name: track(calls, description=name))
+    except (TypeError, ValueError, RuntimeError) as error:
         sys.exit(f"gpudrop warmup: {error}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: info, and the raw bytes of a stream."""
+"""The command line: info, warmup, and the raw bytes of a stream."""
 
 import subprocess
 import sys
@@ -45,3 +45,42 @@ def test_demo_says_what_is_missing_in_one_line(tmp_path):
     command = [*GPUDROP, "demo", "--picture", str(tmp_path / "no" / "such.png")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("gpudrop demo: the folder of the picture must exist")
+
+
+def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
+    from typer.testing import CliRunner
+
+    from gpudrop import backends
+    from gpudrop.cli import app
+    from gpudrop.kernels import cpu
+
+    compiled = []
+    monkeypatch.setattr(cpu, "launch", lambda fusion, *arguments: compiled.append(fusion))
+    monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
+    command = ["warmup", "gelu", "relu", "--dtype", "float16", "--bits", "8", "--variant", "dropblock1d"]
+    done = CliRunner().invoke(app, [*command, "--variant", "zoneout"])
+    assert done.exit_code == 0, done.output
+    applied = [fusion for fusion in compiled if fusion.direction != "mask"]
+    assert {fusion.activation.name for fusion in applied} == {
+        "gelu",
+        "relu",
+        "identity",
+    }  # that of zoneout's other array
+    assert {fusion.dtype for fusion in applied} == {"float16"}
+    assert {fusion.direction for fusion in applied} == {"forward", "backward"}
+    assert {fusion.noise.name for fusion in applied} >= {"dropout", "zoneout", "plain"}
+    assert any(fusion.counted for fusion in applied)
+    assert {fusion.bits for fusion in compiled if fusion.bits} == {8}
+    assert backends.load("cpu") is cpu
+
+
+def test_warmup_says_what_is_wrong_in_one_line():
+    wrong = {
+        "gelo": "unknown activation 'gelo'; known: elu",
+        "relu --variant dropout9d": "unknown variant 'dropout9d'; known: alpha_dropout",
+        "relu --backend cuda": "unknown backend 'cuda'; known: cpu",
+        "relu --bits 7": "bits must be one of 8, 16, 32, got 7",
+    }
+    for arguments, message in wrong.items():
+        done = subprocess.run([*GPUDROP, "warmup", *arguments.split()], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith(f"gpudrop warmup: {message}"), done.stderr

@@ -1,0 +1,59 @@
+"""Compiling kernels before they are needed."""
+
+import numpy as np
+
+from gpudrop import backends, variants
+from gpudrop.activations import ACTIVATIONS, find_activation
+from gpudrop.dropout import dropout, keep_mask
+from gpudrop.generator import Stream
+
+NAMES = ("dropout", *(name for name, of in vars(variants).items() if hasattr(of, "vjp")))
+"""The variants, by name."""
+
+
+def warmup(activations=None, *, dtypes=("float32",), bits=16, variant="dropout", backend="cpu", progress=list):
+    """Compile the kernels of a variant, forward and backward, with dropping and without, for contiguous arrays.
+
+    The host's and CuPy's stay on disk, so that no later process waits for them; Numba's CUDA kernels serve the process.
+
+    Parameters
+    ----------
+    activations : sequence of str, optional
+        Without it, all of the table.
+    dtypes : sequence of str
+    bits : {8, 16, 32}
+    variant : str
+        "dropout" or the name of another, "dropout2d", say.
+    backend : {"cpu", "cupy_elementwise", "numba_cuda"}
+    progress : callable, optional
+        Gets the sequence of what is compiled and gives its items, as a progress bar does.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a name, a dtype or bits is unknown; what comes before it is compiled.
+    RuntimeError
+        If the backend can't serve on this machine.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.warmup(["relu"], dtypes=["float32"])
+    """
+    import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
+
+    if variant not in NAMES:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}")
+    if backend not in backends.BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(backends.BACKENDS)}")
+    names = list(ACTIVATIONS) if activations is None else [find_activation(name).name for name in activations]
+    function = dropout if variant == "dropout" else getattr(variants, variant)
+    axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
+    rng, of_backend = Stream(0, 0), {"rng": Stream(0, 0), "bits": bits, "backend": backend}
+    for p in (0.5, 0):
+        keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **of_backend)
+    for name, dtype, p in progress([(name, dtype, p) for name in names for dtype in dtypes for p in (0.5, 0)]):
+        x = backends.of(backend, np.zeros((8,) * axes, dtype))
+        others = (x,) if variant == "zoneout" else ()
+        y, backprop = function.vjp(x, *others, p, activation=name, **(of_backend | {"rng": rng}))
+        backprop(y)
