@@ -7,20 +7,28 @@ CUDA_VERSION := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[a-zA-Z ]*Versi
 CUDA_EXTRA := $(if $(CUDA_VERSION),$(if $(filter 12,$(CUDA_VERSION)),cuda12,cuda13))
 comma := ,
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test bench gpu lint install clean
 
 demo: .venv/demo
 	$(BIN)/gpudrop demo
 
 # The second run has Numba's CUDA kernels in the simulator, which needs a process of its own.
+SIMULATED := $(patsubst %,tests/test_%.py,backends device_generator family parts values readme)
 test: install
 	$(BIN)/python -m pytest -n auto
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto tests/test_backends.py tests/test_family.py tests/test_parts.py tests/test_values.py tests/test_readme.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto $(SIMULATED)
 
 # On an idle machine, about 20 minutes; make bench ARGUMENTS=--quick takes 3. Peers that can't be installed take no part.
 bench: install
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench cpu $(ARGUMENTS)
+
+# On a machine with a GPU, with its own Python and the packages it has: nothing is installed. ARGUMENTS=--quick as above.
+gpu:
+	@$(PYTHON) -m bench.gpu_here
+	$(PYTHON) -m pytest -m gpu tests
+	$(PYTHON) -m bench.sanitize
+	$(PYTHON) -m bench gpu $(ARGUMENTS)
 
 lint: install
 	$(BIN)/ruff check .

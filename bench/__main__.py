@@ -1,4 +1,4 @@
-"""python -m bench cpu, or torch: measure, show tables, and write the results as JSON, for cpu with a chart."""
+"""python -m bench cpu, gpu, torch, sass or launch: measure, show tables, and write the results as JSON."""
 
 import importlib.metadata
 import json
@@ -17,11 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contenders, family, report, runner, startup
-from bench.cases import cpu_cases
+from bench import contenders, family, gpu, gpu_contenders, gpu_here, gpu_report, report, runner, startup
+from bench.cases import cpu_cases, gpu_cases
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("gpudrop", "numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
+GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "triton", "nvidia-cuda-nvrtc")
 
 app = typer.Typer(help="Benchmarks of gpudrop against copies of as many bytes and against its peers.")
 
@@ -76,7 +77,77 @@ def pytorch(
     write(record, file or RESULTS / name, [*torch_steps.tables(record), *torch_steps.notes(record)])
 
 
-def described(device, threads):
+@app.command("gpu")
+def on_gpu(
+    quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under two minutes.")] = False,
+    file: Annotated[Path | None, typer.Option("--json", help="For the results; the chart goes beside it.")] = None,
+):
+    """The GPU's kernels, each pass by itself, against a copy within the GPU, PyTorch, Triton and CuPy."""
+    reason = gpu_here.missing()
+    if reason:
+        sys.exit(f"python -m bench gpu: {reason}")
+    device = gpu.Gpu()
+    path = file or RESULTS / device.name.replace(" ", "-") / f"gpu{'-quick' * quick}.json"
+    measure_on(device, gpu_cases(quick), 3 if quick else 7, gpu_contenders.CONTENDERS, path)
+
+
+def measure_on(device, cases, rounds, entered, path):
+    """Measure all cases on a `gpu.Gpu`, show what was found, and write it, with its chart."""
+    record = described(device.name) | {"facts": device.facts(), "rounds": rounds, "complete": False, "cases": []}
+    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for case in progress.track(cases, description="measuring"):
+            record["cases"] += gpu.measure(device, case, rounds, entered)
+            path.write_text(dumps(record))  # a machine with a GPU may be lent for less time than this takes
+    record |= {"complete": True, "copy_bytes_per_second": gpu_report.ceiling(record)}
+    write(record, path, [*gpu_report.tables(record), *gpu_report.notes(record)])
+    gpu_report.chart(record, path.with_suffix(".png"))
+
+
+@app.command()
+def sass(
+    arch: Annotated[str, typer.Option(help="The architecture to compile for.")] = "sm_90",
+    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+):
+    """What the CUDA kernels are compiled to, and what speed that allows: a prediction, for which no GPU is needed."""
+    from bench import sass
+
+    gpus = {gpu["arch"]: gpu for gpu in reversed(sass.GPUS["gpus"].values())}
+    if arch not in gpus:
+        raise typer.BadParameter(f"known are {', '.join(gpus)}, got {arch}", param_hint="--arch")
+    record = described(gpus[arch]["name"]) | {"arch": arch, "rates": sass.GPUS["source"], "cases": []}
+    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for rows in progress.track(sass.measure_all(gpus[arch]), total=sass.jobs_count(), description="compiling"):
+            record["cases"] += rows
+    record["cases"].sort(
+        key=lambda row: [str(row[key]) for key in ("dtype", "activation", "direction", "bits", "backend")]
+    )
+    write(record, file or RESULTS / f"sass-{arch}.json", [*sass.tables(record), *sass.notes(record)])
+    if any(row["faults"] or sass.over_the_bar(row) for row in record["cases"]):
+        sys.exit("python -m bench sass: some kernels break a rule or a bar")
+
+
+@app.command()
+def launch(
+    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+):
+    """What a call on device arrays costs the host, from Python to the launch, which a stand-in takes the place of."""
+    from rich.table import Table
+
+    from bench import launch
+
+    record = described(_processor()) | {"rounds": (rounds := 15), "cases": []}
+    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    table = Table("call", "microseconds", title=f"{launch.ELEMENTS} elements of float32, medians of {rounds} rounds")
+    for what, microseconds in launch.measure(rounds).items():
+        record["cases"].append({"call": what, "microseconds": round(microseconds, 2)})
+        table.add_row(what, f"{microseconds:.2f}")
+    write(record, file or RESULTS / f"launch-{llvmlite.binding.get_host_cpu_name()}.json", [table])
+
+
+def described(device, threads=None):
     """The beginning of a record: what was measured, when and with what."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
     return {

@@ -1,6 +1,6 @@
 """What is measured: cases, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -11,6 +11,9 @@ DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "
 LARGE = 2**26  # elements: beyond the last-level cache of all but the largest processors
 SIZES = tuple(10**k for k in range(2, 9))
 SMOOTH = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+GPU_SIZES = tuple(2**k for k in range(14, 31, 2))
+GPU_LARGE = (LARGE, 4 * LARGE)  # elements
+GPU_ACTIVATIONS = ("identity", "relu", "gelu", "silu")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Case:
         The probability of dropping.
     variant : str, optional
         The variant's name, for the cases of `bench.family`.
+    forward : bool, optional
+        Whether y is computed; False, with backward, is the backward pass alone.
     """
 
     section: str
@@ -41,6 +46,7 @@ class Case:
     threads: int = 1
     p: float = 0.1
     variant: str | None = None
+    forward: bool = True
 
     @property
     def two_inputs(self):
@@ -55,8 +61,17 @@ class Case:
     @property
     def bytes(self):
         """Bytes that must move between the arrays and the processor: x, y; dy, what is saved, dx."""
-        arrays = 2 + self.two_inputs + (2 + self.reads_saved if self.backward else 0)
-        return arrays * self.size * np.dtype(DTYPES[self.dtype]).itemsize
+        arrays = self.forward * (2 + self.two_inputs) + self.backward * (2 + self.reads_saved)
+        return arrays * self.array_bytes
+
+    @property
+    def array_bytes(self):
+        return self.size * np.dtype(DTYPES[self.dtype]).itemsize
+
+    @property
+    def passes(self):
+        """The forward pass alone, and the backward pass alone."""
+        return replace(self, forward=True, backward=False), replace(self, forward=False, backward=True)
 
 
 def cpu_cases(threads, quick):
@@ -74,3 +89,16 @@ def cpu_cases(threads, quick):
         alone = [Case("one thread", size=size, backward=b) for b in directions for size in SIZES]
     kinds = [Case("kinds", name, dtype, backward=b, threads=threads) for name, dtype in kinds for b in directions]
     return sizes + kinds + alone
+
+
+def gpu_cases(quick):
+    """The cases of a run on a GPU, of which each pass is measured by itself."""
+    sizes, large = ((2**14, 2**20, LARGE), (LARGE,)) if quick else (GPU_SIZES, GPU_LARGE)
+    kinds = [(name, dtype) for dtype in DTYPES for name in GPU_ACTIVATIONS if (name, dtype) != ("relu", "float32")]
+    if quick:
+        kinds = [("identity", "float32"), ("relu", "bfloat16"), ("gelu", "float16"), ("silu", "bfloat16")]
+    return [
+        Case("launch", size=1000, backward=True),
+        *(Case("sizes", size=size, backward=True) for size in sizes),
+        *(Case("kinds", name, dtype, size, backward=True) for name, dtype in kinds for size in large),
+    ]

@@ -31,11 +31,11 @@ def dropout(case, x, dy, results):
         _count(case, keep[known].sum(), known.sum())
 
 
-def our_dropout(case, x, dy, results, seed):
-    """Dropout with the contract's mask of the first call, to the bit."""
+def our_dropout(case, x, dy, results, seed, start=0):
+    """Dropout with the contract's mask of the first call, to the bit; the first element has the number `start`."""
     _whole(case, x, results)
     for window in _windows(case.size):
-        keep = reference.keep_mask(window.stop - window.start, case.p, seed, 0, start=window.start)
+        keep = reference.keep_mask(window.stop - window.start, case.p, seed, 0, start=start + window.start)
         part = [result[window].astype(np.float64) for result in results]
         value, slope = _exact(case, x[window])
         _values(case, window, part, keep, value, slope, dy, reference.quantize(case.p, 16)[1], OURS)

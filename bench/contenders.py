@@ -164,16 +164,22 @@ TORCH = {
 }
 
 
-def pytorch(case, x, dy, compiled=False):
-    torch = torch_for(case)
+def torch_dropout(torch, case, compiled):
+    """y as a function of x, as PyTorch's users write it."""
     activation, functional = TORCH[case.activation], torch.nn.functional
 
     def dropout(x):
         return functional.dropout(activation(functional, x), case.p)
 
-    if compiled:
-        torch._dynamo.reset()
-        dropout = torch.compile(dropout, dynamic=False)
+    if not compiled:
+        return dropout
+    torch._dynamo.reset()
+    return torch.compile(dropout, dynamic=False, fullgraph=True)  # or it may give up, and run as it is, in silence
+
+
+def pytorch(case, x, dy, compiled=False):
+    torch = torch_for(case)
+    dropout = torch_dropout(torch, case, compiled)
     x, dy = (to_torch(torch, array) for array in (x, dy))
     if not case.backward:
         return lambda: (dropout(x),)

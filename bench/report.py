@@ -34,16 +34,17 @@ def tables(record):
     yield once
 
 
-def _case(row):
+def case_words(row):
     """A case in words: what is computed, and on how many elements."""
     what = row.get("variant") or f"{row['activation']} {row['dtype']}"
-    return f"{what}{' and back' if row['backward'] else ''}", f"{row['size']:,}"
+    back = " and back" if row.get("forward", True) else " backward"
+    return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
 
 
 def _cells(row, peers):
     """Speeds, shares of the ceilings, and how many times as fast as each peer; new arrays against new arrays."""
     results = row["results"]
-    yield from _case(row)
+    yield from case_words(row)
     for name in (OURS, OURS_READY):
         yield f"{results[name]['elements_per_second'] / 1e9:.3g}" if "seconds" in results[name] else "wrong"
     for name in (*CEILINGS, *peers):
@@ -61,10 +62,10 @@ def notes(record):
     reasons = {}
     for row in record["cases"]:
         for name, result in row["results"].items():
-            for state in {"absent", "wrong", "failed"} & set(result):
+            for state in {"absent", "wrong", "failed", "uncaptured"} & set(result):
                 cases = reasons.setdefault(f"{name}: {state} ({result[state]})", [])
                 if state != "absent":
-                    cases.append(" ".join(_case(row)))
+                    cases.append(" ".join(case_words(row)))
     return [f"{reason} {', '.join(cases)}".strip() for reason, cases in reasons.items()]
 
 

@@ -1,5 +1,6 @@
 """Measuring: every contender of a case is checked, then all take turns, and the median of each is kept."""
 
+import functools
 import os
 import random
 import statistics
@@ -43,42 +44,68 @@ def measure(case, rounds, entered):
 def _measure(case, rounds, entered):
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype], copy=False) for _ in range(2))
-    results, calls = {}, {}
-    for contender in entered:
-        try:
-            call = contender.prepare(case, x, dy)
-            contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
-        except contenders.Absent as reason:
-            results[contender.name] = {"absent": str(reason)}
-        except Wrong as reason:
-            results[contender.name] = {"wrong": str(reason)}
-        except Exception as error:  # a peer's own trouble, or too little memory, must not end the run
-            results[contender.name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
-        else:
-            calls[contender.name] = call, _repetitions(call)
-    samples, order, shuffle = {name: [] for name in calls}, list(calls), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)  # so that nobody always comes after the same one
-        for name in order:
-            samples[name].append(_time(*calls[name]))
-    for name, seconds in samples.items():
-        median = statistics.median(seconds)
-        results[name] = {
-            "seconds": median,
-            "fastest": min(seconds),
-            "slowest": max(seconds),
-            "elements_per_second": case.size / median,
-            "bytes_per_second": case.bytes / median,
-        }
+
+    def admit(contender):
+        call = contender.prepare(case, x, dy)
+        contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
+        return functools.partial(warm_seconds, call, _repetitions(call))
+
+    timed, results = admitted(entered, admit)
+    for name, result in in_turns(timed, rounds).items():
+        results[name] = result | rates(case.size, case.bytes, result["seconds"])
     return results
 
 
+def admitted(entered, admit):
+    """What admit gives for each contender, by name; and for those that it raises for, the reason why.
+
+    That is {"absent", "wrong" or "failed": why}: a peer's own trouble, or too little memory, must not end the run.
+    """
+    admissions, refusals = {}, {}
+    for contender in entered:
+        try:
+            admissions[contender.name] = admit(contender)
+        except contenders.Absent as reason:
+            refusals[contender.name] = {"absent": str(reason)}
+        except Wrong as reason:
+            refusals[contender.name] = {"wrong": str(reason)}
+        except Exception as error:
+            refusals[contender.name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    return admissions, refusals
+
+
+def in_turns(timed, rounds):
+    """Medians of what the functions give, the seconds of a call, all in turn in each round.
+
+    Returns {name: {"seconds": the median, "fastest": ..., "slowest": ...}}.
+    """
+    samples, order, shuffle = {name: [] for name in timed}, list(timed), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)  # so that nobody always comes after the same one
+        for name in order:
+            samples[name].append(timed[name]())
+    return {
+        name: {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
+        for name, seconds in samples.items()
+    }
+
+
+def rates(elements, moved, seconds):
+    return {"elements_per_second": elements / seconds, "bytes_per_second": moved / seconds}
+
+
 def _repetitions(call):
-    return max(1, round(SHORTEST / max(_time(call, 1), 1e-7)))
+    return max(1, round(SHORTEST / max(warm_seconds(call, 1), 1e-7)))
 
 
-def _time(call, repetitions):
-    call()  # untimed: it pays for what the contender before has left behind, in the caches and in free memory
+def warm_seconds(call, repetitions):
+    """As `seconds`, after an untimed call: it pays for what whoever was before has left in caches and free memory."""
+    call()
+    return seconds(call, repetitions)
+
+
+def seconds(call, repetitions):
+    """Seconds of a call, by the host's clock."""
     begin = time.perf_counter()
     for _ in range(repetitions):
         call()

@@ -9,11 +9,8 @@ is the process that measures the memory of one way: it prints bytes.
 """
 
 import functools
-import random
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +24,7 @@ from torch import nn
 import gpudrop.torch
 from bench import cases, checks
 from bench.checks import Wrong
+from bench.runner import in_turns, seconds
 
 P = 0.1
 VOCABULARY = 8192
@@ -169,7 +167,7 @@ def measure(name, rounds):
     check_predictions(sides)
     drawn = {way: check_draws(way, side) for way, side in sides.items()}
     saved = {way: saved_bytes(side) for way, side in sides.items()}
-    steps = {way: side.step for way, side in sides.items()}
+    steps = {way: functools.partial(seconds, side.step, 1) for way, side in sides.items()}
     in_turns(steps, WARM)
     results = in_turns(steps, rounds)
     for way, result in results.items():
@@ -252,26 +250,10 @@ def calls(rounds):
                 checks.dropout(case, x.detach().numpy(), None, [call().detach().numpy()])
             except Wrong as reason:
                 raise Wrong(f"{name}: {reason}") from reason
-        in_turns(timed, 1, REPETITIONS)
-        results = in_turns(timed, rounds, REPETITIONS)
+        turns = {name: functools.partial(seconds, call, REPETITIONS) for name, call in timed.items()}
+        in_turns(turns, 1)
+        results = in_turns(turns, rounds)
         yield {"section": "calls", "elements": case.size, "p": case.p, "gradient": gradient, "results": results}
-
-
-def in_turns(timed, rounds, repetitions=1):
-    """Seconds of a call of each function, all in turn in each round: {name: {"seconds": the median, ...}}."""
-    samples, order, shuffle = {name: [] for name in timed}, list(timed), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)  # so that nobody always comes after the same one
-        for name in order:
-            call = timed[name]
-            begin = time.perf_counter()
-            for _ in range(repetitions):
-                call()
-            samples[name].append((time.perf_counter() - begin) / repetitions)
-    return {
-        name: {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
-        for name, seconds in samples.items()
-    }
 
 
 def tables(record):

@@ -182,3 +182,29 @@ def test_compiled_calls_differ_from_one_another(cupy, mode):
             torch.manual_seed(5)
             results.append(run(x))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
+def test_the_kth_replay_draws_the_kth_stream(cupy, backend):
+    x, rng = cupy.asarray(X), gpudrop.Generator(9, device=True)
+    y, dx = cupy.empty_like(x), cupy.empty_like(x)
+
+    def step(rng):
+        _, backprop = gpudrop.dropout_vjp(x, 0.5, activation="gelu", rng=rng, out=y, backend=backend)
+        backprop(x, out=dx)
+
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        step(STREAM)  # compiles what is not stored
+        step(rng)
+        stream.begin_capture()
+        step(rng)
+        graph = stream.end_capture()
+        for call in range(1, 4):  # the one before the capture was 0
+            graph.launch(stream)
+            stream.synchronize()
+            replayed = y.get(), dx.get()
+            step(gpudrop.Stream(9, call))
+            stream.synchronize()
+            np.testing.assert_array_equal(replayed, (y.get(), dx.get()))
+    assert rng.state_dict() == {"seed": 9, "call": 4}

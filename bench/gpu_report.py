@@ -1,0 +1,223 @@
+"""What a run on a GPU found, to read: tables, the targets, and a chart."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from bench import report
+from bench.cases import LARGE
+from bench.gpu_contenders import CONTENDERS, COPY, CUPY, EAGER, OURS, PEERS
+
+NAMES = tuple(contender.name for contender in CONTENDERS)
+NOTE = "of the copy: share of its speed; x: how many times as fast gpudrop on CuPy's arrays is; *: timed another way"
+HALVES_AND_SINGLE = ("float32", "float16", "bfloat16")
+COLOURS = (report.COLOURS[2], *report.COLOURS[:2], *report.COLOURS[5:])
+
+
+class Target(NamedTuple):
+    """What is aimed at.
+
+    Attributes
+    ----------
+    text : str
+    least : float
+        What every case should have.
+    found : float or None
+        What the worst case has; None where there is none to judge.
+    where : str
+        That case.
+    lost : int
+        Cases that could be judged, had gpudrop not been wrong or failed there.
+    """
+
+    text: str
+    least: float
+    found: float | None = None
+    where: str = ""
+    lost: int = 0
+
+    def __str__(self):
+        if self.found is None and not self.lost:
+            return f"not measured: {self.text}"
+        found = [] if self.found is None else [f"{self.found:.3f} at the least, {self.where}"]
+        lost = [f"wrong or failed in {self.lost}"] if self.lost else []
+        state = "reached" if not self.lost and self.found >= self.least else "NOT reached"
+        return f"{state}: {self.text}: {'; '.join(found + lost)}"
+
+
+def tables(record):
+    """A table for each section: speeds, then memory; and one of what a call costs the host."""
+    for section in dict.fromkeys(row["section"] for row in record["cases"]):
+        rows = [row for row in record["cases"] if row["section"] == section and row["results"]]
+        if section == "launch":
+            yield _right(_launches(rows))
+        else:
+            rows = list(itertools.chain(*map(with_both, _pairs(rows))))
+            yield _right(_speeds(rows, section))
+            yield _right(_memory(rows, section))
+
+
+def _pairs(rows):
+    """The forward and the backward pass of each case that has both."""
+    for _, pair in itertools.groupby(rows, lambda row: (row["section"], row["activation"], row["dtype"], row["size"])):
+        pair = list(pair)
+        if len(pair) == 2:
+            yield pair
+
+
+def with_both(pair):
+    """A case's two passes and their sum, as rows."""
+    forward, backward = pair
+    results = {}
+    for name in NAMES:
+        one, other = (row["results"].get(name, {}) for row in pair)
+        if "seconds" in one and "seconds" in other:
+            seconds = one["seconds"] + other["seconds"]
+            moved = sum(result["seconds"] * result["bytes_per_second"] for result in (one, other))
+            timed = one["timed"] if one["timed"] == other["timed"] else "mixed"
+            results[name] = {"seconds": seconds, "bytes_per_second": moved / seconds, "timed": timed}
+        else:
+            results[name] = other if "seconds" in one else one
+    return forward, backward, backward | {"forward": True, "results": results}
+
+
+def _speeds(rows, section):
+    ours = itertools.chain(*((f"{name} GB/s", "of the copy") for name in OURS))
+    table = Table("case", "elements", "copy GB/s", *ours, *(f"x {name}" for name in PEERS), title=f"{section}: {NOTE}")
+    for row in rows:
+        cells = [_speed(row, COPY)]
+        for name in OURS:
+            cells += [_speed(row, name), _cell(share(row, name), row, name)]
+        cells += [_cell(ratio(row, CUPY, name), row, name, not _alike(row, CUPY, name)) for name in PEERS]
+        table.add_row(*report.case_words(row), *cells)
+    return table
+
+
+def _memory(rows, section):
+    title = f"{section}: MB that a call, forward and backward, takes at most beyond x and dy"
+    table = Table("case", "elements", *(name for name in NAMES if name != COPY), title=title)
+    for row in rows[1::3]:  # backward; every pass has the same
+        cells = (row["results"].get(name, {}).get("peak_bytes") for name in NAMES if name != COPY)
+        table.add_row(f"{row['activation']} {row['dtype']}", f"{row['size']:,}", *map(_megabytes, cells))
+    return table
+
+
+def _launches(rows):
+    table = Table("case", "elements", *NAMES, title="launch: us that the host takes for a call, waiting for nothing")
+    for row in rows:
+        cells = (_cell(_seconds(row, name), row, name, factor=1e6) for name in NAMES)
+        table.add_row(*report.case_words(row), *cells)
+    return table
+
+
+def _right(table):
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _seconds(row, name):
+    return row["results"].get(name, {}).get("seconds")
+
+
+def share(row, name):
+    """The share that somebody's GB/s are of the copy's, or None."""
+    mine, copy = (row["results"].get(one, {}).get("bytes_per_second") for one in (name, COPY))
+    return mine / copy if mine and copy else None
+
+
+def ratio(row, mine, other):
+    """How many times as fast one is as the other, or None."""
+    mine, other = _seconds(row, mine), _seconds(row, other)
+    return other / mine if mine and other else None
+
+
+def _alike(row, one, other):
+    return row["results"].get(one, {}).get("timed") == row["results"].get(other, {}).get("timed")
+
+
+def _speed(row, name):
+    return _cell(row["results"].get(name, {}).get("bytes_per_second"), row, name, factor=1e-9)
+
+
+def _cell(number, row, name, starred=False, factor=1):
+    if number is None:
+        return next((state for state in ("wrong", "failed") if state in row["results"].get(name, {})), "-")
+    return f"{number * factor:.4g}{'*' * starred}"
+
+
+def _megabytes(size):
+    return "-" if size is None else f"{size / 1e6:.4g}"
+
+
+def notes(record):
+    """Who took no part and why, what was left out, the ceiling, and the targets."""
+    left_out = [
+        f"{' '.join(report.case_words(row))}: {state} ({row[state]})"
+        for row in record["cases"]
+        for state in ("absent", "failed")
+        if state in row
+    ]
+    rate = ceiling(record)
+    copy = [] if rate is None else [f"copy within the GPU: {rate / 1e9:.4g} GB/s, read and written"]
+    return [*report.notes(record), *left_out, *copy, *map(str, targets(record))]
+
+
+def ceiling(record):
+    """The most bytes per second that a large copy reads and writes, or None."""
+    rows = [row["results"].get(COPY, {}) for row in record["cases"] if row["size"] >= LARGE]
+    return max((result["bytes_per_second"] for result in rows if "seconds" in result), default=None)
+
+
+def targets(record):
+    """Every target, with the least that was found; those for large arrays look at 2**26 elements and more."""
+    rows = [row for row in record["cases"] if row["section"] != "launch"]
+    large = [row for row in rows if row["size"] >= LARGE]
+    for name in OURS:
+        for activations, least in ((("identity", "relu"), 0.93), (("gelu", "silu"), 0.85)):
+            judged = [row for row in large if row["activation"] in activations and row["dtype"] in HALVES_AND_SINGLE]
+            text = f"{name}: {' and '.join(activations)} at {least} of the copy"
+            yield _target(text, least, [(share(row, name), row) for row in judged if _seconds(row, COPY)])
+        # Where launches count, only what is timed in one way can be compared.
+        pairs = [(row, peer) for row in rows for peer in PEERS if row["size"] >= LARGE or _alike(row, name, peer)]
+        faster = [(ratio(row, name, peer), row, f"against {peer}") for row, peer in pairs if _seconds(row, peer)]
+        yield _target(f"{name}: faster than every peer", 1, faster)
+        relu = [with_both(pair)[2] for pair in _pairs([row for row in large if row["activation"] == "relu"])]
+        text = f"{name}: twice as fast as {EAGER}, relu forward and backward"
+        yield _target(text, 2, [(ratio(row, name, EAGER), row) for row in relu if _seconds(row, EAGER)])
+
+
+def _target(text, least, judged):
+    """The target, judged by (number or None, row, further words) of each case."""
+    found = [one for one in judged if one[0] is not None]
+    if not found:
+        return Target(text, least, lost=len(judged))
+    number, row, *against = min(found, key=lambda one: one[0])
+    return Target(text, least, number, " ".join((*report.case_words(row), *against)), len(judged) - len(found))
+
+
+def chart(record, path):
+    """GB/s against size, relu in float32, a line for each contender, the copy dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for panel, forward in zip(panels, (True, False), strict=True):
+        rows = [row for row in record["cases"] if row["section"] == "sizes" and row["forward"] == forward]
+        for name, colour in zip(NAMES, COLOURS, strict=False):
+            points = [(row["size"], row["results"].get(name, {}).get("bytes_per_second")) for row in rows]
+            sizes, speeds = np.array([point for point in points if point[1]], float).reshape(-1, 2).T
+            style, width = "--" if name == COPY else "-", 2.5 if name in OURS else 1.5
+            panel.loglog(sizes, speeds / 1e9, style, color=colour, linewidth=width, marker=".", label=name)
+        panel.set(title="forward" if forward else "backward", xlabel="elements")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("GB/s of what must move")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['device']}")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,70 @@
+"""compute-sanitizer's memcheck and racecheck over a small run of the CUDA kernels.
+
+python -m bench.sanitize        runs both over `python -m bench.sanitize run`, where the tool is and serves the GPU
+"""
+
+import functools
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+import gpudrop
+from bench.cases import DTYPES
+
+TOOLS = ("memcheck", "racecheck")
+SIZES = (1, 15, 4099)  # no chunk, a part of one, and many with a rest
+STREAM = gpudrop.Stream(3, 4)
+
+
+def run(put, get, backend):
+    """Forward and backward passes whose every mask is the host's; put and get move arrays to the backend and back."""
+    rng = np.random.default_rng(0)
+    for dtype in DTYPES.values():
+        for activation in ("relu", "gelu"):
+            for size in SIZES:
+                dropout = functools.partial(gpudrop.dropout_vjp, p=0.3, activation=activation, rng=STREAM)
+                _compare(dropout, rng.standard_normal(size).astype(dtype), put, get, backend)
+    dropblock = functools.partial(gpudrop.dropblock2d.vjp, p=0.3, block_size=3, rng=STREAM)  # uses shared memory
+    _compare(dropblock, rng.standard_normal((4, 5, 6, 7)).astype(np.float32), put, get, backend)
+
+
+def _compare(function, x, put, get, backend):
+    (want, want_backprop), (y, backprop) = function(x), function(put(x), backend=backend)
+    for got, exact in ((y, want), (backprop(put(x)), want_backprop(x))):
+        np.testing.assert_array_equal(get(got) != 0, exact != 0)
+
+
+def run_on_gpu():
+    import cupy
+    from numba import cuda
+
+    cupy.cuda.set_allocator(None)  # memory of its own for each array: CuPy's pool would hide what is out of bounds
+    run(cupy.asarray, cupy.asnumpy, "cupy_elementwise")
+    run(cuda.to_device, lambda array: array.copy_to_host(), "numba_cuda")
+
+
+def main(command):
+    """Run a command under each tool, with one line of what came of it. Returns how many found something."""
+    path = shutil.which("compute-sanitizer")
+    if path is None:
+        print("compute-sanitizer: not on this machine")
+        return 0
+    found = 0
+    for tool in TOOLS:
+        done = subprocess.run([path, "--tool", tool, "--error-exitcode", "9", *command], capture_output=True, text=True)
+        output = done.stdout + done.stderr
+        if "Device not supported" in output:
+            print(f"compute-sanitizer {tool}: it does not serve this GPU")
+            continue
+        found += done.returncode != 0
+        print(f"compute-sanitizer {tool}: {'no errors' if done.returncode == 0 else output}")
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["run"]:
+        run_on_gpu()
+    else:
+        sys.exit(main([sys.executable, "-m", "bench.sanitize", "run"]))
