@@ -47,15 +47,14 @@ class Operand(NamedTuple):
 
 def _elsewhere(array):
     """A CuPy array's device where that isn't the current one, else None: making it current again takes time."""
-    return array.device if array.data.device_id != _current_device() else None
+    return array.device if array.data.device_id != _get_device()() else None
 
 
-def _current_device():
-    """The number of CuPy's current device. From the first call on it is CuPy's own function."""
-    global _current_device
-    from cupy.cuda.runtime import getDevice as _current_device
+@cache
+def _get_device():
+    from cupy.cuda.runtime import getDevice
 
-    return _current_device()
+    return getDevice
 
 
 def describe(kind, dtype, shape, device):

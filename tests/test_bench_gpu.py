@@ -650,7 +650,10 @@ def test_bench_gpu_fails_with_one_line_without_a_gpu():
 def test_make_gpu_fails_with_one_line_without_a_gpu():
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    done = subprocess.run(["make", "gpu", f"PYTHON={sys.executable}"], capture_output=True, text=True, cwd=ROOT)
+    # As from a shell: a make within a make, which may run the tests, tells of its directories.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "gpu", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode != 0 and not done.stdout
     line, makes = done.stderr.splitlines()
     assert line == f"make gpu: {gpu_here.missing()}"
