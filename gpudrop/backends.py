@@ -187,12 +187,10 @@ def of(name, array):
 
     Raises
     ------
-    RuntimeError
-        If the backend can't serve on this machine; the message says why.
+    ValueError, RuntimeError
+        As from `choose`.
     """
-    module = load(name)
-    if isinstance(module, str):
-        raise RuntimeError(f"backend {name!r} can't serve: {module}")
+    module = choose(BACKENDS.get(name), name)
     put = {
         "numpy": lambda: array,
         "cupy": lambda: module.cupy.asarray(array),

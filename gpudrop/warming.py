@@ -44,16 +44,14 @@ def warmup(activations=None, *, dtypes=("float32",), bits=16, variant="dropout",
 
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}")
-    if backend not in backends.BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(backends.BACKENDS)}")
     names = list(ACTIVATIONS) if activations is None else [find_activation(name).name for name in activations]
     function = dropout if variant == "dropout" else getattr(variants, variant)
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
-    rng, of_backend = Stream(0, 0), {"rng": Stream(0, 0), "bits": bits, "backend": backend}
+    options = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
     for p in (0.5, 0):
-        keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **of_backend)
+        keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
     for name, dtype, p in progress([(name, dtype, p) for name in names for dtype in dtypes for p in (0.5, 0)]):
         x = backends.of(backend, np.zeros((8,) * axes, dtype))
         others = (x,) if variant == "zoneout" else ()
-        y, backprop = function.vjp(x, *others, p, activation=name, **(of_backend | {"rng": rng}))
+        y, backprop = function.vjp(x, *others, p, activation=name, **options)
         backprop(y)

@@ -495,8 +495,11 @@ def launch(fusion, a, b, out, draw, given=None):
         return
     of, stream = numbers(fusion, size, draw, given), a.stream or out.stream
     contiguous = a.is_c_contiguous() and (b is a or b.is_c_contiguous()) and (out is a or out.is_c_contiguous())
-    run = _launch_flat if contiguous and not SIMULATED else _launch_any
-    run(fusion, a, b, out, given, draw.seed if fusion.stored else None, of, stream)
+    stored = draw.seed if fusion.stored else None
+    if contiguous and not SIMULATED:
+        _launch_flat(fusion, a, b, out, given, stored, of, stream)
+    else:
+        _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous)
 
 
 def _launch_flat(fusion, a, b, out, given, stored, of, stream):
@@ -543,9 +546,8 @@ def _configured(blocks):
     return LaunchConfig(grid=blocks, block=THREADS)
 
 
-def _launch_any(fusion, a, b, out, given, stored, of, stream):
+def _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous):
     """By Numba's own launch: arrays in any order, and all of them in the simulator."""
-    contiguous = all(array.is_c_contiguous() for array in (a, b, out))
 
     def view(array):
         array = array.view(fusion.storage)
