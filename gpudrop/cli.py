@@ -1,9 +1,11 @@
-"""The command line: gpudrop demo, gpudrop info, gpudrop warmup, gpudrop bits."""
+"""The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop warmup, gpudrop bits."""
 
+import importlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,23 +25,20 @@ def demo(
     torch: Annotated[
         bool, typer.Option("--torch", help="Train a transformer in PyTorch, with either dropout.")
     ] = False,
-):
+) -> None:
     """Train a network with and without dropout and show what dropout is for, or with --torch what it costs."""
     if torch and picture:
         raise typer.BadParameter("there is no picture with --torch", param_hint="--picture")
     given = {"picture": picture, "seeds": seeds}
     try:
-        if torch:
-            from gpudrop.torch.demo import run
-        else:
-            from gpudrop.demo import run
+        run = importlib.import_module("gpudrop.torch.demo" if torch else "gpudrop.demo").run
         run(**{name: value for name, value in given.items() if value is not None})
     except (ImportError, FileNotFoundError) as error:
         sys.exit(f"gpudrop demo: {error}")
 
 
 @app.command()
-def info():
+def info() -> None:
     """Tell the versions, the devices, and which backend serves which arrays, or why it doesn't."""
     from rich.console import Console
     from rich.table import Table
@@ -59,7 +58,7 @@ def info():
     console.print(serving)
 
 
-def _version(package):
+def _version(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     names = ("cupy-cuda13x", "cupy-cuda12x", "cupy") if package == "cupy" else (package,)
@@ -72,13 +71,28 @@ def _version(package):
 
 
 @app.command()
+def selftest(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and smaller samples, in a few seconds.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Where the results go, besides.", metavar="FILE")] = None,
+    backend: Annotated[str | None, typer.Option(help="The only one to test; without it, all that serve.")] = None,
+) -> None:
+    """Prove that this machine's backends draw the right masks, and random ones; the exit status is 1 if not."""
+    from gpudrop.selftest import main
+
+    try:
+        sys.exit(main(backend, quick, json))
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"gpudrop selftest: {error}")
+
+
+@app.command()
 def warmup(
     activations: Annotated[list[str] | None, typer.Argument(help="Which; without any, all of the table.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be given several times; float32 without it.")] = None,
     bits: Annotated[int, typer.Option(help="Random bits per element.")] = 16,
     variant: Annotated[list[str] | None, typer.Option(help="May be given several times; dropout without it.")] = None,
     backend: Annotated[str, typer.Option(help="cpu, or cupy_elementwise on a GPU.")] = "cpu",
-):
+) -> None:
     """Compile kernels into the cache on disk, so that no later process waits for them."""
     from rich.progress import track
 
@@ -86,8 +100,8 @@ def warmup(
 
     try:
         for name in variant or ["dropout"]:
-            options = {"dtypes": dtype or ["float32"], "bits": bits, "variant": name, "backend": backend}
-            warmup(activations, **options, progress=lambda calls, name=name: track(calls, description=name))
+            options: dict[str, Any] = {"bits": bits, "variant": name, "backend": backend}
+            warmup(activations, dtypes=dtype or ["float32"], **options, progress=partial(track, description=name))
     except (TypeError, ValueError, RuntimeError) as error:
         sys.exit(f"gpudrop warmup: {error}")
 
@@ -97,7 +111,7 @@ def bits(
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
     call: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
     count: Annotated[int | None, typer.Option(min=0, help="How many bytes; without it they never end.")] = None,
-):
+) -> None:
     """Write the raw random bytes of a stream to standard output, for a battery of tests to read."""
     from gpudrop.generator import Stream
     from gpudrop.kernels.cpu import random_bytes

@@ -10,11 +10,9 @@ import math
 from pathlib import Path
 
 import numpy as np
-import reference
-import ulps
 
 import gpudrop
-from gpudrop import backends
+from gpudrop import backends, reference, ulps
 from gpudrop.activations import ACTIVATIONS
 from gpudrop.kernels import cpu, cupy_elementwise
 from tests import cupy_text

@@ -3,12 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
 from conftest import SIMULATED
 
 import gpudrop
 import gpudrop.activations
-from gpudrop import Stream
+from gpudrop import Stream, reference
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257]

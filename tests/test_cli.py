@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-import reference
+
+from gpudrop import reference
 
 GPUDROP = [sys.executable, "-c", "from gpudrop.cli import app; app()"]
 
@@ -84,3 +85,12 @@ def test_warmup_says_what_is_wrong_in_one_line():
     for arguments, message in wrong.items():
         done = subprocess.run([*GPUDROP, "warmup", *arguments.split()], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith(f"gpudrop warmup: {message}"), done.stderr
+
+
+def test_every_command_shows_its_help():
+    """An old typer and a new click, which it is made of, fail here."""
+    from gpudrop.cli import app
+
+    for command in ([], *([command.callback.__name__] for command in app.registered_commands)):
+        done = subprocess.run([*GPUDROP, *command, "--help"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and "Usage:" in done.stdout, done.stderr

@@ -10,12 +10,11 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpudrop
-from gpudrop import Stream
+from gpudrop import Stream, reference
 from gpudrop.activations import ACTIVATIONS
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu

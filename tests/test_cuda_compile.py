@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 
-from gpudrop import noises
+from gpudrop import noises, reference
 from gpudrop.activations import ACTIVATIONS, find_activation
 from gpudrop.fusion import Fusion
 

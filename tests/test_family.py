@@ -5,12 +5,10 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
-import ulps
 from conftest import SIMULATED
 
 import gpudrop
-from gpudrop import Stream
+from gpudrop import Stream, reference, ulps
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 STREAM = Stream(2**63 + 5, 2**40 + 3)

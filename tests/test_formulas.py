@@ -8,11 +8,9 @@ import numpy as np
 import own_activation
 import own_helpers
 import pytest
-import reference
-import ulps
 
 import gpudrop
-from gpudrop import random_bits
+from gpudrop import random_bits, reference, ulps
 from gpudrop.cuda_source import CudaSource, prelude
 from gpudrop.formulas import compiled, parse
 

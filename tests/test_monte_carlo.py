@@ -3,10 +3,9 @@
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
 
 import gpudrop
-from gpudrop import Generator, Stream, layers
+from gpudrop import Generator, Stream, layers, reference
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(10, 6)).astype(np.float32)

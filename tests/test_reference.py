@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gpudrop
+from gpudrop import reference
 
 BITS = [8, 16, 32]
 STREAMS = [  # (seed, call): every word of the key and of the call's half of the counter is set by one of them

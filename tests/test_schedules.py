@@ -3,9 +3,8 @@
 import pickle
 
 import pytest
-import reference
 
-from gpudrop import schedules
+from gpudrop import reference, schedules
 from gpudrop.schedules import Schedule
 
 STEPS = [0, 1, 2, 7, 49, 50, 51, 99, 100, 101, 1000, 10**12]

@@ -8,13 +8,12 @@ import warnings
 
 import numpy as np
 import pytest
-import reference
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import gpudrop  # noqa: E402
 import gpudrop.torch  # noqa: E402
-from gpudrop import Stream, layers  # noqa: E402
+from gpudrop import Stream, layers, reference  # noqa: E402
 from gpudrop.torch import functional, modules, operators  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)

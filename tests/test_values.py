@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
-import ulps
 from conftest import SIMULATED
 
-from gpudrop import Stream
+from gpudrop import Stream, reference, ulps
 from gpudrop.activations import ACTIVATIONS
 
 NAMES = [name for name in reference.ACTIVATIONS if name in ACTIVATIONS]

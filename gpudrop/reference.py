@@ -76,7 +76,7 @@ def known_answers():  # [(rounds, counter, key, expected), ...]
 
 def gated(gate, slope):
     """The pair of x * gate(x), for gates from 0 to 1. The clips give infinite x the limits, where inf * 0 is nan."""
-    near = [-1e4, 1e4]
+    near = -1e4, 1e4
     return lambda x: np.maximum(x, -1e4) * gate(x), lambda x: gate(x) + np.clip(x, *near) * slope(np.clip(x, *near))
 
 
@@ -186,7 +186,7 @@ def locked_dropout(x, p, seed=0, call=0, bits=16, activation="identity", time_ax
 
     Gal and Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016;
     Merity et al., Regularizing and optimizing LSTM language models, ICLR 2018 (AWD-LSTM)."""
-    mask_shape = [None] * np.ndim(x)
+    mask_shape: list[int | None] = [None] * np.ndim(x)
     mask_shape[time_axis] = 1
     return structured(x, p, tuple(mask_shape), seed, call, bits, activation)
 
@@ -237,7 +237,7 @@ def dropblock(spatial, x, p, block_size, seed, call, bits, activation):
     kept = np.ones(shape, bool)
     for offset in np.ndindex(*block):  # the element at this offset in the block of every seed
         window = tuple(slice(first, first + n) for first, n in zip(offset, seeds, strict=True))
-        kept[(..., *window)] &= ~seed_here
+        kept[(Ellipsis,) + window] &= ~seed_here  # noqa: RUF005  (type checkers take (..., *window) for newer syntax)
     left = int(kept.sum())
     return masked(x, kept, kept.size / left if left else 0.0, activation)
 

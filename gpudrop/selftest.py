@@ -1,0 +1,390 @@
+"""gpudrop selftest: the proof that this machine's backends draw the contract's masks, for anyone to run.
+
+A case is a call of a function here with literals for arguments, so that a case that fails is a line of Python. What is
+right, `gpudrop.reference` says, which shares no code with the kernels; whether masks are random, `gpudrop.statistics`.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
+import numpy as np
+
+import gpudrop
+from gpudrop import backends, reference, statistics, ulps
+from gpudrop.activations import ACTIVATIONS
+
+PACKAGES = ("gpudrop", "numpy", "numba", "scipy", "ml_dtypes")
+SIZES = (0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257)
+LARGE_SIZES = (1023, 1024, 1025, 2**16 - 1, 2**16 + 9, 2**21 + 3)  # about a host thread's tiles, and several threads
+SEED, CALL = 2**63 + 5, 2**40 + 3
+LAYOUTS = {
+    "transposed": lambda a: a.T,
+    "every other column": lambda a: a[:, ::2],
+    "from the second row on": lambda a: a[1:],
+    "misaligned": lambda a: a.reshape(-1)[1:],
+    "one column": lambda a: a[:, 3],
+    "backwards": lambda a: a[::-1, ::-3],
+    "repeated": lambda a: np.broadcast_to(a[0], (5, *a[0].shape)),
+}
+HOST_LAYOUTS = ("backwards", "repeated")  # device arrays of Numba have none of these
+VARIANTS = {
+    "dropout2d": ((2, 5, 3, 7), "identity"),
+    "locked_dropout": ((3, 4, 9), "identity"),
+    "dropblock2d": ((2, 3, 12, 13), "identity"),
+    "alpha_dropout": ((3, 101), "alpha"),
+    "gaussian_dropout": ((3, 101), "gaussian"),
+    "gaussian_noise": ((3, 101), "additive"),
+    "uniform_dropout": ((3, 101), "uniform"),
+}
+"""Variants with kernels of their own: an array's shape, and the noise by which the table of ulps knows them."""
+
+SLOW = ("keep_rate", "small_calls", "call_bits", "place_bits")
+"""Checks whose hundreds of launches take too long in the CUDA simulator."""
+
+
+class Placed(statistics.Source):
+    """What a backend computes on one of its devices."""
+
+    def __init__(self, backend, device=0):
+        self.backend, self.device = backend, device
+
+    def on_device(self):
+        """The context in which the device is the current one."""
+        if self.backend == "cpu":
+            return nullcontext()
+        module = backends.load(self.backend)
+        if self.backend == "cupy_elementwise":
+            return module.cupy.cuda.Device(self.device)
+        return module.cuda.gpus[self.device]
+
+    def put(self, array):
+        return backends.of(self.backend, array)
+
+    def get(self, array):
+        return array if isinstance(array, np.ndarray) else backends.to_host(array)
+
+    def keep_mask(self, shape, p, seed=statistics.SEED, call=0, bits=16, start=0):
+        with self.on_device():
+            options = {"bits": bits, "start": start, "like": self.put(np.zeros(1, np.float32)), "backend": self.backend}
+            return self.get(gpudrop.keep_mask(shape, p, gpudrop.Stream(seed, call), **options))
+
+    def dropout(self, x, p, call=0, bits=16):
+        with self.on_device():
+            stream = gpudrop.Stream(statistics.SEED, call)
+            return self.get(gpudrop.dropout(self.put(x), p, rng=stream, bits=bits, backend=self.backend))
+
+    def both(self, function, x, *args, look=lambda a: a, **options):
+        """y, and dx for dy = x; `look` is the view that the calls get of an array."""
+        with self.on_device():
+            placed = look(self.put(x))
+            y, backprop = function.vjp(placed, *args, backend=self.backend, **options)
+            return self.get(y), self.get(backprop(placed))
+
+
+# The cases' functions: each raises AssertionError, with what was found
+
+
+def known_answer(backend, counter, key, words, device=0):
+    """Philox's published words, seen through masks: a field is kept at the threshold that equals it, and not above."""
+    source, (c0, c1, c2, c3) = Placed(backend, device), counter
+    stream = {"seed": key[0] | key[1] << 32, "call": c2 | c3 << 32}
+    for lane, word in enumerate(words):
+        for above in (0, 1):
+            mask = source.keep_mask(4, (word + above) / 2**32, **stream, bits=32, start=4 * (c0 | c1 << 32))
+            assert mask[lane] == (not above), f"word {lane} is not {word:08x}"
+
+
+def mask(backend, shape, p, seed, call, bits, start, device=0):
+    """A mask is the reference's to the bit."""
+    got = Placed(backend, device).keep_mask(shape, p, seed, call, bits, start)
+    _same(got, reference.keep_mask(shape, p, seed, call, bits, start))
+
+
+def backward(backend, dtype, bits, size, device=0):
+    """Forward and backward have the reference's mask; at p = 1/2 and for powers of two every value is exact."""
+    x = (2.0 ** (np.arange(size) % 7)).astype(dtype)
+    y, dx = Placed(backend, device).both(gpudrop.dropout, x, 0.5, rng=gpudrop.Stream(SEED, CALL), bits=bits)
+    want = np.where(reference.keep_mask(size, 0.5, SEED, CALL, bits), x + x, x - x)
+    _same(y, want)
+    _same(dx, want)
+
+
+def strides(backend, layout, dtype, device=0):
+    """The mask belongs to the logical index, however the elements lie."""
+    base = np.arange(1, 109).reshape(6, 18).astype(dtype)
+    look, stream = LAYOUTS[layout], gpudrop.Stream(SEED, CALL)
+    y, dx = Placed(backend, device).both(gpudrop.dropout, base, 0.5, look=look, rng=stream)
+    x = look(base)
+    want = np.where(reference.keep_mask(x.shape, 0.5, SEED, CALL), x + x, x - x)
+    _same(y, want)
+    _same(dx, want)
+
+
+def values(backend, activation, dtype, size, device=0):
+    """Values and slopes are within the table of ulps; at p = 1/2 the scale of 2 changes no rounding."""
+    source, stream = Placed(backend, device), gpudrop.Stream(SEED, CALL)
+    with source.on_device(), np.errstate(all="ignore"):
+        x = ulps.samples(dtype, 50_000)
+        x = x[np.isfinite(x.astype(np.float64))]
+        x = x[:: max(1, x.size // size)].copy()
+        y, backprop = gpudrop.dropout_vjp(source.put(x), 0.5, activation=activation, rng=stream, backend=backend)
+        found = {"value": source.get(y), "slope": source.get(backprop(source.put(np.ones_like(x))))}
+        kept, exact = reference.keep_mask(x.shape, 0.5, SEED, CALL), x.astype(np.float64)
+        for (role, got), formula in zip(found.items(), reference.ACTIVATIONS[activation], strict=True):
+            assert not np.any(got[~kept]), f"{role}: what is dropped is not 0"
+            allowed, floor = ulps.allowed(activation, role, dtype)
+            error = ulps.error(got[kept], 2 * formula(exact[kept]), 2 * floor).max(initial=0)
+            assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
+
+
+def variant(backend, name, device=0):
+    """A variant of dropout is the reference's, forward and backward, within the table of ulps."""
+    shape, noise = VARIANTS[name]
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    stream = gpudrop.Stream(SEED, CALL)
+    y, dx = Placed(backend, device).both(getattr(gpudrop, name), x, 0.4, rng=stream)
+    want, backprop = reference.FAMILY[name](x, 0.4, SEED, CALL)
+    for role, got, exact in (("value", y, want), ("slope", dx, backprop(x))):
+        allowed = ulps.allowed(noise, role, "float32")[0]
+        error = ulps.error(got, exact, np.maximum(1, np.abs(x.astype(np.float64)))).max()
+        assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
+
+
+def statistic(backend, check, size, device=0):
+    """The findings of one of the checks of `gpudrop.statistics`, which are judged together with all others."""
+    return statistics.findings(check, Placed(backend, device), size)
+
+
+def _same(got, want):
+    assert got.shape == want.shape and got.dtype == want.dtype, f"{got.dtype} of shape {got.shape}"
+    wrong = np.flatnonzero(got.ravel() != want.ravel())
+    assert not wrong.size, f"{wrong.size} of {want.size} elements differ, the first is number {wrong[:1]}"
+
+
+class Case(NamedTuple):
+    """One call: a function of this module, and literals."""
+
+    function: str
+    arguments: dict
+
+    def run(self):
+        """The p-values that were found, if there are any, and what is wrong, or None."""
+        try:
+            return globals()[self.function](**self.arguments) or [], None
+        except Exception as error:  # whatever a kernel or a driver raises is what is wrong
+            return [], f"{type(error).__name__}: {error}"
+
+    @property
+    def line(self):
+        """The line of Python that fails as the case does."""
+        call = f"selftest.{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+        if self.function == "statistic":
+            return f"from gpudrop import selftest, statistics; assert statistics.worst({call}) > {statistics.ALPHA}"
+        return f"from gpudrop import selftest; {call}"
+
+
+def plan(backend, device=0, quick=False):
+    """The cases for a device of a backend."""
+    simulated = backends.load(backend).devices() == ["the CUDA simulator"]
+    few = quick or simulated
+    where = {"backend": backend} | ({"device": device} if device else {})
+
+    def case(function, **arguments):
+        return Case(function, where | arguments)
+
+    for rounds, counter, key, words in reference.known_answers()[:: 5 if simulated else 1]:
+        if rounds == 10 and counter[1] < 2**30:  # a mask reaches no chunk beyond
+            yield case("known_answer", counter=counter, key=key, words=words)
+    stream = {"seed": SEED, "call": CALL}
+    for bits in statistics.BITS:
+        lanes = 128 // bits
+        for size in SIZES + (() if simulated else LARGE_SIZES):
+            yield case("mask", shape=(size,), p=0.4, **stream, bits=bits, start=0)
+        for start in (1, 3, 15, 16, 2**32 - 3, 2**32 * lanes - 5, 2**40 + 7, 2**64 - 50):
+            yield case("mask", shape=(5, 10), p=0.4, **stream, bits=bits, start=start)
+        for p in (0, 1, 2**-18, 1 - 2**-18, 2**-16, 1 - 2**-16):
+            yield case("mask", shape=(300,), p=p, **stream, bits=bits, start=0)
+        for seed, call in ((0, 0), (2**32, 2**32), (2**64 - 1, 2**64 - 1)):
+            yield case("mask", shape=(200,), p=0.5, seed=seed, call=call, bits=bits, start=0)
+        if not few:  # with a carry of the chunk's low word within
+            yield case("mask", shape=(1031, 4001), p=0.3, **stream, bits=bits, start=2**32 * lanes - 500_003)
+    for dtype in statistics.DTYPES:
+        for bits in statistics.BITS:
+            for size in (17, 257) if few else (*SIZES, *LARGE_SIZES):
+                yield case("backward", dtype=dtype, bits=bits, size=size)
+        for layout in LAYOUTS:
+            if backend == "cpu" or layout not in HOST_LAYOUTS:
+                yield case("strides", layout=layout, dtype=dtype)
+    for activation in ACTIVATIONS if not few else ("relu", "gelu"):
+        if activation in reference.ACTIVATIONS:
+            for dtype in statistics.DTYPES if activation in ("relu", "gelu", "silu") else ("float32",):
+                yield case("values", activation=activation, dtype=dtype, size=60 if simulated else 50_000)
+    for name in VARIANTS if not quick else ():
+        yield case("variant", name=name)
+    size = 2**10 if simulated else 2**18 if quick else 2**23
+    for check, (_, least) in statistics.CHECKS.items():
+        if size >= least and not (simulated and check in SLOW):
+            yield case("statistic", check=check, size=size)
+
+
+@dataclass
+class Report:
+    """What a run found.
+
+    Attributes
+    ----------
+    backends : dict
+        Each backend's devices, or the reason why it can't serve.
+    cases : list of (Case, list of float)
+        Each case and the p-values that it found, if it did.
+    failures : list of (Case, str)
+        What is wrong.
+    worst : float
+        The smallest p-value, adjusted for the number of all.
+    seconds : float
+    """
+
+    backends: dict
+    cases: list = field(default_factory=list)
+    failures: list = field(default_factory=list)
+    worst: float = 1.0
+    seconds: float = 0.0
+
+    def rows(self):
+        """(check, backend, checked, failed, smallest p-value or None) for each kind of case on each backend."""
+        rows: Any = defaultdict(lambda: [0, 0, []])
+        failed = [case for case, _ in self.failures]
+        for case, p_values in self.cases:
+            row = rows[case.arguments.get("check", case.function), case.arguments["backend"]]
+            row[0] += len(p_values) or 1
+            row[1] += case in failed
+            row[2] += p_values
+        return [(*key, checked, bad, min(p_values, default=None)) for key, (checked, bad, p_values) in rows.items()]
+
+    def summary(self):
+        """One line: what was checked, how many, and the worst p-value."""
+        serving = [name for name, devices in self.backends.items() if not isinstance(devices, str)]
+        p_values = sum(len(p_values) for _, p_values in self.cases)
+        exact = sum(not p_values for _, p_values in self.cases)
+        verdict = f"FAILED, {len(self.failures)} of them" if self.failures else "passed"
+        return (
+            f"{verdict}: {exact} cases of known answers, masks, values and "
+            f"gradients and {p_values} p-values on {', '.join(serving)} in {self.seconds:.0f} s; the worst p-value, "
+            f"adjusted for all of them, is {self.worst:.2g} (below {statistics.ALPHA:g} is a failure: a false alarm in "
+            f"{1 / statistics.ALPHA:,.0f} runs at most)"
+        )
+
+    def as_dict(self):
+        """All of it, for JSON."""
+        return {
+            "passed": not self.failures,
+            "summary": self.summary(),
+            "versions": {name: version(name) for name in PACKAGES},
+            "backends": self.backends,
+            "seconds": self.seconds,
+            "false_alarm_rate": statistics.ALPHA,
+            "worst_adjusted_p_value": self.worst,
+            "checks": [
+                dict(zip(("check", "backend", "checked", "failed", "smallest_p_value"), row, strict=True))
+                for row in self.rows()
+            ],
+            "failures": [{"line": case.line, "found": found} for case, found in self.failures],
+        }
+
+
+def run(
+    backend: str | None = None, quick: bool = False, progress: Callable[[list[Any]], Iterable[Any]] = list
+) -> Report:
+    """Test the backends that serve on this machine, or the one that is named.
+
+    Parameters
+    ----------
+    backend : {"cpu", "cupy_elementwise", "numba_cuda"}, optional
+    quick : bool
+        Fewer cases and smaller samples, in a few seconds.
+    progress : callable, optional
+        Gets the list of cases and gives its items, as a progress bar does.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the backend's name is unknown, or it can't serve on this machine; or under python -O, which leaves out the
+        assertions that the test is made of.
+
+    Examples
+    --------
+    >>> from gpudrop import selftest
+    >>> selftest.run("cpu", quick=True).failures  # doctest: +SKIP
+    []
+    """
+    if not __debug__:
+        raise RuntimeError("the test is made of assertions, which python -O leaves out")
+    if backend is not None:
+        backends.choose(backends.BACKENDS.get(backend), backend)
+    began, serving = time.perf_counter(), {}
+    for name in backends.BACKENDS if backend is None else [backend]:
+        module = backends.load(name)
+        serving[name] = module if isinstance(module, str) else list(module.devices())
+    cases = [
+        case
+        for name, devices in serving.items()
+        if not isinstance(devices, str)
+        for device in range(1 if name == "cpu" else len(devices))
+        for case in plan(name, device, quick)
+    ]
+    report, found = Report(serving), []
+    for case in progress(cases):
+        p_values, wrong = case.run()
+        found.append((case, p_values, wrong))
+    adjusted = iter(statistics.holm([finding.p_value for _, findings, _ in found for finding in findings]))
+    for case, findings, wrong in found:
+        report.cases.append((case, [finding.p_value for finding in findings]))
+        for finding in findings:
+            p_value = float(next(adjusted))
+            report.worst = min(report.worst, p_value)
+            if p_value <= statistics.ALPHA and not wrong:
+                wrong = f"p-value {finding.p_value:.2g}, adjusted {p_value:.2g}, at {finding.case}"
+        if wrong:
+            report.failures.append((case, wrong))
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def main(backend: str | None = None, quick: bool = False, file: Path | None = None) -> int:
+    """Run the test, show the table, write the file; the exit status."""
+    if file is not None and not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of the results must exist, got {file}")
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        report = run(backend, quick, lambda cases: bar.track(cases, description="testing"))
+    table = Table("check", "backend", "checked", "failed", "smallest p-value")
+    for check, name, checked, failed, p_value in report.rows():
+        table.add_row(check, name, f"{checked}", f"{failed}", "" if p_value is None else f"{p_value:.2g}")
+    console = Console()
+    console.print(table)
+    for name, devices in report.backends.items():
+        if isinstance(devices, str):
+            console.print(f"not tested: {name}: {devices}", soft_wrap=True, highlight=False, markup=False)
+    if file is not None:
+        file.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    if report.failures:
+        case, wrong = report.failures[0]
+        console.print(f"{wrong}\n{case.line}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"gpudrop selftest {report.summary()}", soft_wrap=True, highlight=False, markup=False)
+    return 1 if report.failures else 0
