@@ -1,4 +1,4 @@
-"""python -m bench cpu, gpu, torch, sass or launch: measure, show tables, and write the results as JSON."""
+"""python -m bench cpu, gpu, torch, sass, launch or batteries: measure, show tables, and write the results as JSON."""
 
 import importlib.metadata
 import json
@@ -145,6 +145,33 @@ def launch(
         record["cases"].append({"call": what, "microseconds": round(microseconds, 2)})
         table.add_row(what, f"{microseconds:.2f}")
     write(record, file or RESULTS / f"launch-{llvmlite.binding.get_host_cpu_name()}.json", [table])
+
+
+@app.command()
+def batteries(
+    quick: Annotated[bool, typer.Option(help="Few tests, in under a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the streams that are tested.")] = 0,
+    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+):
+    """What dieharder finds in the generator's bytes, in three orders; the exit status is 1 if they are not random."""
+    from bench import batteries
+
+    if reason := batteries.missing():
+        sys.exit(f"python -m bench batteries: {reason}")
+    record = described(_processor(), os.cpu_count()) | {"seed": seed, "alpha": batteries.ALPHA}
+    record["versions"]["dieharder"] = batteries.version()
+    record["orders"] = {name: order.__doc__ for name, order in batteries.ORDERS.items()}
+    record |= {"CALLS": batteries.CALLS, "CHUNKS": batteries.CHUNKS, "left_out": batteries.LEFT_OUT}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        tests = batteries.QUICK if quick else batteries.TESTS
+        try:
+            record["cases"] = batteries.measure(tests, seed, progress.track)
+        except RuntimeError as error:
+            sys.exit(f"python -m bench batteries: {error}")
+    path = file or RESULTS / f"batteries{'-quick' * quick}.json"
+    write(record, path, [*batteries.tables(record), *batteries.notes(record)])
+    if batteries.failed(record):
+        sys.exit("python -m bench batteries: the bytes are not random")
 
 
 def described(device, threads=None):
