@@ -4,9 +4,13 @@ A formula is a plain Python function of one number. `gpudrop.formulas` makes the
 and CuPy compile it; a bare number in it has the type of x. Slopes are d value / d x.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import erf, exp, expm1, log1p, tanh
+from typing import Any
+
+import numpy as np
 
 from gpudrop.cuda_source import CudaSource
 
@@ -26,8 +30,8 @@ class Activation:
     """
 
     name: str
-    value: Callable
-    slope: Callable
+    value: Callable[[Any], Any]
+    slope: Callable[[Any], Any]
     slope_of: str | None = "input"
 
 
@@ -195,7 +199,7 @@ ACTIVATIONS = {row.name: row for row in _ROWS}
 """The table: name -> Activation."""
 
 
-def register_activation(name, value, slope):
+def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Activation:
     """Add an activation of your own, fused with dropout on every backend.
 
     Parameters
@@ -218,7 +222,7 @@ def register_activation(name, value, slope):
     ValueError
         If the name is taken or not an identifier.
     TypeError
-        If value or slope is not a function of one number written with def.
+        If value or slope is not a function of one number written with def, or can't be computed from one.
     SyntaxError
         If a line has no CUDA spelling; it names the line.
 
@@ -235,14 +239,30 @@ def register_activation(name, value, slope):
     if name in ACTIVATIONS:
         raise ValueError(f"activation {name!r} exists already")
     for role, formula in (("value", value), ("slope", slope)):
-        CudaSource().add(formula)
-        if formula.__code__.co_argcount != 1:
-            raise TypeError(f"{role} must take one number, {formula.__name__} takes {formula.__code__.co_argcount}")
+        _check_formula(role, formula)
     ACTIVATIONS[name] = Activation(name, value, slope)
     return ACTIVATIONS[name]
 
 
-def find_activation(name):
+def _check_formula(role: str, formula: Any) -> None:
+    """What can be known of a user's formula before a processor compiles it."""
+    try:
+        CudaSource().add(formula)
+    except RecursionError:
+        raise SyntaxError(f"{role} is nested too deeply") from None
+    signature = inspect.signature(formula)
+    if [a.kind for a in signature.parameters.values()] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
+        raise TypeError(f"{role} must take one number, {formula.__name__} takes {signature}")
+    try:
+        with np.errstate(all="ignore"):
+            formula(0.5)
+    except (ArithmeticError, ValueError):
+        pass  # it isn't defined there
+    except Exception as error:  # operations on bits, say, which have a spelling but no meaning
+        raise TypeError(f"{role} must be computable from a number, {formula.__name__}(0.5) fails: {error}") from None
+
+
+def find_activation(name: str | None) -> Activation:
     """The row for a name, or for None the identity; a ValueError lists the known names."""
     try:
         return ACTIVATIONS["identity" if name is None else name]

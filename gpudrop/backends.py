@@ -71,7 +71,7 @@ def adopt(name, x):
     TypeError
         If x, which the message calls `name`, is of no supported kind.
     """
-    kind = _own_kind(type(x))
+    kind = _own_kind(type(x))  # type: ignore[arg-type]  # mypy takes no type[Any] for hashable
     if kind is not None:
         return Operand(x, kind, _unchanged)
     cupy = sys.modules.get("cupy")
@@ -81,11 +81,11 @@ def adopt(name, x):
         return Operand(np.asarray(x), "numpy", _unchanged)  # of no subclass: np.matrix is never flat
     if cupy is not None and isinstance(x, cupy.ndarray):
         return Operand(x, "cupy", _unchanged)
-    if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):
+    if hasattr(x, "__dlpack__") and not isinstance(x, (np.ndarray, type)):
         array = _from_dlpack(name, x)
         return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
-    if hasattr(x, "__cuda_array_interface__"):
-        return Operand(_cupy(name, x).asarray(x), "cupy", _unchanged)
+    if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
+        return Operand(_from_interface(name, x), "cupy", _unchanged)
     raise TypeError(
         f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
         f"got {type(x).__module__}.{type(x).__qualname__}"
@@ -125,6 +125,13 @@ def _from_dlpack(name, x):
         return library.from_dlpack(x)
     except (RuntimeError, BufferError) as error:
         raise TypeError(f"{name} can't be read through DLPack: {error}") from error
+
+
+def _from_interface(name, x):
+    try:
+        return _cupy(name, x).asarray(x)
+    except RuntimeError as error:
+        raise TypeError(f"{name} can't be read through __cuda_array_interface__: {error}") from error
 
 
 def _plain_numba(x):
@@ -298,7 +305,7 @@ def overlap(x, y):
 
 def _begin(array):
     """The address of a contiguous array on a device; None for others."""
-    kind = _own_kind(type(array))
+    kind = _own_kind(type(array))  # type: ignore[arg-type]  # as in adopt
     if kind == "cupy":
         return array.data.ptr if array.flags.c_contiguous else None
     if kind == "numba" and hasattr(array, "gpu_data") and array.is_c_contiguous():
@@ -343,7 +350,7 @@ def load(backend):
     """The kernel module of a backend, or the reason why it can't serve, as a sentence."""
     try:
         module = importlib.import_module(f"gpudrop.kernels.{backend}")
-    except ImportError as error:
+    except Exception as error:  # whatever a library of a broken driver raises
         return f"it can't be imported ({error})"
     return module.unavailable() or module
 
@@ -363,7 +370,7 @@ def choose(kind, backend=None):
         for name, own in BACKENDS.items():  # noqa: B007  (next() of a generator takes three times as long)
             if own == kind:
                 break
-    if name not in BACKENDS:
+    elif backend not in list(BACKENDS):  # a list, say, has no place in a dict
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if (kind == "numpy") != (BACKENDS[name] == "numpy"):
         place = "host" if kind == "numpy" else "device"

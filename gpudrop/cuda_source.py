@@ -8,12 +8,10 @@ import ast
 
 from gpudrop.formulas import parse
 
-OPERATORS = {
-    **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.RShift: ">>", ast.LShift: "<<"},
-    **{ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"},
-    **{ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"},
-    **{ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
-}
+OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.RShift: ">>", ast.LShift: "<<"}
+OPERATORS |= {ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"}
+OPERATORS |= {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"}
+OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
 """What annotations mean; without one a parameter or result is real."""
@@ -125,7 +123,7 @@ class _Printer:
                 return text + (f" else {self.nested(orelse, indent)}" if orelse else "")
             case ast.For(
                 target=ast.Name(id=i),
-                iter=ast.Call(func=ast.Name("range"), args=[ast.Constant(value=n)]),
+                iter=ast.Call(func=ast.Name("range"), args=[ast.Constant(value=int(n))]),
                 body=body,
                 orelse=[],
             ):

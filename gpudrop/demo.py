@@ -11,6 +11,7 @@ import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,9 @@ class MLP:
 
     def backward(self, dscores):
         """The gradients of the parameters for the one of the scores, with the masks of the last forward pass."""
-        dweights, dbiases, dx = [], [], dscores
+        dx = dscores
+        dweights: list[Any] = []
+        dbiases: list[Any] = []
         for weight, layer, inputs in zip(self.weights[::-1], self.dropouts[::-1], self._inputs[::-1], strict=True):
             dweights.insert(0, inputs.T @ dx)
             dbiases.insert(0, dx.sum(axis=0))
@@ -239,10 +242,12 @@ def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
         descents = [_descend(xp, off, advance) for off in (True, False)]
         pairs = itertools.product((False, True), range(seeds))
         fits = [_fit(xp, seed, dropped, steps, advance) for dropped, seed in pairs]
-        networks, curves, norms = zip(*fits, strict=True)
+        networks, *measured = zip(*fits, strict=True)
         predictions = _check_predictions(networks[-1], _digits(xp, seeds - 1)[2])
-    curves, norms = np.reshape(curves, (2, seeds, -1, 4)), np.reshape(norms, (2, seeds))
-    result = Result(device, *descents, predictions, curves, norms, picture, time.perf_counter() - started)
+    curves, norms = np.reshape(measured[0], (2, seeds, -1, 4)), np.reshape(measured[1], (2, seeds))
+    without, with_dropout = descents
+    took = time.perf_counter() - started
+    result = Result(device, without, with_dropout, predictions, curves, norms, picture, took)
     _print(result, console)
     _draw(result)
     console.print(f"Picture: {picture}", soft_wrap=True)

@@ -1,20 +1,26 @@
 """dropout, dropout_vjp and keep_mask: everything is checked, then allocated, then dispatched once."""
 
 import math
-from contextlib import contextmanager
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from gpudrop import backends
-from gpudrop.activations import find_activation
+from gpudrop.activations import Activation, find_activation
 from gpudrop.fusion import REAL, STORAGE, Draw, Fusion
 from gpudrop.generator import Generator, Stream, check_rng, take
 from gpudrop.masks import Blocks, Part, Shared, check_mask_shape, rows, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.random_bits import check_bits, check_p, check_uint64
+from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
@@ -32,28 +38,29 @@ EVERYWHERE = Surroundings()
 _surroundings = ContextVar("gpudrop_surroundings", default=EVERYWHERE)
 
 
-def here():
+def here() -> Surroundings:
     """The Surroundings of the code that runs now."""
     return _surroundings.get()
 
 
 @contextmanager
-def within(**changes):
+def within(**changes: Any) -> Iterator[None]:
     """Change the surroundings for a block, in the current thread (and its asyncio task) alone."""
-    token = _surroundings.set(here()._replace(**changes))
-    try:
+    before = here()
+    try:  # and then change them, for an interrupt may come right after
+        _surroundings.set(before._replace(**changes))
         yield
     finally:
-        _surroundings.reset(token)
+        _surroundings.set(before)
 
 
-def rng_here(rng, surroundings):
+def rng_here(rng: Generator | Stream | None, surroundings: Surroundings) -> Generator | Stream:
     """What a call draws from: the rng it is given, checked, or the surroundings' in the place of a Generator."""
     rng, own = check_rng(rng), surroundings.rng
     return rng if own is None or isinstance(rng, Stream) else own
 
 
-def no_dropout():
+def no_dropout() -> AbstractContextManager[None]:
     """Switch every dropout off within a block, as if training were False.
 
     For gradient checks, and for looking at the cost. It holds for the current thread (and its asyncio
@@ -73,7 +80,18 @@ def no_dropout():
     return within(on=False)
 
 
-def dropout(x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
+def dropout(
+    x: Array,
+    p: float = 0.5,
+    *,
+    mask_shape: MaskShape | None = None,
+    activation: str | None = None,
+    training: bool = True,
+    rng: Generator | Stream | None = None,
+    bits: int = 16,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
 
     Inverted dropout: y = keep ? activation(x) * scale : 0, where scale = 1 / (1 - p), so that the
@@ -138,8 +156,17 @@ def dropout(x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=No
 
 
 def dropout_vjp(
-    x, p=0.5, *, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None
-):
+    x: Array,
+    p: float = 0.5,
+    *,
+    mask_shape: MaskShape | None = None,
+    activation: str | None = None,
+    training: bool = True,
+    rng: Generator | Stream | None = None,
+    bits: int = 16,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> tuple[Array, Backprop]:
     """`dropout`, and the function that takes a gradient back through it.
 
     Nothing of the mask is stored: the backward pass draws it again. It keeps x (not a copy of it), or y
@@ -169,12 +196,53 @@ def dropout_vjp(
     return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).vjp()
 
 
-def _prepared(x, p, mask_shape=None, activation=None, training=True, rng=None, bits=16, out=None, backend=None):
+def _prepared(
+    x: Any,
+    p: float,
+    mask_shape: MaskShape | None = None,
+    activation: str | None = None,
+    training: bool = True,
+    rng: Generator | Stream | None = None,
+    bits: int = 16,
+    out: Any = None,
+    backend: str | None = None,
+) -> "Prepared":
     how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a Variation, but for the time that it takes to make one
     return prepare(backends.adopt("x", x), how, activation, training, rng, bits, out, backend)
 
 
-def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
+@overload
+def keep_mask(
+    shape: int | Sequence[int],
+    p: float,
+    rng: Generator | Stream | None = None,
+    *,
+    bits: int = 16,
+    start: int = 0,
+    like: None = None,
+    backend: str | None = None,
+) -> "NDArray[np.bool_]": ...
+@overload
+def keep_mask(
+    shape: int | Sequence[int],
+    p: float,
+    rng: Generator | Stream | None = None,
+    *,
+    bits: int = 16,
+    start: int = 0,
+    like: AnyArray,
+    backend: str | None = None,
+) -> Any: ...
+def keep_mask(
+    shape: int | Sequence[int],
+    p: float,
+    rng: Generator | Stream | None = None,
+    *,
+    bits: int = 16,
+    start: int = 0,
+    like: AnyArray | None = None,
+    backend: str | None = None,
+) -> Any:
     """The mask that `dropout` would use in the same place, as booleans: True where an element is kept.
 
     Parameters
@@ -213,7 +281,7 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
     """
     start, surroundings = check_uint64("start", start), here()
     rng = rng_here(rng, surroundings)
-    p, bits = check_p(p) if surroundings.on else 0.0, check_bits(bits)
+    shape, p, bits = _check_shape(shape), check_p(p), check_bits(bits)
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
     mask = backends.empty(shape, np.bool_, operand)
@@ -221,15 +289,30 @@ def keep_mask(shape, p, rng=None, *, bits=16, start=0, like=None, backend=None):
         start += surroundings.first * (mask.size // mask.shape[0])
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
-    numbers = DROPOUT.numbers(p, bits)
+    numbers = DROPOUT.numbers(p, bits) if surroundings.on else None
     bits, stored = (bits, rng.stored) if numbers else (0, False)
     fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], stored=stored)
-    draw = Draw(*take(rng, module, operand._replace(array=mask)), start, *numbers) if numbers else Draw()
+    draw = Draw()
+    if numbers:
+        draw = Draw(
+            *take(rng, module, operand._replace(array=mask)), start, numbers.limit, numbers.scale, numbers.shift
+        )
     backends.launch(module, operand, fusion, mask, mask, mask, draw)
     return operand.give_back(mask)
 
 
-dropout.vjp, dropout.prepare = dropout_vjp, _prepared  # as every variant has them
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(operator.index, shape if np.ndim(shape) else (shape,)))
+    except (TypeError, ValueError):
+        raise TypeError(f"shape must be an integer or a tuple of integers, got {shape!r}") from None
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"shape must not be negative, got {shape}")
+    return sizes
+
+
+# As every variant has them. Type checkers, to which a function has no attributes, know dropout_vjp.
+dropout.vjp, dropout.prepare = dropout_vjp, _prepared  # type: ignore[attr-defined]
 
 
 class Variation(NamedTuple):
@@ -255,7 +338,7 @@ class Variation(NamedTuple):
     p: float
     noise: Noise = DROPOUT
     prediction: Noise = PLAIN
-    mask: tuple | Blocks | None = None
+    mask: MaskShape | Blocks | None = None
     batch_axis: int | None = 0
     other: Any = None
     copies: int | None = None
@@ -271,7 +354,7 @@ class _Plan(NamedTuple):
     numbers: Numbers
     draws: bool
 
-    def draw(self, rng, place, module, operand, target):
+    def draw(self, rng: Generator | Stream, place: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
         """The numbers of one call; the generator moves on if anything is drawn."""
         limit, scale, shift = self.numbers
         if not self.draws:
@@ -284,7 +367,17 @@ class _Plan(NamedTuple):
 
 # A cache, because training makes the same few calls again and again; p may come from a schedule.
 @lru_cache(maxsize=1024)
-def _plan(dtype, noise, p, activation, bits, given, counted, window, stored):
+def _plan(
+    dtype: Any,
+    noise: Noise,
+    p: float,
+    activation: Activation,
+    bits: int,
+    given: bool,
+    counted: bool,
+    window: bool,
+    stored: bool,
+) -> _Plan:
     if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
     p, bits = noise.check(p), check_bits(bits)
@@ -302,7 +395,7 @@ def _plan(dtype, noise, p, activation, bits, given, counted, window, stored):
 
     drawn_here = {"window": window, "stored": stored} if inline else {}
 
-    def fusion(direction, noise, activation):
+    def fusion(direction: str, noise: Noise, activation: Activation) -> Fusion:
         described = Fusion(direction, activation, inline, dtype.name, noise, given, counted, **drawn_here)
         if described.acting.drawn is None or (direction == "backward" and described.saves_output):
             return Fusion(direction, activation, 0, dtype.name, noise)
@@ -327,16 +420,16 @@ class Prepared(NamedTuple):
     module: Any
     plan: _Plan
     mask: Shared | Blocks | None
-    rooms: list | None  # for the mask
+    rooms: list[Any] | None  # for the mask
     rng: Generator | Stream
-    place: tuple  # where it is drawn: start, row and pitch of a Draw
+    place: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
 
-    def forward(self):
+    def forward(self) -> Any:
         x, other, target, out, module, plan, mask, rooms, rng, place = self
         _launch(x, other, target, module, plan, mask, rooms, plan.draw(rng, place, module, x, target))
         return x.give_back(target) if out is None else out
 
-    def vjp(self):
+    def vjp(self) -> tuple[Any, Any]:
         """What `forward` returns, and the function that takes a gradient back."""
         activation, x = self.plan.backward.activation, self.x.array
         needs_x = activation.slope_of is not None and not self.plan.backward.saves_output
@@ -347,7 +440,7 @@ class Prepared(NamedTuple):
         y = self.x.give_back(self.target) if self.out is None else self.out
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
 
-    def backward(self, saved, second=False):
+    def backward(self, saved: Any, second: bool = False) -> None:
         """The gradient alone, for a call that was prepared with dy in the place of x.
 
         saved: what the activation's slope is a function of, or None; second: whether it is the second array's.
@@ -356,11 +449,11 @@ class Prepared(NamedTuple):
         draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
         _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.rooms)
 
-    def _backprop(self, draw, saved):
+    def _backprop(self, draw: Draw, saved: Any) -> Any:
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
         module, plan, mask, likeness = self.module, self.plan, self.mask, self.x.likeness()
 
-        def backprop(dy, *, out=None):
+        def backprop(dy: Any, *, out: Any = None) -> Any:
             """dx for dy = d cost / d y; see `dropout_vjp`."""
             operand = backends.adopt("dy", dy)
             _check_like("dy", operand, likeness)
@@ -380,12 +473,24 @@ class Prepared(NamedTuple):
         return backprop
 
 
-def _launch(x, other, target, module, plan, mask, rooms, draw):
+def _launch(
+    x: backends.Operand, other: Any, target: Any, module: Any, plan: _Plan, mask: Any, rooms: Any, draw: Draw
+) -> None:
     given = None if rooms is None else mask.make(module, backends.leading(x, target), rooms, plan.mask, draw)
     backends.launch(module, x, plan.forward, x.array, other, target, draw, given)
 
 
-def _go_back(module, fusion, drawing, mask, dy, saved, target, draw, rooms=None):
+def _go_back(
+    module: Any,
+    fusion: Any,
+    drawing: Any,
+    mask: Any,
+    dy: backends.Operand,
+    saved: Any,
+    target: Any,
+    draw: Draw,
+    rooms: Any = None,
+) -> None:
     """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`.
 
     rooms: for the mask, where they are allocated already.
@@ -397,7 +502,16 @@ def _go_back(module, fusion, drawing, mask, dy, saved, target, draw, rooms=None)
     backends.launch(module, dy, fusion, dy.array, dy.array if saved is None else saved, target, draw, given)
 
 
-def prepare(operand, how, activation, training, rng, bits, out, backend):
+def prepare(
+    operand: backends.Operand,
+    how: Any,
+    activation: Any,
+    training: bool,
+    rng: Generator | Stream | None,
+    bits: int,
+    out: Any,
+    backend: str | None,
+) -> Prepared:
     """Check a call and allocate for it. operand: x; how: the Variation."""
     strength, noise, prediction, mask, axis, other, copies = how
     surroundings = here()
@@ -417,7 +531,7 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
     module = backends.choose(kind, backend)
     second = x
-    if other is not None:
+    if noise.two_inputs:
         second = backends.adopt("previous", other)
         _check_like("previous", second, operand.likeness())
         second = second.array
@@ -425,13 +539,13 @@ def prepare(operand, how, activation, training, rng, bits, out, backend):
         target = backends.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
     else:
         target = _target("out", out, operand, "x")
-    if other is not None and out is not None:
+    if noise.two_inputs and out is not None:
         _check_apart("out", target, second, "previous")
     rooms = None if plan.mask is None else mask.allocate(backends.leading(operand, target), plan.mask.dtype)
     return Prepared(operand, second, target, out, module, plan, mask, rooms, rng, place)
 
 
-def _placed(x, mask, axis, surroundings):
+def _placed(x: Any, mask: Any, axis: int | None, surroundings: Surroundings) -> tuple[Any, tuple[int, int, int]]:
     """The mask as a Shared, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
     part = surroundings.part
     shape = tuple(x.shape) if part is None else part.whole
@@ -450,7 +564,7 @@ def _placed(x, mask, axis, surroundings):
     return mask, (start, row, pitch)
 
 
-def _target(name, out, operand, source):
+def _target(name: str, out: Any, operand: backends.Operand, source: str) -> Any:
     """Where to write: a new array, or the user's, checked to be like the operand and apart from it.
 
     An Operand is not the user's: it was made to be so.
@@ -467,12 +581,12 @@ def _target(name, out, operand, source):
     return target.array
 
 
-def _check_apart(name, target, array, source):
+def _check_apart(name: str, target: Any, array: Any, source: str) -> None:
     if backends.overlap(target, array) and not backends.same_memory(target, array):
         raise ValueError(f"{name} must be {source} itself or share no memory with it, got an overlapping view")
 
 
-def _check_like(name, operand, likeness):
+def _check_like(name: str, operand: backends.Operand, likeness: Any) -> None:
     if operand.likeness() != likeness:
         wanted, got = backends.describe(*likeness), backends.describe(*operand.likeness())
         raise ValueError(f"{name} must be {wanted}, got {got}")

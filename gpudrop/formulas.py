@@ -24,6 +24,7 @@ import textwrap
 import types
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,23 +44,23 @@ class Formula:
     function: types.FunctionType
     source: str
     tree: ast.FunctionDef
-    calls: dict
+    calls: dict[str, types.FunctionType]
 
     @functools.cached_property
-    def digest(self):
+    def digest(self) -> str:
         """A hash of everything the formula's result depends on."""
         text = ast.dump(self.tree) + "".join(f"{n}={parse(f).digest}" for n, f in sorted(self.calls.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def refuse(self, node, why="has no CUDA spelling"):
+    def refuse(self, node: Any, why: str = "has no CUDA spelling") -> SyntaxError:
         """The error for a node: its line in the file, and its text as it stands there."""
         line = self.function.__code__.co_firstlineno + getattr(node, "lineno", 1) - 1
-        text = ast.get_source_segment(self.source, node) if hasattr(node, "lineno") else ast.unparse(node)
+        text = (ast.get_source_segment(self.source, node) if hasattr(node, "lineno") else None) or ast.unparse(node)
         return SyntaxError(f"line {line}: '{text.splitlines()[0]}' {why}")
 
 
 @functools.cache
-def parse(function):
+def parse(function: Any) -> Formula:
     """The canonical form of a function.
 
     Raises
@@ -75,7 +76,7 @@ def parse(function):
         source = textwrap.dedent(inspect.getsource(function))
     except OSError:
         raise SyntaxError(f"the source of {function.__name__} can't be read; put it into a file") from None
-    tree = ast.parse(source).body[0]
+    tree: Any = ast.parse(source).body[0]
     formula = Formula(function, source, tree, {})
     _Canonical(formula).visit(tree)
     return formula
@@ -217,7 +218,7 @@ def compiled(function, real, math_functions, decorate, memo=None):
             namespace[name] = compiled(called, real, math_functions, decorate, memo)
         bare = _without_annotations(formula.tree)
         code = compile(ast.fix_missing_locations(ast.Module([bare], [])), f"<formula {bare.name}>", "exec")
-        exec(code, namespace)
+        exec(code, namespace)  # noqa: S102  (the caller's own function, in canonical form)
         memo[function] = decorate(namespace[bare.name])
     return memo[function]
 
@@ -225,4 +226,5 @@ def compiled(function, real, math_functions, decorate, memo=None):
 def _without_annotations(tree):
     arguments = ast.arguments([], [ast.arg(a.arg) for a in tree.args.args], None, [], [], None, [])
     # type_params is new in Python 3.12 and required from 3.13 on.
-    return ast.FunctionDef(name=f"{tree.name}_", args=arguments, body=tree.body, decorator_list=[], type_params=[])
+    more: dict[str, Any] = {"type_params": []}
+    return ast.FunctionDef(name=f"{tree.name}_", args=arguments, body=tree.body, decorator_list=[], **more)

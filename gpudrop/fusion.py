@@ -161,7 +161,7 @@ class Fusion:
 
         else:
 
-            def element(r, scale, shift, a, b):
+            def element(r, scale, shift, a, b):  # type: ignore[misc]  # r's type, which printers read, sets it apart
                 return noise(r, scale, shift, inner(a, b), b)
 
         return element

@@ -1,13 +1,22 @@
 """Where randomness comes from: a Stream is the randomness of one call, a Generator hands them out."""
 
+import os
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gpudrop import backends
 from gpudrop.random_bits import check_uint64
+from gpudrop.states import check_keys
+
+# Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Stream:
     call: int
     stored = False  # whether the numbers are in a device's memory
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_uint64("seed", self.seed))
         object.__setattr__(self, "call", check_uint64("call", self.call))
 
@@ -41,7 +50,7 @@ class StoredStream(Stream):
 
     stored = True
 
-    def __init__(self, array):
+    def __init__(self, array: Any) -> None:
         object.__setattr__(self, "seed", array)
         object.__setattr__(self, "call", None)
 
@@ -79,14 +88,13 @@ class Generator:
     Stream(seed=42, call=2)
     """
 
-    def __init__(self, seed=None, device=False):
+    def __init__(self, seed: int | None = None, device: bool = False) -> None:
         self._seed = secrets.randbits(64) if seed is None else check_uint64("seed", seed)
         self._call = 0
-        self._lock = threading.Lock()
         self._array = backends.to_device(np.array([self._seed, 0], np.uint64)) if device else None
         self.stored = self._array is not None
 
-    def next(self):
+    def next(self) -> Stream:
         """The next stream.
 
         Returns
@@ -104,21 +112,21 @@ class Generator:
             return StoredStream(self._take_on_device(backends.choose(operand.kind), operand))
         return Stream(*self._take())
 
-    def _take(self):
-        with self._lock:
+    def _take(self) -> tuple[int, int]:
+        with _lock:
             call = self._call
             if call >= 2**64:
                 raise OverflowError("all 2**64 calls of this seed are used up")
             self._call = call + 1
             return self._seed, call
 
-    def _take_on_device(self, module, operand):
+    def _take_on_device(self, module: Any, operand: backends.Operand) -> Any:
         """The next stream as an array of an operand's kind, by a kernel that runs where the operand's do."""
         stream = backends.empty(2, np.uint64, operand)
         backends.advance(module, operand, backends.as_kind(self._array, operand), stream)
         return stream
 
-    def spawn(self, n):
+    def spawn(self, n: int) -> "list[Generator]":
         """Derive n independent generators, through NumPy's SeedSequence, using up one call.
 
         Parameters
@@ -140,14 +148,14 @@ class Generator:
         """
         return [Generator(seed, self.stored) for seed in spawned_seeds(self, n)]
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, int]:
         """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
         if self.stored:
             return dict(zip(("seed", "call"), map(int, backends.to_host(self._array)), strict=True))
-        with self._lock:
+        with _lock:
             return {"seed": self._seed, "call": self._call}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a state that `state_dict` returned.
 
         Parameters
@@ -155,25 +163,24 @@ class Generator:
         state : dict
             {"seed": int, "call": int}; nothing changes if it isn't a state.
         """
-        if set(state) != {"seed", "call"}:
-            raise ValueError(f"a state has the keys 'call' and 'seed', got {sorted(state)}")
+        check_keys("generator", state, ("seed", "call"))
         seed = check_uint64("seed", state["seed"])
         used_up = isinstance(state["call"], int) and state["call"] == 2**64
         call = state["call"] if used_up else check_uint64("call", state["call"])
-        with self._lock:
+        with _lock:
             self._seed, self._call = seed, call
         if self.stored:  # in place, since graphs have its address
             backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.state_dict() | ({"device": True} if self.stored else {})
 
-    def __setstate__(self, state):
-        numbers = {key: state[key] for key in ("seed", "call")}
-        self.__init__(state["seed"], state.get("device", False))
-        self.load_state_dict(numbers)
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        check_keys("generator", state, ("seed", "call"), optional=("device",))
+        Generator.__init__(self, state["seed"], state.get("device", False))
+        self.load_state_dict({"seed": state["seed"], "call": state["call"]})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         where = "on the device" if self.stored else f"call={self._call}"
         return f"<Generator seed={self._seed} {where}>"
 
@@ -181,7 +188,7 @@ class Generator:
 _default = Generator()
 
 
-def manual_seed(seed):
+def manual_seed(seed: int) -> Generator:
     """Restart the default generator, the one behind `rng=None`, from a seed.
 
     Parameters
@@ -204,16 +211,21 @@ def manual_seed(seed):
     return _default
 
 
-def check_rng(rng):
+def check_rng(rng: Generator | Stream | None) -> Generator | Stream:
     """A Generator or Stream as it is, the default generator for None, or a TypeError."""
     if rng is None:
         return _default
     if isinstance(rng, (Generator, Stream)):
         return rng
-    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {type(rng).__name__}")
+    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {_name(type(rng))}")
 
 
-def spawned_seeds(rng, n):
+def _name(of: type) -> str:
+    # NumPy, CuPy and PyTorch have a Generator as well.
+    return of.__qualname__ if of.__module__ == "builtins" else f"{of.__module__}.{of.__qualname__}"
+
+
+def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:
     """The seeds of the n generators that a Stream, or the next one of a Generator, spawns."""
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
@@ -223,7 +235,7 @@ def spawned_seeds(rng, n):
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
-def take(rng, module, operand):
+def take(rng: Generator | Stream, module: Any, operand: backends.Operand) -> tuple[Any, Any]:
     """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out.
 
     For one that is in a device's memory, an array of both, of the operand's kind, and None.

@@ -1,6 +1,8 @@
 """Layers for hand-written training loops: a class for each variant, all of them alike."""
 
 import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpudrop import noises, variants
 from gpudrop.activations import find_activation
@@ -8,6 +10,13 @@ from gpudrop.dropout import dropout
 from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 from gpudrop.schedules import Schedule
+from gpudrop.signatures import Array
+from gpudrop.states import check_keys
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from gpudrop.signatures import LayerOptions
 
 
 class Layer:
@@ -35,10 +44,17 @@ class Layer:
         The training step that a Schedule is asked for: set it in the loop.
     """
 
-    function = None
-    check = staticmethod(check_p)
+    function: ClassVar[Any] = None
+    check: ClassVar[Any] = staticmethod(check_p)
 
-    def __init__(self, p=None, *, keep_prob=None, rng=None, **options):
+    def __init__(
+        self,
+        p: float | Schedule | None = None,
+        *,
+        keep_prob: float | None = None,
+        rng: Generator | Stream | None = None,
+        **options: "Unpack[LayerOptions]",
+    ) -> None:
         defaults = self.defaults()
         for name in options:
             if name not in defaults:
@@ -54,7 +70,7 @@ class Layer:
         if p is None:
             p = self.default()
         self.p = p if isinstance(p, Schedule) else self.check(p)
-        self.options = defaults | options
+        self.options: dict[str, Any] = {**defaults, **options}
         find_activation(self.options["activation"])
         self.options["bits"] = check_bits(self.options["bits"])
         check_rng(rng)
@@ -63,29 +79,29 @@ class Layer:
         self._backprop = None
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> dict[str, Any]:
         """The options and their defaults, in order."""
         parameters = inspect.signature(cls.function).parameters.values()
         others = ("training", "rng", "out", "backend")
         return {a.name: a.default for a in parameters if a.kind is a.KEYWORD_ONLY and a.name not in others}
 
     @classmethod
-    def default(cls):
+    def default(cls) -> float:
         """The variant's p without being given one."""
         return inspect.signature(cls.function).parameters[cls.strength()].default
 
     @classmethod
-    def strength(cls):
+    def strength(cls) -> str:
         """What the variant calls its p."""
         return [a.name for a in inspect.signature(cls.function).parameters.values() if a.kind is not a.KEYWORD_ONLY][-1]
 
-    def __call__(self, *arrays):
+    def __call__(self, *arrays: Array) -> Array:
         """y, from x (and for zoneout the previous state); remembered for `backward`."""
         p = self.p(self.step) if isinstance(self.p, Schedule) else self.p
         y, self._backprop = self.function.vjp(*arrays, p, training=self.training, rng=self.rng, **self.options)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dx for dy, through the mask of the last call.
 
         Raises
@@ -97,41 +113,45 @@ class Layer:
             raise RuntimeError("backward needs a call of the layer before it")
         return self._backprop(dy)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Self":
         """Drop elements from now on (or not, if mode is False); returns the layer."""
         self.training = bool(mode)
         return self
 
-    def eval(self):
+    def eval(self) -> "Self":
         """Drop nothing from now on; returns the layer."""
         return self.train(False)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """{"p": float or a Schedule's state, "step": int, "rng": {"seed": int, "call": int}}."""
         rng = check_rng(self.rng)
         random = rng.state_dict() if isinstance(rng, Generator) else {"seed": rng.seed, "call": rng.call}
         return {"p": self.p.state_dict() if isinstance(self.p, Schedule) else self.p, "step": self.step, "rng": random}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned; nothing changes if it isn't one.
 
         A generator that other layers share, as the default one is, goes on from there for them too.
         """
-        if set(state) != {"p", "step", "rng"}:
-            raise ValueError(f"a state has the keys 'p', 'rng' and 'step', got {sorted(state)}")
+        check_keys("layer", state, ("p", "step", "rng"))
         p, step = state["p"], check_uint64("step", state["step"])
-        p = Schedule(**p) if isinstance(p, dict) else self.check(p)
+        p = Schedule.from_state_dict(p) if isinstance(p, Mapping) else self.check(p)
         rng = check_rng(self.rng)
         if isinstance(rng, Generator):
             rng.load_state_dict(state["rng"])
         else:
+            check_keys("stream", state["rng"], ("seed", "call"))
             self.rng = Stream(**state["rng"])
         self.p, self.step = p, step
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_backprop": None}  # a call is not saved, and its arrays with it
 
-    def __repr__(self):
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        check_keys(f"{type(self).__name__} layer", state["options"], (), optional=self.defaults())
+        vars(self).update(state)
+
+    def __repr__(self) -> str:
         p = repr(self.p) if isinstance(self.p, Schedule) else f"{self.p:g}"
         options, defaults = self.options, self.defaults()
         own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
@@ -388,7 +408,13 @@ class GaussianNoise(Layer):
     function = staticmethod(variants.gaussian_noise)
     check = staticmethod(noises.ADDITIVE.check)
 
-    def __init__(self, std=None, *, rng=None, **options):
+    def __init__(
+        self,
+        std: float | Schedule | None = None,
+        *,
+        rng: Generator | Stream | None = None,
+        **options: "Unpack[LayerOptions]",
+    ) -> None:
         if "p" in options:
             raise TypeError("GaussianNoise has no option 'p'; how strong it is, std says")
         super().__init__(std, rng=rng, **options)
@@ -409,3 +435,9 @@ class Zoneout(Layer):
     """
 
     function = staticmethod(variants.zoneout)
+
+    if TYPE_CHECKING:
+
+        def backward(  # type: ignore[override]  # its two gradients are why it is no other layer's stand-in
+            self, dy: Array
+        ) -> tuple[Array, Array]: ...

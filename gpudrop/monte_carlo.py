@@ -1,12 +1,13 @@
 """Monte-Carlo dropout: how sure a network is, from the spread of what it gives under many masks."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpudrop import backends
 from gpudrop.dropout import here, rng_here, within
-from gpudrop.generator import Generator, spawned_seeds
+from gpudrop.generator import Generator, Stream, spawned_seeds
 from gpudrop.random_bits import check_uint64
 
 
@@ -23,7 +24,15 @@ class MonteCarlo(NamedTuple):
     variance: Any
 
 
-def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
+def mc_samples(
+    fn: Callable[[Any], Any],
+    x: Any,
+    n: int,
+    rng: Generator | Stream | None = None,
+    *,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> MonteCarlo:
     """Call fn n times under different masks: the mean and the variance of what it returns.
 
     Source: Gal and Ghahramani, "Dropout as a Bayesian approximation: representing model uncertainty in deep
@@ -83,6 +92,8 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     True
     """
     n, first, rng = check_uint64("n", n), check_uint64("first", first) + here().first, rng_here(rng, here())
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of x, got {type(fn).__name__}")
     if n == 0:
         raise ValueError("n must be at least 1, got 0")
     if not getattr(x, "shape", ()):
@@ -100,26 +111,27 @@ def mc_samples(fn, x, n, rng=None, *, batch_size=None, first=0):
     return MonteCarlo(*(_concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _moments(fn, x, seeds, first):
+def _moments(fn: Callable[[Any], Any], x: Any, seeds: list[int], first: int) -> MonteCarlo:
     """Mean and variance over the seeds, in one pass, after Welford, Technometrics 4 (1962)."""
     mean = variance = None
     for count, seed in enumerate(seeds, 1):
         with within(rng=Generator(seed), first=first):
             y = fn(x)
-        try:
-            y = y * np.float32(1)  # 16-bit numbers would lose the digits that are summed
-            y.shape  # noqa: B018  (a number or a list has none)
-        except (AttributeError, TypeError):
-            raise TypeError(f"fn must return arrays that can be added up, got {type(y).__name__}") from None
-        if mean is None:
-            mean, variance = y, y * 0
-        else:
-            deviation = y - mean
-            mean = mean + deviation / count
-            variance = variance + (deviation * (y - mean) - variance) / count
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite results show in the moments
+            try:
+                y = y * np.float32(1)  # 16-bit numbers would lose the digits that are summed
+                y.shape  # noqa: B018  (a number or a list has none)
+            except (AttributeError, TypeError):
+                raise TypeError(f"fn must return arrays that can be added up, got {type(y).__name__}") from None
+            if mean is None:
+                mean, variance = y, y * 0
+            else:
+                deviation = y - mean
+                mean = mean + deviation / count
+                variance = variance + (deviation * (y - mean) - variance) / count
     return MonteCarlo(mean, variance)
 
 
-def _concatenate(arrays):
+def _concatenate(arrays: tuple[Any, ...]) -> Any:
     library = backends.namespace(arrays[0])
     return library.concat(arrays) if hasattr(library, "concat") else library.concatenate(arrays)

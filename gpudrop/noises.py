@@ -13,7 +13,7 @@ state). What is drawn is one of
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpudrop.random_bits import check_number, check_p, quantize
 
@@ -56,10 +56,10 @@ class Noise:
     """
 
     name: str
-    value: Callable
+    value: Callable[..., Any]
     drawn: str | None = None
-    numbers: Callable = lambda p, bits: Numbers()
-    check: Callable = check_p
+    numbers: Callable[[float, int], Numbers | None] = lambda p, bits: Numbers()
+    check: Callable[[float], float] = check_p
     gradient: "Noise | None" = None
     two_inputs: bool = False
     second: "Noise | None" = None
@@ -168,7 +168,7 @@ def _check_std(std):
     return value
 
 
-PLAIN = Noise("plain", same, zeroes=True)
+PLAIN = Noise("plain", same, check=float, zeroes=True)  # for prediction, by when the noise itself has checked
 SCALED = Noise("scaled", scaled)
 DROPOUT = Noise("dropout", kept, "keep", _dropout, zeroes=True)
 DROPPED = Noise("dropped", dropped, "keep")
@@ -186,7 +186,7 @@ EXPECTED_ZONEOUT = Noise(
     second=Noise("other_part", other_part),
 )
 
-DRAWN = {
+DRAWN: dict[str | None, Noise] = {
     "keep": Noise("mask", truth, "keep"),
     "field": Noise("fields", itself, "field"),
     "normal": Noise("normals", itself, "normal"),

@@ -18,6 +18,7 @@ import math
 import operator
 from dataclasses import dataclass
 from math import log, log1p, sqrt
+from typing import Any
 
 from numpy import uint32, uint64
 
@@ -126,7 +127,7 @@ def sine(turn: uint32) -> float:
     return -y if turn >= HALF else y
 
 
-def lanes(bits):
+def lanes(bits: int) -> int:
     """How many elements one Philox call serves."""
     return 128 // bits
 
@@ -150,7 +151,7 @@ class Quantized:
     effective_p: float
 
 
-def quantize(p, bits=16):
+def quantize(p: float, bits: int = 16) -> Quantized:
     """Round a probability of dropping to the nearest one that `bits` random bits can express.
 
     Parameters
@@ -188,17 +189,20 @@ def quantize(p, bits=16):
     return Quantized(threshold, steps / kept if kept else 0.0, threshold / steps)
 
 
-def check_number(name, value, rule=""):
+def check_number(name: str, value: Any, rule: str = "") -> float:
     """value as a float, or a TypeError that names the argument; what overflows is infinite."""
+    # What float() would take besides: text, and the real part of NumPy's complex numbers.
+    text = isinstance(value, (str, bytes, bytearray, memoryview))
+    text_or_complex = text or getattr(getattr(value, "dtype", None), "kind", None) in ("S", "U", "c")
     try:
-        return float("text" if isinstance(value, (str, bytes)) else value)
+        return float("text" if text_or_complex else value)
     except OverflowError:
         return math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number{rule}, got {value!r}") from None
 
 
-def check_p(p, name="p"):
+def check_p(p: Any, name: str = "p") -> float:
     """p as a float, or a ValueError or TypeError that names the argument."""
     value = check_number(name, p, " between 0 and 1")
     if not 0 <= value <= 1:
@@ -206,7 +210,7 @@ def check_p(p, name="p"):
     return value
 
 
-def check_bits(bits):
+def check_bits(bits: Any) -> int:
     """bits as an int, or a ValueError that lists the widths."""
     try:
         width = operator.index(bits)
@@ -217,7 +221,7 @@ def check_bits(bits):
     return width
 
 
-def check_integer(name, value):
+def check_integer(name: str, value: Any) -> int:
     """value as a Python int, or a TypeError that names the argument."""
     try:
         return operator.index(value)
@@ -225,7 +229,7 @@ def check_integer(name, value):
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
-def check_uint64(name, value):
+def check_uint64(name: str, value: Any) -> int:
     """value as a Python int in [0, 2**64), or an error that names the argument."""
     number = check_integer(name, value)
     if not 0 <= number < 2**64:

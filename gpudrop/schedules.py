@@ -4,12 +4,15 @@ A Schedule is a value: nothing in it changes, and a layer's step says where in i
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from gpudrop.random_bits import check_number, check_uint64
+from gpudrop.states import check_keys
 
 # How far p has come from first to last, by progress = step / steps, which is at least 0.
-CURVES = {
+CURVES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: min(progress, 1),
     "cosine": lambda progress: (1 - math.cos(math.pi * min(progress, 1))) / 2,
     "exponential": lambda progress: -math.expm1(-10 * progress),
@@ -44,7 +47,7 @@ class Schedule:
     steps: int = 1
     curve: str = "linear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("first", "last"):
             value = check_number(name, getattr(self, name))
             if not 0 <= value < math.inf:
@@ -53,20 +56,29 @@ class Schedule:
         object.__setattr__(self, "steps", check_uint64("steps", self.steps))
         if self.steps == 0:
             raise ValueError("steps must be at least 1, got 0")
-        if self.curve not in CURVES:
+        if self.curve not in list(CURVES):  # a list, say, has no place in a dict
             raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         """p at a step, counted from 0."""
         way = CURVES[self.curve](check_uint64("step", step) / self.steps)
         return (1 - way) * self.first + way * self.last
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """{"first", "last", "steps", "curve"}: what Schedule(**state) takes."""
         return asdict(self)
 
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Schedule":
+        """The schedule whose state it is."""
+        check_keys("schedule", state, ("first", "last"), optional=[field.name for field in fields(cls)])
+        return cls(**state)
 
-def constant(p):
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(vars(self.from_state_dict(state)))
+
+
+def constant(p: float) -> Schedule:
     """The same p at every step.
 
     Examples
@@ -78,7 +90,7 @@ def constant(p):
     return Schedule(p, p)
 
 
-def linear(first, last, steps):
+def linear(first: float, last: float, steps: int) -> Schedule:
     """From first to last along a straight line.
 
     Examples
@@ -90,7 +102,7 @@ def linear(first, last, steps):
     return Schedule(first, last, steps)
 
 
-def cosine(first, last, steps):
+def cosine(first: float, last: float, steps: int) -> Schedule:
     """From first to last along half a cosine, slow at both ends.
 
     Examples
@@ -102,7 +114,7 @@ def cosine(first, last, steps):
     return Schedule(first, last, steps, "cosine")
 
 
-def curriculum(p, steps):
+def curriculum(p: float, steps: int) -> Schedule:
     """From 0 towards p, fast at first: p * (1 - exp(-10 * step / steps)).
 
     Source: Morerio, Cavazza, Volpi, Vidal and Murino, "Curriculum dropout", ICCV 2017, with gamma = 10 / steps.
@@ -117,7 +129,7 @@ def curriculum(p, steps):
     return Schedule(0, p, steps, "exponential")
 
 
-def early(p, steps, decay=False):
+def early(p: float, steps: int, decay: bool = False) -> Schedule:
     """p for the first steps and 0 afterwards, against underfitting; with decay, falling linearly to 0.
 
     Source: Liu, Xu, Jin, Shen and Darrell, "Dropout reduces underfitting", ICML 2023.
@@ -132,7 +144,7 @@ def early(p, steps, decay=False):
     return Schedule(p, 0, steps, "linear" if decay else "jump")
 
 
-def late(p, steps):
+def late(p: float, steps: int) -> Schedule:
     """0 for the first steps and p afterwards, against overfitting.
 
     Source: as for `early`.

@@ -7,14 +7,24 @@ what all of them take and share with `dropout` stands in `variant` alone.
 import functools
 import inspect
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpudrop import backends, noises
 from gpudrop.dropout import Variation, prepare
+from gpudrop.generator import Generator, Stream
 from gpudrop.masks import Blocks
 from gpudrop.random_bits import check_integer, check_p, check_uint64
+from gpudrop.signatures import AnyArray
+
+if TYPE_CHECKING:
+    from gpudrop import signatures
+
+V = TypeVar("V")
+Makes = Callable[[Callable[..., Variation]], V]
 
 
-def variant(vary, bits=16):
+def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
     """The public function of a variant: vary(x, p, ...) -> Variation, for an array x of a supported kind.
 
     It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
@@ -22,22 +32,35 @@ def variant(vary, bits=16):
     as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `dropout.Prepared`.
     """
 
-    def prepared(x, *args, activation=None, training=True, rng=None, bits=bits, out=None, backend=None, **options):
+    def prepared(
+        x: Any,
+        *args: Any,
+        activation: str | None = None,
+        training: bool = True,
+        rng: Generator | Stream | None = None,
+        bits: int = bits,
+        out: AnyArray | None = None,
+        backend: str | None = None,
+        **options: Any,
+    ) -> Any:
         operand = backends.adopt("x", x)
         how = vary(operand.array, *args, **options)
         return prepare(operand, how, activation, training, rng, bits, out, backend)
 
-    @functools.wraps(vary)
-    def forward(*args, **options):
+    like_vary: Callable[[Any], Any] = functools.wraps(vary)
+
+    @like_vary
+    def forward(*args: Any, **options: Any) -> Any:
         return prepared(*args, **options).forward()
 
-    @functools.wraps(vary)
-    def vjp(*args, **options):
+    @like_vary
+    def vjp(*args: Any, **options: Any) -> Any:
         return prepared(*args, **options).vjp()
 
     own, common = inspect.signature(vary), inspect.signature(prepared)
     named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
+    forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show
     vjp.__name__, vjp.__qualname__ = f"{vary.__name__}.vjp", f"{vary.__qualname__}.vjp"
     vjp.__doc__ = f"What `{vary.__name__}` returns, and the function that takes a gradient back: see `dropout_vjp`."
@@ -47,11 +70,21 @@ def variant(vary, bits=16):
 
 in_32_bits = functools.partial(variant, bits=32)
 
+# `variant` by the options of what it is given: to type checkers, what it makes of that.
+plain = cast("Makes[signatures.Plain]", variant)
+plain_in_32_bits = cast("Makes[signatures.Plain]", in_32_bits)
+of_channels = cast("Makes[signatures.Channels]", variant)
+of_times = cast("Makes[signatures.Times]", variant)
+of_weights = cast("Makes[signatures.Weights]", variant)
+of_maps = cast("Makes[signatures.Maps]", in_32_bits)
+of_deviates = cast("Makes[signatures.Deviates]", in_32_bits)
+of_two = cast("Makes[signatures.OfTwo]", variant)
+
 
 # Structured masks
 
 
-def _channels(x, p, spatial, channels_last):
+def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Variation:
     """A mask over samples, if there are any, and channels."""
     batched = x.ndim == spatial + 2
     if not batched and x.ndim != spatial + 1:
@@ -64,8 +97,8 @@ def _channels(x, p, spatial, channels_last):
     return Variation(p, mask=mask, batch_axis=0 if batched else None)
 
 
-@variant
-def dropout1d(x, p=0.5, *, channels_last=False):
+@of_channels
+def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of sequences.
 
     Source: Tompson, Goroshin, Jain, LeCun and Bregler, "Efficient object localization using convolutional
@@ -92,8 +125,8 @@ def dropout1d(x, p=0.5, *, channels_last=False):
     return _channels(x, p, 1, channels_last)
 
 
-@variant
-def dropout2d(x, p=0.5, *, channels_last=False):
+@of_channels
+def dropout2d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of images.
 
     Source and parameters: see `dropout1d`; x is (samples, channels, rows, columns), or with channels_last
@@ -110,8 +143,8 @@ def dropout2d(x, p=0.5, *, channels_last=False):
     return _channels(x, p, 2, channels_last)
 
 
-@variant
-def dropout3d(x, p=0.5, *, channels_last=False):
+@of_channels
+def dropout3d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of volumes.
 
     Source and parameters: see `dropout1d`; x is (samples, channels, depth, rows, columns), or with
@@ -127,8 +160,8 @@ def dropout3d(x, p=0.5, *, channels_last=False):
     return _channels(x, p, 3, channels_last)
 
 
-@variant
-def drop_path(x, p=0.5):
+@plain
+def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole samples of a residual branch: stochastic depth.
 
     Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", ECCV 2016; here
@@ -155,7 +188,7 @@ def drop_path(x, p=0.5):
     return Variation(p, mask=(None, *(1,) * (x.ndim - 1)))
 
 
-def drop_path_rates(p, depth):
+def drop_path_rates(p: float, depth: int) -> list[float]:
     """The p of each of `depth` layers, rising linearly from 0 to p.
 
     Source: Huang et al. (see `drop_path`), section 3, the linear decay of survival, in timm's form: the first
@@ -182,8 +215,8 @@ def drop_path_rates(p, depth):
     return [p * (layer / max(1, depth - 1)) for layer in range(depth)]
 
 
-@variant
-def locked_dropout(x, p=0.5, *, time_axis=0):
+@of_times
+def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variation:
     """Drop the same features at every step in time: locked, or variational, dropout.
 
     Source: Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks",
@@ -215,8 +248,8 @@ def locked_dropout(x, p=0.5, *, time_axis=0):
     return Variation(p, mask=tuple(1 if i == axis else None for i in range(x.ndim)), batch_axis=int(axis == 0))
 
 
-@variant
-def embedding_dropout(x, p=0.5):
+@plain
+def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole rows of an embedding table, that is, words wherever they occur.
 
     Source: Gal and Ghahramani (see `locked_dropout`), section 4; Merity et al.'s AWD-LSTM.
@@ -243,8 +276,8 @@ def embedding_dropout(x, p=0.5):
     return Variation(p, mask=(None, *(1,) * (x.ndim - 1)), batch_axis=None)
 
 
-@variant
-def token_dropout(x, p=0.5):
+@plain
+def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole tokens of a sequence: word dropout on what the words were embedded as.
 
     Source: Iyyer, Manjunatha, Boyd-Graber and Daumé, "Deep unordered composition rivals syntactic methods for
@@ -273,8 +306,8 @@ def token_dropout(x, p=0.5):
     return Variation(p, mask=(*(None,) * (x.ndim - 1), 1), batch_axis=0 if x.ndim > 1 else None)
 
 
-@variant
-def consistent_dropout(x, p=0.5):
+@plain
+def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop the same elements of every sample, as if one thinned network saw the whole batch.
 
     One draw of a Monte-Carlo sample of the network in Gal and Ghahramani, "Dropout as a Bayesian
@@ -299,8 +332,8 @@ def consistent_dropout(x, p=0.5):
     return Variation(p, mask=(1, *(None,) * (x.ndim - 1)), batch_axis=None)
 
 
-@variant
-def drop_connect(x, p=0.5, *, samples=None):
+@of_weights
+def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> Variation:
     """Drop weights instead of activations: DropConnect, and the weight drop of AWD-LSTM.
 
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", ICML
@@ -341,7 +374,7 @@ def drop_connect(x, p=0.5, *, samples=None):
 # Blocks
 
 
-def _blocks(x, p, spatial, block_size):
+def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
     """DropBlock's mask, and the probability of a seed: equation 1 of the paper."""
     _check_ndim(x, spatial, "feature maps")
     block_size = check_integer("block_size", block_size)
@@ -357,8 +390,8 @@ def _blocks(x, p, spatial, block_size):
     return Variation(gamma, mask=mask, batch_axis=0 if leading else None)
 
 
-@in_32_bits
-def dropblock1d(x, p=0.1, *, block_size=7):
+@of_maps
+def dropblock1d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variation:
     """Drop blocks of neighbours in sequences: DropBlock in one dimension.
 
     Source and parameters: see `dropblock2d`; x is (samples, channels, length), or any other shape whose last
@@ -374,8 +407,8 @@ def dropblock1d(x, p=0.1, *, block_size=7):
     return _blocks(x, p, 1, block_size)
 
 
-@in_32_bits
-def dropblock2d(x, p=0.1, *, block_size=7):
+@of_maps
+def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variation:
     """Drop square blocks of neighbours in feature maps: DropBlock.
 
     Source: Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional networks", NeurIPS 2018.
@@ -418,8 +451,8 @@ def dropblock2d(x, p=0.1, *, block_size=7):
 # Noises
 
 
-@variant
-def alpha_dropout(x, p=0.5):
+@plain
+def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Dropout that keeps mean 0 and variance 1, for networks of SELUs.
 
     Source: Klambauer, Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks", NeurIPS 2017:
@@ -446,8 +479,8 @@ def alpha_dropout(x, p=0.5):
     return Variation(p, noises.ALPHA)
 
 
-@variant
-def feature_alpha_dropout(x, p=0.5):
+@plain
+def feature_alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Alpha dropout of whole channels.
 
     Source and parameters: see `alpha_dropout`; x is (samples, channels, ...).
@@ -466,8 +499,8 @@ def feature_alpha_dropout(x, p=0.5):
     return Variation(p, noises.ALPHA, mask=(None, None, *(1,) * (x.ndim - 2)))
 
 
-@in_32_bits
-def gaussian_dropout(x, p=0.5):
+@plain_in_32_bits
+def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Multiply by normal noise of dropout's own mean and variance, 1 and p / (1 - p).
 
     Source: Srivastava et al. (see `dropout`), section 10. The normal deviates are drawn by Box and Muller's
@@ -491,8 +524,8 @@ def gaussian_dropout(x, p=0.5):
     return Variation(p, noises.GAUSSIAN)
 
 
-@variant
-def uniform_dropout(x, p=0.5):
+@plain
+def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Multiply by uniform noise of dropout's own mean and variance, 1 and p / (1 - p).
 
     The noise lies between 1 - h and 1 + h with h = sqrt(3 * p / (1 - p)). After Shen, Tian, Liu, Xu and Tao,
@@ -517,8 +550,8 @@ def uniform_dropout(x, p=0.5):
     return Variation(p, noises.UNIFORM)
 
 
-@in_32_bits
-def gaussian_noise(x, std=1.0):
+@of_deviates
+def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
     """Add normal noise: y = activation(x) + std * deviate, with a gradient of dy * slope(x).
 
     Source: Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation 7 (1995).
@@ -540,8 +573,8 @@ def gaussian_noise(x, std=1.0):
     return Variation(std, noises.ADDITIVE)
 
 
-@variant
-def zoneout(x, previous, p=0.5):
+@of_two
+def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
     """Keep a unit's previous state instead of dropping it, for recurrent networks.
 
     Source: Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR 2017:
@@ -575,6 +608,6 @@ def zoneout(x, previous, p=0.5):
     return Variation(p, noises.ZONEOUT, prediction=noises.EXPECTED_ZONEOUT, other=previous)
 
 
-def _check_ndim(x, least, what):
+def _check_ndim(x: AnyArray, least: int, what: str) -> None:
     if x.ndim < least:
         raise ValueError(f"x must have at least {least} dimension{'s' * (least > 1)} ({what}), got {x.ndim}")

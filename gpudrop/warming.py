@@ -1,5 +1,8 @@
 """Compiling kernels before they are needed."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import numpy as np
 
 from gpudrop import backends, variants
@@ -11,7 +14,15 @@ NAMES = ("dropout", *(name for name, of in vars(variants).items() if hasattr(of,
 """The variants, by name."""
 
 
-def warmup(activations=None, *, dtypes=("float32",), bits=16, variant="dropout", backend="cpu", progress=list):
+def warmup(
+    activations: Sequence[str] | None = None,
+    *,
+    dtypes: Sequence[str] = ("float32",),
+    bits: int = 16,
+    variant: str = "dropout",
+    backend: str = "cpu",
+    progress: Callable[[list[Any]], Iterable[Any]] = list,
+) -> None:
     """Compile the kernels of a variant, forward and backward, with dropping and without, for contiguous arrays.
 
     The host's and CuPy's stay on disk, so that no later process waits for them; Numba's CUDA kernels serve the process.
@@ -45,9 +56,9 @@ def warmup(activations=None, *, dtypes=("float32",), bits=16, variant="dropout",
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}")
     names = list(ACTIVATIONS) if activations is None else [find_activation(name).name for name in activations]
-    function = dropout if variant == "dropout" else getattr(variants, variant)
+    function: Any = dropout if variant == "dropout" else getattr(variants, variant)
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
-    options = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
+    options: dict[str, Any] = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
     for name, dtype, p in progress([(name, dtype, p) for name in names for dtype in dtypes for p in (0.5, 0)]):

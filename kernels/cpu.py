@@ -6,21 +6,25 @@ the processor draws (or what is given for the block is gathered); then `_apply` 
 the block. Each of the two loops vectorises, while one loop doing both would not.
 """
 
+import _thread
+import atexit
 import functools
 import hashlib
 import os
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import FunctionType
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
@@ -70,11 +74,11 @@ def _unbox_fusion(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
 
 
-_fusions = {}
+_fusions: dict[str, Any] = {}
 
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
-_SOURCES = (__file__, *(module.__file__ for module in (formulas, half, host_math, random_bits)))
+_SOURCES = (__file__, *(str(module.__file__) for module in (formulas, half, host_math, random_bits)))
 _SURROUNDINGS = "".join(Path(file).read_text("utf-8") for file in _SOURCES)
 _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
@@ -83,13 +87,67 @@ _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 def kernel(fusion):
     """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
     function, signature = specialised(fusion)
-    try:
-        dispatcher = jit(signature, cache=True)(function)
-    except Exception as error:  # no folder for the cache, no room, a damaged file; or the formula, which fails again
-        dispatcher = jit(signature)(function)
+    dispatcher, fault = _uninterrupted(lambda: _compiled(function, signature))
+    # Once in a process, though Numba, as it compiles, makes Python forget what it has shown.
+    if fault and not _faults:
+        _faults.append(fault)
         advice = "every process compiles anew; NUMBA_CACHE_DIR names a folder that can be written to"
-        warnings.warn(f"Numba's cache can't be used ({error}): {advice}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"Numba's cache can't be used ({fault}): {advice}", RuntimeWarning, stacklevel=2)
     return dispatcher.get_compile_result(signature).entry_point
+
+
+_faults: list[Exception] = []
+
+
+def _compiled(function, signature):
+    """Numba's dispatcher, and what is wrong with its cache."""
+    dispatcher, fault = jit()(function), None
+    try:
+        dispatcher.enable_caching()
+        dispatcher.compile(signature)
+    except Exception as error:  # no folder for the cache, no room, a damaged file; or the formula, which fails again
+        fault = error
+        if not dispatcher.overloads:
+            dispatcher = jit()(function)
+            dispatcher.compile(signature)
+    return dispatcher, fault
+
+
+def _uninterrupted(compiling):
+    """compiling(), in a thread that no interrupt reaches: one may leave Numba unable to compile ever again."""
+    if threading.current_thread() is not threading.main_thread() or global_compiler_lock.is_locked():
+        return compiling()
+    outcome: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
+
+    def work():
+        try:
+            outcome.put((compiling(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    try:
+        _pool().submit(work)
+    except RuntimeError:  # no thread can be started
+        return compiling()
+    result, failure = outcome.get()
+    if failure is not None:
+        raise failure
+    return result
+
+
+@atexit.register
+def _finish():
+    # What is still compiled after an interrupt, which must not go on as LLVM is taken down.
+    with global_compiler_lock:
+        pass
+
+
+if hasattr(os, "register_at_fork"):  # a child could never compile, were the lock another thread's at the fork
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 def specialised(fusion):
@@ -421,6 +479,8 @@ def grow(seeds, mask, block):
         # The rows that begin in this part of the elements.
         counts.append(_grow(seeds, grown, *block, -(-lo // width), -(-hi // width)))
 
+    if not _grow.overloads:
+        _uninterrupted(lambda: part(0, 0))
     _share_out(part, mask.size)
     return np.array([sum(counts)], np.uint64)
 
@@ -436,55 +496,84 @@ def _share_out(part, size):
     """part(lo, hi) over [0, size) on as many threads as numba.set_num_threads allows.
 
     Python's threads, because the kernels hold no lock: unlike Numba's own layers they may be entered by
-    many threads at once and survive a fork.
+    many threads at once and survive a fork. After a failure, be it an interrupt of this thread (Ctrl-C), no further
+    slice is begun, and it is raised when nobody writes any more.
     """
     enough = SHARED if team is None else SHARED_AWAKE
     threads = min(_threads(), size // SLICE) if size >= enough else 1
     if threads == 1:
-        return part(0, size)
+        part(0, size)
+        return
     # Several slices for each thread, so that one that wakes late or is held up takes fewer.
     step = max(SLICE, size // (8 * threads * BLOCK) * BLOCK)
     starts = iter(range(0, size, step))
-    change, busy, failures = threading.Condition(), 0, []
+    lock, helpers, failures = threading.Lock(), [], []
 
     def work():
-        nonlocal busy
-        while True:
-            with change:
-                lo = None if failures else next(starts, None)
+        try:
+            while True:
+                with lock:
+                    lo = None if failures else next(starts, None)
                 if lo is None:
                     return
-                busy += 1
-            try:
                 part(lo, min(lo + step, size))
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                with change:
-                    busy -= 1
-                    change.notify()
+        except BaseException as error:
+            failures.append(error)
 
-    if team is None or not team(work, threads):
-        try:
+    def helper():
+        busy = threading.Lock()
+        with busy:
+            helpers.append(busy)  # before a slice is taken
+            work()
+
+    # An interrupt comes after any call of this thread. So all calls are in a try, nothing is counted, and who holds a
+    # lock waits for none.
+    try:
+        if team is None or not team(work, threads):
             for _ in range(threads - 1):
-                _pool().submit(work)
-        except RuntimeError:
-            pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
-    work()
-    # For the slices that are being done, not for threads: one that hasn't begun has nothing left to do.
-    with change:
-        change.wait_for(lambda: busy == 0)
+                _pool().submit(helper)
+    except RuntimeError:
+        pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
+    except BaseException as error:
+        failures.append(error)
+    while True:
+        try:
+            work()
+            for busy in helpers:  # who isn't among them has not begun, and finds nothing left to do
+                with busy:
+                    pass
+            break
+        except BaseException as error:
+            failures.append(error)
     if failures:
         raise failures[0]
 
 
-team = None
+team: Any = None
 """In the place of the pool: team(work, threads) runs work on so many threads and returns whether it has."""
+
+
+class _Pool:
+    """Threads that do what is submitted. Those of concurrent.futures share locks that an interrupt may leave locked."""
+
+    def __init__(self):
+        self._queue, self._missing = SimpleQueue(), os.cpu_count() or 1
+
+    def submit(self, work):
+        """Have work() done soon, or a RuntimeError where no thread can be started."""
+        if self._missing > 0:
+            _thread.start_new_thread(self._serve, ())
+            self._missing -= 1
+        self._queue.put(work)
+
+    def _serve(self):
+        while True:
+            self._queue.get()()
 
 
 @functools.cache
 def _pool_of(process):
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gpudrop")
+    return _Pool()
 
 
 def _pool():

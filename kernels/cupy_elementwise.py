@@ -40,10 +40,9 @@ def unavailable():
     if cupy is None:
         return NO_CUPY
     try:
-        runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
+        return None if runtime.getDeviceCount() else "CuPy finds no CUDA GPU"
+    except Exception as error:  # CUDARuntimeError, or whatever a broken driver makes of it
         return f"CuPy finds no CUDA GPU and driver ({error})"
-    return None
 
 
 def devices():

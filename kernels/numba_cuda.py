@@ -29,9 +29,18 @@ BLOCKS_PER_MULTIPROCESSOR = 8
 
 
 def unavailable():
-    if cuda.is_available():
+    if SIMULATED:
         return None
-    return "Numba finds no CUDA GPU and driver"
+    try:
+        if not cuda.is_available():
+            reason = cuda.cuda_error() or "NVVM, its compiler, can't be loaded"
+            return f"Numba finds no CUDA GPU and driver ({' '.join(reason.split())})"
+        (driver, minor), toolkit = cuda.cudadrv.driver.get_version(), cuda.runtime.get_version()[0]
+        if driver < toolkit:
+            return f"the CUDA driver is one of CUDA {driver}.{minor}, and too old for CUDA {toolkit}, which Numba uses"
+        return None if devices() else "Numba finds no CUDA GPU"
+    except Exception as error:  # as it comes from a driver without some of its functions
+        return f"Numba can't use the CUDA driver, which is broken or older than CUDA 12 ({error})"
 
 
 def devices():

@@ -554,8 +554,10 @@ def test_targets_are_judged_by_the_worst_case():
         f"{start}identity and relu at 0.93 of the copy: 0.938 at the least, relu {case}",
         f"{start}gelu and silu at 0.85 of the copy: 0.938 at the least, gelu {case}",
         f"{start}faster than every peer: 1.562 at the least, relu {case} against Triton",
-        f"{start}twice as fast as PyTorch, relu forward and backward: 3.019 at the least, "
-        "relu float32 and back 67,108,864",
+        (
+            f"{start}twice as fast as PyTorch, relu forward and backward: 3.019 at the least, "
+            "relu float32 and back 67,108,864"
+        ),
     ]
     assert len(found) == 8 and all(line.startswith("reached: ") for line in found)
 

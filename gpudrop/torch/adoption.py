@@ -3,7 +3,9 @@
 import copy
 import functools
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +16,19 @@ from gpudrop.torch import attention, functional, modules
 
 DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
 AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
 """How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""
 
 
-def _serves(x, torchs):
+class Block(AbstractContextManager[None], Protocol):
+    """A context manager that is a decorator as well."""
+
+    def __call__(self, function: Decorated, /) -> Decorated: ...
+
+
+def _serves(x: Any, torchs: Callable[..., Any]) -> bool:
     """Whether gpudrop does what this function of torch's does with x."""
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested:
         return False
@@ -26,11 +36,11 @@ def _serves(x, torchs):
     return x.dtype in DTYPES and x.device.type in ("cpu", "cuda") and (axes is None or x.dim() in axes)
 
 
-def _rerouted(torchs, own):
+def _rerouted(torchs: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
     """gpudrop's function where it serves, and torch's for the devices, dtypes and layouts that only torch has."""
 
     @functools.wraps(torchs)
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs.get("input", kwargs.get("query"))
         return (own if _serves(x, torchs) else torchs)(*args, **kwargs)
 
@@ -46,7 +56,7 @@ _rerouting = {name: _rerouted(_torchs[name], own) for name, own in _own.items()}
 _lock, _blocks, _process = threading.Lock(), 0, False
 
 
-def _count(blocks=0, process=None):
+def _count(blocks: int = 0, process: bool | None = None) -> None:
     """Note that blocks begin or end, or what is asked for the process, and have torch's names mean what follows."""
     global _blocks, _process
     with _lock:
@@ -59,7 +69,11 @@ def _count(blocks=0, process=None):
                 setattr(F, name, function)
 
 
-def accelerate(process=None):
+@overload
+def accelerate(process: None = None) -> Block: ...
+@overload
+def accelerate(process: bool) -> None: ...
+def accelerate(process: bool | None = None) -> Block | None:
     """Have the dropout of torch.nn.functional, and so of every model that is built on it, drawn by gpudrop.
 
     Rerouted are dropout, dropout1d, dropout2d, dropout3d, alpha_dropout, feature_alpha_dropout and what
@@ -98,7 +112,7 @@ def accelerate(process=None):
 
 
 @contextmanager
-def _block():
+def _block() -> Iterator[None]:
     _count(blocks=1)
     try:
         yield
@@ -109,7 +123,7 @@ def _block():
 REPLACED = {cls.__bases__[1]: cls for cls in modules.Variant.__subclasses__() if len(cls.__bases__) > 1}
 """torch's dropouts, and the modules that stand for them."""
 
-ACTIVATIONS = [
+ACTIVATIONS: list[tuple[type[nn.Module], dict[str, Any], str]] = [
     (nn.ReLU, {}, "relu"),
     (nn.LeakyReLU, {"negative_slope": 0.01}, "leaky_relu"),
     (nn.ELU, {"alpha": 1.0}, "elu"),
@@ -130,7 +144,7 @@ FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
 """Those that torch's transformer layers have by name."""
 
 
-def convert(model):
+def convert(model: nn.Module) -> nn.Module:
     """Replace torch's dropout modules in a model by gpudrop's, and fuse the activations before them.
 
     nn.Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout and FeatureAlphaDropout become the modules of that name
@@ -168,23 +182,25 @@ def convert(model):
     for parent in list(model.modules()):
         if type(parent) is nn.MultiheadAttention:
             parent.__class__ = attention.MultiheadAttention
-        before, sequential = None, type(parent).forward is nn.Sequential.forward
-        for name, child in list(parent._modules.items()):
+        before: Any = None
+        children: dict[str, Any] = parent._modules
+        sequential = type(parent).forward is nn.Sequential.forward
+        for name, child in list(children.items()):
             if type(child) in REPLACED:
                 fusing = sequential and before is not None and not child._forward_pre_hooks
-                activation = _activation(parent._modules[before]) if fusing else None
+                activation = _activation(children[before]) if fusing else None
                 if (child, activation) not in made:
                     made[child, activation] = _standing_for(child, activation)
-                parent._modules[name] = made[child, activation]
+                children[name] = made[child, activation]
                 if activation is not None:
-                    parent._modules[before] = nn.Identity()
+                    children[before] = nn.Identity()
             before = name
         if type(parent) in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
             _fuse_feed_forward(parent)
     return model
 
 
-def _fuse_feed_forward(layer):
+def _fuse_feed_forward(layer: Any) -> None:
     """In a layer of torch's transformer the activation, a function or a module, stands before `dropout`."""
     name, dropout = FUNCTIONS.get(layer.activation) or _activation(layer.activation), layer.dropout
     plain = type(dropout) is modules.Dropout and dropout.activation is None and not dropout._forward_pre_hooks
@@ -195,17 +211,17 @@ def _fuse_feed_forward(layer):
         layer.dropout.activation = name
 
 
-def unchanged(x):
+def unchanged(x: Any) -> Any:
     return x
 
 
-def _standing_for(dropout, activation=None):
+def _standing_for(dropout: Any, activation: str | None = None) -> nn.Module:
     own = REPLACED[type(dropout)](dropout.p, activation=activation)
     own.__dict__.update(vars(dropout))  # its mode, its hooks, inplace
     return own
 
 
-def _activation(module):
+def _activation(module: Any) -> str | None:
     """The name of an activation that may be fused, or None: nothing may look at what it gives."""
     if not isinstance(module, nn.Module) or getattr(module, "inplace", False):  # or change what it gets
         return None

@@ -2,6 +2,7 @@
 
 import math
 from types import FunctionType, SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,15 @@ torchs_own = F.scaled_dot_product_attention
 
 
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` with the dropout of `gpudrop.torch.functional`.
 
     Without dropout it is torch's function itself. With it the weights exist in memory, as they do for torch on the
@@ -28,19 +36,21 @@ def scaled_dot_product_attention(
     >>> gpudrop.torch.scaled_dot_product_attention(x, x, x, dropout_p=0.5).shape
     torch.Size([2, 3, 4])
     """
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if dropout_p == 0:
         return torchs_own(query, key, value, dropout_p=0.0, **options)
     device, inputs = query.device.type, (query, key, value)
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return _attend(*inputs, dropout_p, options)
     dtype = torch.get_autocast_dtype(device)
-    inputs = (x if x.dtype is torch.float64 else x.to(dtype) for x in inputs)
+    query, key, value = (x if x.dtype is torch.float64 else x.to(dtype) for x in inputs)
     with torch.autocast(device, enabled=False):
-        return _attend(*inputs, dropout_p, options)
+        return _attend(query, key, value, dropout_p, options)
 
 
-def _attend(query, key, value, dropout_p, options):
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, options: dict[str, Any]
+) -> torch.Tensor:
     attn_mask, scale = options["attn_mask"], options["scale"]
     if attn_mask is not None and options["is_causal"]:
         raise RuntimeError("attn_mask must be None where is_causal is True")
@@ -58,7 +68,7 @@ def _attend(query, key, value, dropout_p, options):
     return functional.dropout(weights, dropout_p) @ value
 
 
-def _is_plain(query, key, value, attn_mask):
+def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None) -> bool:
     """Whether `_Attention` can do it: in eager mode, on tensors of no subclass, and nothing but these three learns."""
     inputs = (query, key, value)
     return (
@@ -73,7 +83,9 @@ def _is_plain(query, key, value, attn_mask):
     )
 
 
-def _weights(query, key, attn_mask, is_causal, scale):
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, attn_mask: torch.Tensor | None, is_causal: bool, scale: float
+) -> torch.Tensor:
     """softmax(query @ key.T * scale + attn_mask) in as little memory as it takes; 0 for rows without a key."""
     scores = (query * scale) @ key.mT
     if is_causal:
@@ -86,7 +98,7 @@ def _weights(query, key, attn_mask, is_causal, scale):
     return _softmax(scores.masked_fill_(keyless, 0)).masked_fill(keyless, 0)
 
 
-def _softmax(scores):
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores, -1) if torch.is_grad_enabled() else torch.softmax(scores, -1, out=scores)
 
 
@@ -97,19 +109,19 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, attn_mask, fixed, stream, *call):
+    def forward(ctx: Any, query: Any, key: Any, value: Any, attn_mask: Any, fixed: Any, stream: Any, *call: Any) -> Any:
         weights = _weights(query, key, attn_mask, *fixed)
         ctx.fixed, ctx.stream, ctx.call = fixed, stream, call
         ctx.save_for_backward(query, key, value, attn_mask, weights)
         return torch.ops.gpudrop.forward(weights, None, stream, *call) @ value
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Any) -> Any:
         with torch.autocast(dy.device.type, enabled=False):
             return *_attention_gradient(ctx, dy), *(None,) * (3 + len(ctx.call))
 
 
-def _attention_gradient(ctx, dy):
+def _attention_gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
     query, key, value, attn_mask, weights = ctx.saved_tensors
     scale, again = ctx.fixed[1], torch.is_grad_enabled()
     if again:  # somebody differentiates this once more
@@ -126,7 +138,7 @@ def _attention_gradient(ctx, dy):
     return dscores @ key * scale, dscores.mT @ (query * scale), dvalue
 
 
-def _where(function, **names):
+def _where(function: Any, **names: Any) -> Any:
     """A copy of a function for which these names of its module mean other things."""
     # Without __name__, by which torch.compile would find the module's own names again.
     surroundings = {name: value for name, value in function.__globals__.items() if name != "__name__"}

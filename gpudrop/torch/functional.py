@@ -27,22 +27,30 @@ Examples
 True
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import itertools
 import json
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from gpudrop import layers
 from gpudrop.activations import find_activation
-from gpudrop.dropout import EVERYWHERE, here
-from gpudrop.generator import Stream, check_rng
+from gpudrop.dropout import EVERYWHERE, Surroundings, here
+from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
 from gpudrop.torch import operators
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from gpudrop.signatures import Own
 
 VARIANTS = {cls.function.__name__: cls for cls in layers.Layer.__subclasses__()}
 """The variants by name, each with its layer, which knows what p may be and which options there are."""
@@ -58,7 +66,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 DROPOUT_BITS = layers.Dropout.defaults()["bits"]  # once, for a signature takes longer to read than a small call
 
 
-def own_options(name):
+def own_options(name: str) -> dict[str, Any]:
     """A variant's options and their defaults, but for activation and bits."""
     defaults = VARIANTS[name].defaults()
     return {n: d for n, d in defaults.items() if n not in ("activation", "bits", *LACKING.get(name, ()))}
@@ -68,11 +76,16 @@ _places = itertools.count(1)
 
 
 @torch.compiler.assume_constant_result
-def _place():
+def _place() -> int:
     return next(_places)
 
 
-def _stream(x, generator, rng, surroundings):
+def _stream(
+    x: torch.Tensor,
+    generator: torch.Generator | None,
+    rng: Generator | Stream | None,
+    surroundings: Surroundings,
+) -> torch.Tensor:
     """The two numbers of a call, as a tensor."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
@@ -89,30 +102,44 @@ def _stream(x, generator, rng, surroundings):
     return operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
 
 
-def _surroundings():
+def _surroundings() -> Surroundings:
     """Those of gpudrop.no_dropout and mc_samples, which a compiled graph knows nothing of."""
     return EVERYWHERE if torch.compiler.is_compiling() else here()
 
 
 @torch.compiler.assume_constant_result
-def _constant(*call):
+def _constant(*call: Any) -> tuple[Any, ...]:
     return _checked(*call)
 
 
 @functools.lru_cache(maxsize=1024)
-def _checked(name, p, training, activation, bits, options):
+def _checked(
+    name: str, p: float, training: bool, activation: str | None, bits: int, options: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """The numbers and the text that the operators take; options are pairs."""
-    p, bits, activation = VARIANTS[name].check(p), check_bits(bits), find_activation(activation)
+    p, bits, row = VARIANTS[name].check(p), check_bits(bits), find_activation(activation)
     given = {option: value for option, value in options if value is not None}
-    return name, json.dumps(given if training else given | {"training": False}), p, activation.name, bits
+    return name, json.dumps(given if training else given | {"training": False}), p, row.name, bits
 
 
 @torch.compiler.assume_constant_result
-def _know_sharded_tensors():
+def _know_sharded_tensors() -> None:
     importlib.import_module("gpudrop.torch.sharding")  # and with it torch's, which takes a third of a second
 
 
-def _apply(name, x, other, p, training, inplace, activation, generator, rng, bits, options):
+def _apply(
+    name: str,
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    p: float,
+    training: bool,
+    inplace: bool,
+    activation: str | None,
+    generator: torch.Generator | None,
+    rng: Generator | Stream | None,
+    bits: int,
+    options: dict[str, Any],
+) -> torch.Tensor:
     if type(x) not in PLAIN:
         _know_sharded_tensors()
     surroundings = _surroundings()
@@ -127,19 +154,66 @@ def _apply(name, x, other, p, training, inplace, activation, generator, rng, bit
     return x.copy_(y) if inplace else y
 
 
-def drawing(x, p):
+def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:
     """What the operators take, after x, for a `dropout` of it in training: the stream and the rest of the call."""
     surroundings = here()
     stream = _stream(x, None, None, surroundings)
     return stream, *_checked("dropout", p, True, None, DROPOUT_BITS, ()), surroundings.first
 
 
-def _function(name):
+class Function(Protocol):
+    """A variant as a function of a tensor."""
+
+    def __call__(
+        self,
+        input: torch.Tensor,
+        p: float = ...,
+        training: bool = ...,
+        inplace: bool = ...,
+        *,
+        activation: str | None = ...,
+        generator: torch.Generator | None = ...,
+        rng: Generator | Stream | None = ...,
+        bits: int = ...,
+        **options: Unpack[Own],
+    ) -> torch.Tensor: ...
+
+
+class FunctionOfTwo(Protocol):
+    """The same of two tensors."""
+
+    def __call__(
+        self,
+        input: torch.Tensor,
+        previous: torch.Tensor,
+        p: float = ...,
+        training: bool = ...,
+        inplace: bool = ...,
+        *,
+        activation: str | None = ...,
+        generator: torch.Generator | None = ...,
+        rng: Generator | Stream | None = ...,
+        bits: int = ...,
+    ) -> torch.Tensor: ...
+
+
+def _function(name: str) -> Any:
     """The function of a variant."""
     layer, defaults = VARIANTS[name], own_options(name)
     two = layer is layers.Zoneout
 
-    def call(input, p, training, inplace, activation, generator, rng, bits, options, previous=None):
+    def call(
+        input: torch.Tensor,
+        p: float,
+        training: bool,
+        inplace: bool,
+        activation: str | None,
+        generator: torch.Generator | None,
+        rng: Generator | Stream | None,
+        bits: int,
+        options: dict[str, Any],
+        previous: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         for option in options:
             if option not in defaults:
                 raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
@@ -150,52 +224,79 @@ def _function(name):
     p_default, bits_default, on = layer.default(), layer.defaults()["bits"], name not in OFF_BY_DEFAULT
 
     def function(
-        input,
-        p=p_default,
-        training=on,
-        inplace=False,
+        input: torch.Tensor,
+        p: float = p_default,
+        training: bool = on,
+        inplace: bool = False,
         *,
-        activation=None,
-        generator=None,
-        rng=None,
-        bits=bits_default,
-        **options,
-    ):
+        activation: str | None = None,
+        generator: torch.Generator | None = None,
+        rng: Generator | Stream | None = None,
+        bits: int = bits_default,
+        **options: Any,
+    ) -> torch.Tensor:
         return call(input, p, training, inplace, activation, generator, rng, bits, options)
 
     def function_of_two(
-        input,
-        previous,
-        p=p_default,
-        training=True,
-        inplace=False,
+        input: torch.Tensor,
+        previous: torch.Tensor,
+        p: float = p_default,
+        training: bool = True,
+        inplace: bool = False,
         *,
-        activation=None,
-        generator=None,
-        rng=None,
-        bits=bits_default,
-        **options,
-    ):
+        activation: str | None = None,
+        generator: torch.Generator | None = None,
+        rng: Generator | Stream | None = None,
+        bits: int = bits_default,
+        **options: Any,
+    ) -> torch.Tensor:
         return call(input, p, training, inplace, activation, generator, rng, bits, options, previous)
 
-    made = function_of_two if two else function
+    made: Any = function_of_two if two else function
     made.__name__ = made.__qualname__ = name
     made.__doc__ = f"`gpudrop.{name}` of a tensor: see there, and this module for what all of its functions take."
     return made
 
 
+# For type checkers, what the loop makes.
+dropout: Function
+dropout1d: Function
+dropout2d: Function
+dropout3d: Function
+drop_path: Function
+locked_dropout: Function
+embedding_dropout: Function
+token_dropout: Function
+consistent_dropout: Function
+drop_connect: Function
+dropblock1d: Function
+dropblock2d: Function
+alpha_dropout: Function
+feature_alpha_dropout: Function
+gaussian_dropout: Function
+uniform_dropout: Function
+gaussian_noise: Function
+zoneout: FunctionOfTwo
+
+_module = sys.modules[__name__]
 for _name in VARIANTS:
-    setattr(sys.modules[__name__], _name, _function(_name))
-
-_channels_of_four = sys.modules[__name__].dropout2d
+    setattr(_module, _name, _function(_name))
 
 
-@functools.wraps(_channels_of_four)
-def dropout2d(input, *args, **options):
-    if input.dim() != 3:
-        return _channels_of_four(input, *args, **options)
-    warnings.warn(
-        "dropout2d: a 3-D input is read as (samples, channels, length), as torch reads it; dropout1d says so",
-        stacklevel=2,
-    )
-    return sys.modules[__name__].dropout1d(input, *args, **options)
+def _warning(channels_of_four: Function, channels_of_three: Function) -> Any:
+    """dropout2d with torch's reading of three axes."""
+
+    @functools.wraps(channels_of_four)
+    def dropout2d(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if input.dim() != 3:
+            return channels_of_four(input, *args, **options)
+        warnings.warn(
+            "dropout2d: a 3-D input is read as (samples, channels, length), as torch reads it; dropout1d says so",
+            stacklevel=2,
+        )
+        return channels_of_three(input, *args, **options)
+
+    return dropout2d
+
+
+dropout2d = _warning(_module.dropout2d, _module.dropout1d)

@@ -1,5 +1,10 @@
 """Modules: torch's own dropouts with an activation and another engine, and the variants that torch lacks."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import torch
 
 from gpudrop.activations import find_activation
@@ -7,9 +12,14 @@ from gpudrop.random_bits import check_bits
 from gpudrop.schedules import Schedule
 from gpudrop.torch import functional
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from gpudrop.signatures import Own
+
 
 class Variant(torch.nn.Module):
-    """A variant as a module; what a subclass is called says which.
+    """A variant as a module; a subclass says which.
 
     Parameters
     ----------
@@ -43,9 +53,25 @@ class Variant(torch.nn.Module):
     torch.Size([4, 3])
     """
 
-    variant = None
+    variant: ClassVar[str]
+    p: Any  # a float, as torch's classes have it, or a Schedule
 
-    def __init__(self, p=None, inplace=False, *, activation=None, generator=None, bits=None, **options):
+    def __init_subclass__(cls, of: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if of is not None:
+            cls.variant = of
+            cls.__doc__ = f"`gpudrop.{of}` as a module: see there, and `Variant` for what all of them take."
+
+    def __init__(
+        self,
+        p: float | Schedule | None = None,
+        inplace: bool = False,
+        *,
+        activation: str | None = None,
+        generator: torch.Generator | None = None,
+        bits: int | None = None,
+        **options: Unpack[Own],
+    ) -> None:
         super().__init__()
         layer = functional.VARIANTS[self.variant]
         defaults, own = layer.defaults(), functional.own_options(self.variant)
@@ -59,13 +85,13 @@ class Variant(torch.nn.Module):
         self.bits = check_bits(defaults["bits"] if bits is None else bits)
         self.options = own | options
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         function, p = getattr(functional, self.variant), self.p
         p = p(self.step) if isinstance(p, Schedule) else p
         keywords = {"activation": self.activation, "generator": self.generator, "bits": self.bits}
         return function(*inputs, p, self.training, self.inplace, **keywords, **self.options)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         text = f"p={self.p}, inplace={self.inplace}"
         own = functional.own_options(self.variant)
         shown = {name: value for name, value in self.options.items() if value != own[name]}
@@ -74,31 +100,59 @@ class Variant(torch.nn.Module):
         return ", ".join([text, *(f"{name}={value!r}" for name, value in shown.items())])
 
 
-def _module(name, *bases):
-    """The module of a variant, named as its layer is; bases: the torch class that it stands for."""
-    layer = functional.VARIANTS[name]
-    doc = f"`gpudrop.{name}` as a module: see there, and `Variant` for what all of them take."
-    return type(layer.__name__, (Variant, *bases), {"variant": name, "__doc__": doc, "__module__": __name__})
+# Named as the layers are. The second base is the torch class that one stands for.
+class Dropout(Variant, torch.nn.Dropout, of="dropout"): ...
 
 
-Dropout = _module("dropout", torch.nn.Dropout)
-Dropout1d = _module("dropout1d", torch.nn.Dropout1d)
-Dropout2d = _module("dropout2d", torch.nn.Dropout2d)
-Dropout3d = _module("dropout3d", torch.nn.Dropout3d)
-AlphaDropout = _module("alpha_dropout", torch.nn.AlphaDropout)
-FeatureAlphaDropout = _module("feature_alpha_dropout", torch.nn.FeatureAlphaDropout)
-DropPath = _module("drop_path")
-LockedDropout = _module("locked_dropout")
-EmbeddingDropout = _module("embedding_dropout")
-TokenDropout = _module("token_dropout")
-ConsistentDropout = _module("consistent_dropout")
-DropConnect = _module("drop_connect")
-DropBlock1d = _module("dropblock1d")
-DropBlock2d = _module("dropblock2d")
-GaussianDropout = _module("gaussian_dropout")
-UniformDropout = _module("uniform_dropout")
-GaussianNoise = _module("gaussian_noise")
-Zoneout = _module("zoneout")
+class Dropout1d(Variant, torch.nn.Dropout1d, of="dropout1d"): ...
+
+
+class Dropout2d(Variant, torch.nn.Dropout2d, of="dropout2d"): ...
+
+
+class Dropout3d(Variant, torch.nn.Dropout3d, of="dropout3d"): ...
+
+
+class AlphaDropout(Variant, torch.nn.AlphaDropout, of="alpha_dropout"): ...
+
+
+class FeatureAlphaDropout(Variant, torch.nn.FeatureAlphaDropout, of="feature_alpha_dropout"): ...
+
+
+class DropPath(Variant, of="drop_path"): ...
+
+
+class LockedDropout(Variant, of="locked_dropout"): ...
+
+
+class EmbeddingDropout(Variant, of="embedding_dropout"): ...
+
+
+class TokenDropout(Variant, of="token_dropout"): ...
+
+
+class ConsistentDropout(Variant, of="consistent_dropout"): ...
+
+
+class DropConnect(Variant, of="drop_connect"): ...
+
+
+class DropBlock1d(Variant, of="dropblock1d"): ...
+
+
+class DropBlock2d(Variant, of="dropblock2d"): ...
+
+
+class GaussianDropout(Variant, of="gaussian_dropout"): ...
+
+
+class UniformDropout(Variant, of="uniform_dropout"): ...
+
+
+class GaussianNoise(Variant, of="gaussian_noise"): ...
+
+
+class Zoneout(Variant, of="zoneout"): ...
 
 
 class WeightDrop(torch.nn.Module):
@@ -131,7 +185,15 @@ class WeightDrop(torch.nn.Module):
     torch.Size([5, 3, 8])
     """
 
-    def __init__(self, module, names, p=None, *, generator=None, bits=None):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        names: str | Sequence[str],
+        p: float | Schedule | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        bits: int | None = None,
+    ) -> None:
         super().__init__()
         names = (names,) if isinstance(names, str) else tuple(names)
         known = dict(module.named_parameters())
@@ -141,9 +203,9 @@ class WeightDrop(torch.nn.Module):
         self.module, self.names = module, names
         self.drop = DropConnect(p, generator=generator, bits=bits)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         dropped = {name: self.drop(self.module.get_parameter(name)) for name in self.names}
         return torch.func.functional_call(self.module, dropped, args, kwargs)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"names={self.names}"

@@ -17,6 +17,7 @@ is captured or compiled, and the kernel reads them there, for arguments are the 
 import functools
 import json
 from contextlib import nullcontext
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -120,10 +121,10 @@ def forward(x, other, stream, *call):
 
 def backward(dy, saved, stream, *call, out=None):
     """dx; by the operators a new tensor, by those who own dy and call this itself perhaps dy, as out."""
-    *call, second = call
+    *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with _current(dy):
-        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *call)
+        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *numbers)
         prepared.backward(None if saved is None else _array(saved), second)
     return dx
 
@@ -209,16 +210,16 @@ def _differentiable(name, save, gradient):
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     def forward(ctx, *arguments):
-        *arguments, keyset = arguments
-        output = below(keyset, arguments)
-        save(ctx, arguments, output)
+        *inputs, keyset = arguments
+        output = below(keyset, inputs)
+        save(ctx, inputs, output)
         return output
 
     def backward(ctx, dy):
         return *gradient(ctx, dy), None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(f"gpudrop_{name}", (torch.autograd.Function,), methods)
+    function: Any = type(f"gpudrop_{name}", (torch.autograd.Function,), methods)
 
     def kernel(keyset, first, second, *others):
         if forward_ad._current_level >= 0:

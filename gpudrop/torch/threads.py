@@ -6,6 +6,8 @@ with them. So the kernels run on torch's, where torch is built with GNU's OpenMP
 
 import ctypes
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ import torch
 from gpudrop.kernels import cpu
 
 
-def join():
+def join() -> None:
     """Let the kernels use torch's threads from now on, in this process; no more of them than torch does."""
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if not libraries or not torch.backends.openmp.is_available():
@@ -23,10 +25,21 @@ def join():
     parallel.argtypes, parallel.restype = (function, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     process = os.getpid()
 
-    def team(work, threads):
+    def team(work: Callable[[], None], threads: int) -> bool:
         if os.getpid() != process:  # its threads don't survive a fork, and it would wait for them
             return False
-        parallel(function(lambda _: work()), None, min(threads, torch.get_num_threads()), 0)
+        caller, through = threading.get_ident(), False
+
+        def member(_: int | None) -> None:
+            nonlocal through
+            mine = threading.get_ident() == caller
+            work()
+            if mine:
+                through = True  # and nothing is called after it, where an interrupt could come
+
+        parallel(function(member), None, min(threads, torch.get_num_threads()), 0)
+        if not through:  # an interrupt came as it began, which ctypes doesn't raise
+            raise KeyboardInterrupt
         return True
 
     cpu.team = team
