@@ -1,0 +1,91 @@
+"""Arrays at any address and of any strides, in buffers that show what else was written to."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GUARD = 3  # elements on both sides of an array that nobody may touch
+EXTREMES = [np.inf, -np.inf, np.nan, 0.0, -0.0, 6e4, -6e4, 6e-8, -6e-8]
+
+_rng = np.random.default_rng(0)
+NORMAL = _rng.normal(0, 2, 1 << 16)
+EXTREME = np.where(_rng.random(NORMAL.size) < 0.2, _rng.choice(EXTREMES, NORMAL.size), NORMAL)
+
+# Numbers of dimensions, from and to, for the variants that don't take any.
+DIMENSIONS = {
+    "dropout1d": (2, 3),
+    "dropout2d": (3, 4),
+    "dropout3d": (4, 5),
+    "drop_path": (1, 5),
+    "locked_dropout": (2, 5),
+    "embedding_dropout": (2, 2),
+    "token_dropout": (1, 5),
+    "consistent_dropout": (1, 5),
+    "drop_connect": (0, 4),
+    "dropblock1d": (1, 5),
+    "dropblock2d": (2, 5),
+    "feature_alpha_dropout": (2, 5),
+}
+
+
+@dataclass
+class Placed:
+    """An array somewhere in a buffer of bytes, and what these were."""
+
+    array: np.ndarray
+    offset: int
+    buffer: np.ndarray
+
+    def __post_init__(self):
+        self.before = self.buffer.copy()
+
+    def again(self, buffer):
+        """The same place in another buffer."""
+        return np.ndarray(self.array.shape, self.array.dtype, buffer, self.offset, self.array.strides)
+
+    def untouched(self):
+        """Whether all bytes of the buffer are as they were."""
+        return np.array_equal(self.buffer, self.before)
+
+    def untouched_beside(self):
+        """Whether all bytes but the array's own are as they were."""
+        now = self.buffer.copy()
+        self.again(now)[...] = self.again(self.before)
+        return np.array_equal(now, self.before)
+
+
+def place(shape, dtype, choose, writable=False, extremes=False):
+    """An array of a shape: permuted, reversed, with gaps, off any alignment and, if it is read only, over itself.
+
+    choose: gives one item of a list.
+    """
+    dtype = np.dtype(dtype)
+    strides, sizes = [0] * len(shape), [min(n, 4096) for n in shape]  # an array of more has no elements at all
+    if writable or choose([False, True]):
+        step, axes = 1, list(range(len(shape)))
+        while axes:
+            axis = axes.pop(choose([-1, *range(len(axes))]))
+            step *= choose([1, 1, 2, 3])
+            strides[axis] = step * choose([1, 1, -1])
+            step *= max(1, sizes[axis])
+        writable = True
+    else:  # windows and broadcasts
+        strides = [choose(range(-7, 8)) for _ in shape]
+    ends = [(n - 1) * stride if n else 0 for n, stride in zip(sizes, strides, strict=True)]
+    before, after = -sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+    count = GUARD + before + 1 + after + GUARD
+    values = np.resize((EXTREME if extremes else NORMAL)[choose(range(1000)) :], count)
+    astray = choose([0, 0, 0, 1, dtype.itemsize // 2])
+    buffer = np.full(count * dtype.itemsize + astray, 0xA5, np.uint8)
+    np.ndarray(count, dtype, buffer, astray)[...] = values.astype(dtype)
+    offset = astray + (GUARD + before) * dtype.itemsize
+    array = np.ndarray(shape, dtype, buffer, offset, [stride * dtype.itemsize for stride in strides])
+    array.flags.writeable = writable
+    return Placed(array, offset, buffer)
+
+
+def pair(shape, dtype, choose, extremes=False):
+    """Two arrays whose elements alternate in one buffer, and share no memory."""
+    both = place((*shape, 2), dtype, choose, True, extremes)
+    step = both.array.strides[-1]
+    return tuple(Placed(both.array[..., k], both.offset + k * step, both.buffer) for k in (0, 1))
