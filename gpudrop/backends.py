@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpudrop.uninterrupted import uninterrupted
+
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
 """The modules of gpudrop.kernels, and the kind of arrays that is each one's own."""
 
@@ -348,8 +350,8 @@ def is_writable(array):
 @cache
 def load(backend):
     """The kernel module of a backend, or the reason why it can't serve, as a sentence."""
-    try:
-        module = importlib.import_module(f"gpudrop.kernels.{backend}")
+    try:  # An interrupt as Numba or CuPy are imported would leave them half imported.
+        module = uninterrupted(partial(importlib.import_module, f"gpudrop.kernels.{backend}"))
     except Exception as error:  # whatever a library of a broken driver raises
         return f"it can't be imported ({error})"
     return module.unavailable() or module

@@ -1,7 +1,6 @@
 """What a saved state must have, told by one function: a state of a newer version is refused, not half understood."""
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -18,6 +17,8 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
 
 
 def _this() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return f"gpudrop {version('gpudrop')}"
     except PackageNotFoundError:  # its files without an installation

@@ -34,6 +34,7 @@ from gpudrop import formulas, random_bits
 from gpudrop.formulas import compiled
 from gpudrop.kernels import half, host_math
 from gpudrop.kernels.host_math import inner, jit
+from gpudrop.uninterrupted import uninterrupted
 
 BLOCK = 1024  # elements whose words and data stay in the first-level cache together
 GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
@@ -87,7 +88,7 @@ _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 def kernel(fusion):
     """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
     function, signature = specialised(fusion)
-    dispatcher, fault = _uninterrupted(lambda: _compiled(function, signature))
+    dispatcher, fault = _when_compiled(lambda: _compiled(function, signature))
     # Once in a process, though Numba, as it compiles, makes Python forget what it has shown.
     if fault and not _faults:
         _faults.append(fault)
@@ -113,26 +114,10 @@ def _compiled(function, signature):
     return dispatcher, fault
 
 
-def _uninterrupted(compiling):
-    """compiling(), in a thread that no interrupt reaches: one may leave Numba unable to compile ever again."""
-    if threading.current_thread() is not threading.main_thread() or global_compiler_lock.is_locked():
-        return compiling()
-    outcome: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
-
-    def work():
-        try:
-            outcome.put((compiling(), None))
-        except BaseException as error:
-            outcome.put((None, error))
-
-    try:
-        _pool().submit(work)
-    except RuntimeError:  # no thread can be started
-        return compiling()
-    result, failure = outcome.get()
-    if failure is not None:
-        raise failure
-    return result
+def _when_compiled(compiling):
+    """compiling(), and no interrupt in it: one may leave Numba unable to compile ever again."""
+    # Who compiles already, and calls this meanwhile, would wait for a thread that waits for the lock.
+    return compiling() if global_compiler_lock.is_locked() else uninterrupted(compiling)
 
 
 @atexit.register
@@ -480,7 +465,7 @@ def grow(seeds, mask, block):
         counts.append(_grow(seeds, grown, *block, -(-lo // width), -(-hi // width)))
 
     if not _grow.overloads:
-        _uninterrupted(lambda: part(0, 0))
+        _when_compiled(lambda: part(0, 0))
     _share_out(part, mask.size)
     return np.array([sum(counts)], np.uint64)
 

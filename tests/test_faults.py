@@ -390,6 +390,30 @@ def test_an_interrupt_never_reaches_numba_as_it_compiles(two, monkeypatch, compi
         np.testing.assert_array_equal(call(), want)
 
 
+AS_IT_IMPORTS = """
+import os, signal, sys
+import numpy as np
+moments = sys.argv[1:]
+def hook(event, arguments):
+    if event == "import" and arguments[0] in moments:
+        moments.remove(arguments[0])
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+import gpudrop
+x = np.ones(9, np.float32)
+try:
+    gpudrop.dropout(x)
+except KeyboardInterrupt:
+    print("interrupted")
+print(gpudrop.dropout(x, 0).sum())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
+def test_an_interrupt_as_the_first_call_imports_numba_leaves_it_whole():
+    assert run(AS_IT_IMPORTS, "numba.core.typing").stdout == "interrupted\n9.0\n"
+
+
 AT_EXIT = """
 import os, signal
 import numba.core.event as event
