@@ -39,9 +39,13 @@ helpers = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one th
 SIZE = 2 * cpu.SHARED  # worth sharing out to threads
 
 
+# What is started in the background may be told to ignore interrupts, and so would what it starts.
+HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def run(code, *arguments, clean=True, **environment):
     """A process that runs code, and what it wrote; it has to end well, and soon."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", HEEDS + code, *map(str, arguments)]
     environment = os.environ | {name: str(value) for name, value in environment.items()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -182,7 +186,7 @@ def child():
 threads = [threading.Thread(target=busy, args=(np.empty_like(x),)) for _ in range(4)]
 for thread in threads:
     thread.start()
-for _ in range(20):
+for _ in range(8):
     process = os.fork()
     if process == 0:
         child()
@@ -480,7 +484,7 @@ def test_interrupts_at_any_moment_leave_everything_usable(tmp_path, threads):
     moments = random.Random(0)
     # To a file, for ctypes writes much there of interrupts that come where it can't raise them, and nobody reads it.
     with (tmp_path / "errors").open("w") as errors:
-        command = [sys.executable, "-c", INTERRUPTED, threads]
+        command = [sys.executable, "-c", HEEDS + INTERRUPTED, threads]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         assert process.stdout.readline() == "ready\n", (tmp_path / "errors").read_text()
@@ -597,7 +601,7 @@ assert {name: zlib.crc32(call()) for name, call in calls.items()} == want
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_after_memory_has_run_out_all_goes_on_as_before():
-    run(OUT_OF_MEMORY)
+    run(OUT_OF_MEMORY, MALLOC_ARENA_MAX=1)  # other threads' arenas have room that counts already
 
 
 # Arguments
@@ -624,8 +628,8 @@ def wrong(cls):
     for dtype in OF_OTHER_DTYPES:
         yield {"x": np.zeros(x.shape, dtype)}, TypeError, "x must have one of the dtypes float16, bfloat16, float32, "
     yield {"x": np.array(None)}, (TypeError, ValueError), "x must have "
-    yield {"activation": "gelo"}, ValueError, "unknown activation 'gelo'; known: elu, "
-    yield {"activation": ["relu"]}, ValueError, r"unknown activation \['relu'\]; known: elu, "
+    yield {"activation": "gelo"}, ValueError, "unknown activation 'gelo'; known: .*elu, "
+    yield {"activation": ["relu"]}, ValueError, r"unknown activation \['relu'\]; known: .*elu, "
     for rng in (7, "7", Generator, {"seed": 0, "call": 0}):
         yield {"rng": rng}, TypeError, RNG + type(rng).__name__
     yield {"rng": np.random.default_rng(0)}, TypeError, RNG + "numpy.random._generator.Generator"
