@@ -3,7 +3,6 @@
 import itertools
 from typing import NamedTuple
 
-import numpy as np
 from rich.table import Table
 
 from bench import report
@@ -206,18 +205,14 @@ def chart(record, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for panel, forward in zip(panels, (True, False), strict=True):
-        rows = [row for row in record["cases"] if row["section"] == "sizes" and row["forward"] == forward]
-        for name, colour in zip(NAMES, COLOURS, strict=False):
-            points = [(row["size"], row["results"].get(name, {}).get("bytes_per_second")) for row in rows]
-            sizes, speeds = np.array([point for point in points if point[1]], float).reshape(-1, 2).T
-            style, width = "--" if name == COPY else "-", 2.5 if name in OURS else 1.5
-            panel.loglog(sizes, speeds / 1e9, style, color=colour, linewidth=width, marker=".", label=name)
-        panel.set(title="forward" if forward else "backward", xlabel="elements")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("GB/s of what must move")
-    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    rows = [row for row in record["cases"] if row["section"] == "sizes"]
+    panels = {
+        "forward": [row for row in rows if row["forward"]],
+        "backward": [row for row in rows if not row["forward"]],
+    }
+    lines = dict(zip(NAMES, COLOURS, strict=False))
+    figure = report.against_size(pyplot, panels, "bytes_per_second", lines, dashed=(COPY,), bold=OURS, unit=1e9)
+    figure.axes[0].set_ylabel("GB/s of what must move")
     figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['device']}")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -106,19 +106,29 @@ def _family_chart(record, pyplot):
 
 
 def _size_chart(record, pyplot):
-    """Elements per second against size, a line for each contender, the ceilings dashed."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for panel, backward in zip(panels, (False, True), strict=True):
-        rows = [row for row in record["cases"] if row["section"] == "sizes" and row["backward"] == backward]
-        for name, colour in zip(CONTENDERS, COLOURS, strict=True):
-            points = [(row["size"], row["results"].get(name, {}).get("elements_per_second")) for row in rows]
-            sizes, rates = np.array([point for point in points if point[1]], float).reshape(-1, 2).T
-            style = "--" if name in CEILINGS else "-"
-            width = 2.5 if name in (OURS, OURS_READY) else 1.5
-            panel.loglog(sizes, rates, style, color=colour, linewidth=width, marker="o", markersize=3, label=name)
-        panel.set(title="forward and backward" if backward else "forward", xlabel="elements")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("elements per second")
-    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    """Elements per second against size, the ceilings dashed."""
+    rows = [row for row in record["cases"] if row["section"] == "sizes"]
+    panels = {
+        "forward": [row for row in rows if not row["backward"]],
+        "forward and backward": [row for row in rows if row["backward"]],
+    }
+    lines = dict(zip(CONTENDERS, COLOURS, strict=True))
+    figure = against_size(pyplot, panels, "elements_per_second", lines, dashed=CEILINGS, bold=(OURS, OURS_READY))
+    figure.axes[0].set_ylabel("elements per second")
     figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['threads']} threads of {record['device']}")
+    return figure
+
+
+def against_size(pyplot, panels, quantity, lines, dashed, bold, unit=1):
+    """A quantity of the results, in such units, against size: {title: rows} are panels, {contender: colour} lines."""
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 5), sharey=True, layout="constrained")
+    for panel, (title, rows) in zip(axes, panels.items(), strict=True):
+        for name, colour in lines.items():
+            points = [(row["size"], row["results"].get(name, {}).get(quantity)) for row in rows]
+            sizes, rates = np.array([point for point in points if point[1]], float).reshape(-1, 2).T / [[1], [unit]]
+            style, width = "--" if name in dashed else "-", 2.5 if name in bold else 1.5
+            panel.loglog(sizes, rates, style, color=colour, linewidth=width, marker="o", markersize=3, label=name)
+        panel.set(title=title, xlabel="elements")
+        panel.grid(alpha=0.3)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

@@ -110,22 +110,12 @@ def mask(backend, shape, p, seed, call, bits, start, device=0):
 
 def backward(backend, dtype, bits, size, device=0):
     """Forward and backward have the reference's mask; at p = 1/2 and for powers of two every value is exact."""
-    x = (2.0 ** (np.arange(size) % 7)).astype(dtype)
-    y, dx = Placed(backend, device).both(gpudrop.dropout, x, 0.5, rng=gpudrop.Stream(SEED, CALL), bits=bits)
-    want = np.where(reference.keep_mask(size, 0.5, SEED, CALL, bits), x + x, x - x)
-    _same(y, want)
-    _same(dx, want)
+    _doubled(Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype), bits)
 
 
 def strides(backend, layout, dtype, device=0):
     """The mask belongs to the logical index, however the elements lie."""
-    base = np.arange(1, 109).reshape(6, 18).astype(dtype)
-    look, stream = LAYOUTS[layout], gpudrop.Stream(SEED, CALL)
-    y, dx = Placed(backend, device).both(gpudrop.dropout, base, 0.5, look=look, rng=stream)
-    x = look(base)
-    want = np.where(reference.keep_mask(x.shape, 0.5, SEED, CALL), x + x, x - x)
-    _same(y, want)
-    _same(dx, want)
+    _doubled(Placed(backend, device), np.arange(1, 109).reshape(6, 18).astype(dtype), look=LAYOUTS[layout])
 
 
 def values(backend, activation, dtype, size, device=0):
@@ -140,9 +130,7 @@ def values(backend, activation, dtype, size, device=0):
         kept, exact = reference.keep_mask(x.shape, 0.5, SEED, CALL), x.astype(np.float64)
         for (role, got), formula in zip(found.items(), reference.ACTIVATIONS[activation], strict=True):
             assert not np.any(got[~kept]), f"{role}: what is dropped is not 0"
-            allowed, floor = ulps.allowed(activation, role, dtype)
-            error = ulps.error(got[kept], 2 * formula(exact[kept]), 2 * floor).max(initial=0)
-            assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
+            _within(activation, role, got[kept], 2 * formula(exact[kept]), 2 * ulps.allowed(activation, role, dtype)[1])
 
 
 def variant(backend, name, device=0):
@@ -153,14 +141,28 @@ def variant(backend, name, device=0):
     y, dx = Placed(backend, device).both(getattr(gpudrop, name), x, 0.4, rng=stream)
     want, backprop = reference.FAMILY[name](x, 0.4, SEED, CALL)
     for role, got, exact in (("value", y, want), ("slope", dx, backprop(x))):
-        allowed = ulps.allowed(noise, role, "float32")[0]
-        error = ulps.error(got, exact, np.maximum(1, np.abs(x.astype(np.float64)))).max()
-        assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
+        _within(noise, role, got, exact, np.maximum(1, np.abs(x.astype(np.float64))))
 
 
 def statistic(backend, check, size, device=0):
     """The findings of one of the checks of `gpudrop.statistics`, which are judged together with all others."""
     return statistics.findings(check, Placed(backend, device), size)
+
+
+def _doubled(source, x, bits=16, look=lambda a: a):
+    """At p = 1/2 what is kept is twice itself, forward and backward."""
+    y, dx = source.both(gpudrop.dropout, x, 0.5, look=look, rng=gpudrop.Stream(SEED, CALL), bits=bits)
+    x = look(x)
+    want = np.where(reference.keep_mask(x.shape, 0.5, SEED, CALL, bits), x + x, x - x)
+    _same(y, want)
+    _same(dx, want)
+
+
+def _within(name, role, got, exact, floor):
+    """As many ulps as the table allows, counted at max(|exact|, floor)."""
+    allowed = ulps.allowed(name, role, got.dtype.name)[0]
+    error = ulps.error(got, exact, floor).max(initial=0)
+    assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
 
 
 def _same(got, want):

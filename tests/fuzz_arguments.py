@@ -16,6 +16,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import Generator, Stream, schedules
+from tests.foreign import Foreign
 from tests.placed import DIMENSIONS, Placed, place
 
 # (dtype, bits, activation). Each compiles two dozen kernels, so there are few, in which each value occurs.
@@ -52,22 +53,6 @@ class Mine(Exception):
 
 class Own(np.ndarray):
     """A user's own subclass."""
-
-
-class Foreign:
-    """An array of another library, which speaks DLPack and nothing else."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
-
-    def __array_namespace__(self):
-        return types.SimpleNamespace(from_dlpack=lambda array: Foreign(np.from_dlpack(array)))
 
 
 class Elsewhere(Foreign):

@@ -13,6 +13,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream, backends
+from tests.foreign import Foreign
 
 X = np.arange(1, 9, dtype=np.float32)
 
@@ -287,26 +288,6 @@ def test_layer_trains_and_evaluates():
     assert layer.train().training
     np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, 0.5, activation="relu", rng=Stream(4, 1)))
     assert repr(gpudrop.Dropout(keep_prob=0.8)) == "Dropout(p=0.2, activation=None, bits=16)"
-
-
-class Foreign:
-    """An array of another library, which speaks DLPack and nothing else."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
-
-    def __array_namespace__(self):
-        return Namespace
-
-
-class Namespace:
-    from_dlpack = staticmethod(lambda array: Foreign(np.from_dlpack(array)))
 
 
 def test_foreign_arrays_come_back_as_their_own_kind():

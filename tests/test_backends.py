@@ -7,10 +7,9 @@ from conftest import SIMULATED
 
 import gpudrop
 import gpudrop.activations
-from gpudrop import Stream, reference
+from gpudrop import Stream, reference, selftest
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 
 
@@ -19,7 +18,7 @@ def expected(shape, p, stream=STREAM, bits=16, start=0):
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", selftest.SIZES)
 def test_mask_of_every_size(backend, poisoned, size, bits):
     np.testing.assert_array_equal(backend.mask(size, 0.4, STREAM, bits=bits), expected(size, 0.4, bits=bits))
 
@@ -63,7 +62,7 @@ def test_known_answers(backend, stream, chunk, words):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", selftest.SIZES)
 def test_identity_forward_and_backward(backend, poisoned, size, bits, dtype):
     """Powers of two are scaled exactly at p = 0.5, so values too are known to the bit."""
     x = (2.0 ** (np.arange(size) % 7)).astype(dtype)
@@ -84,12 +83,7 @@ def test_relu_backward_needs_the_output_alone(backend, poisoned, dtype):
     np.testing.assert_array_equal(dx, np.where(mask & (x > 0), dtype(2), dtype(0)))
 
 
-LAYOUTS = {
-    "transposed": lambda a: a.T,
-    "every other column": lambda a: a[:, ::2],
-    "from the second row on": lambda a: a[1:],
-    "flat, misaligned": lambda a: a.reshape(-1)[1:],
-    "one column": lambda a: a[:, 3],
+LAYOUTS = {name: look for name, look in selftest.LAYOUTS.items() if name not in selftest.HOST_LAYOUTS} | {
     "no dimensions": lambda a: a[0, 0:1].reshape(()),
     "three dimensions, permuted": lambda a: a.reshape(3, 4, 9).transpose((2, 0, 1)),
     "three dimensions, sliced": lambda a: a.reshape(3, 4, 9)[:, ::2, 1:],
