@@ -65,12 +65,12 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[demo$(if $(CUDA_EXTRA),$(comma)$(CUDA_EXTRA))]'
 	touch $@
 
-# uv can choose the lowest versions; an interpreter for which they have packages is needed: PYTHON=python3.11, say.
+# The lower bounds of the core's dependencies, as exact versions; an interpreter for which they have packages is needed:
+# PYTHON=python3.11, say.
+OLDEST := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | sed 's/>=/==/g')
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet uv
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable .
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest hypothesis mpmath pytest pytest-xdist
+	.venv-oldest/bin/python -m pip install --quiet --editable . $(OLDEST) hypothesis mpmath pytest pytest-xdist
 	touch $@
 
 # The dev extra brings CUDA 13's packages on Linux x86-64, with which CUDA code is compiled without a GPU;
