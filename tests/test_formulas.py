@@ -41,7 +41,8 @@ def truths(x):
     positive = x > 0
     small = positive and x < 3
     value = x > -5 and x
-    return (value or 5) + (small or 0) + (0.5 if positive else 0)
+    always = True
+    return (value or 5) + (small or 0) + (0.5 if positive else 0) + (0.25 if always else 8)
 
 
 def same_names(x):
@@ -56,7 +57,7 @@ own_activation_double, own_helpers_double, tanh = own_activation.double, own_hel
 def numbers(x: float) -> float:
     total = np.float32(x) / 3 + float(1)
     for i in range(4):
-        total += x * i
+        total += x * i + np.float32(i)
     return min(total, 7, 2 * x) + 100000000000000000000
 
 
@@ -78,7 +79,7 @@ def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     in_numba = compiled(formula, np.float64, HOST_MATH["float64"], jit())
     for x, result in zip(values, done.stdout.split(), strict=True):
         # Casts to a float are casts to the type of the arithmetic.
-        python = formula(x) if formula is not numbers else float(x / 3 + 1 + 6 * x)
+        python = formula(x) if formula is not numbers else float(x / 3 + 7 + 6 * x)
         python = min(python, 7, 2 * x) + 1e20 if formula is numbers else python
         assert float(result) == pytest.approx(python, rel=1e-15)
         assert in_numba(x) == pytest.approx(python, rel=1e-15)
@@ -159,6 +160,13 @@ def minimum(x):
     return min(x)
 
 
+UNITS = {"one": 1}
+
+
+def table(x):
+    return x * UNITS["one"]
+
+
 def pair(x):
     return x, x
 
@@ -180,6 +188,7 @@ def pair(x):
         (recursive, r"line \d+: 'def recursive\(x\):' calls itself"),
         (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
         (pair, r"line \d+: 'x, x' is not one number"),
+        (table, r"line \d+: 'UNITS' has no CUDA spelling"),
     ],
 )
 def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
@@ -189,6 +198,13 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
     first = formula.__code__.co_firstlineno
     assert first <= line <= first + 3
     assert f"refused_{formula.__name__}" not in gpudrop.activations.ACTIVATIONS
+
+
+def test_what_has_no_source_is_refused():
+    namespace = {}
+    exec("def typed(x):\n    return x", namespace)
+    with pytest.raises(SyntaxError, match="the source of typed can't be read; put it into a file"):
+        gpudrop.register_activation("refused", namespace["typed"], namespace["typed"])
 
 
 @pytest.mark.parametrize("formula", [lambda x: x, math.exp, 3])

@@ -134,6 +134,20 @@ def test_in_place(name):
     torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=0)
 
 
+def test_axes_of_a_tensor_share_a_mask():
+    x = tensor((3, 4, 5)).requires_grad_()
+    for mask_shape in ((None, 1, None), [4, 1]):
+        y = functional.dropout(x, 0.5, mask_shape=mask_shape, rng=STREAM)
+        want, backprop = gpudrop.dropout_vjp(as_numpy(x), 0.5, mask_shape=mask_shape, rng=STREAM)
+        np.testing.assert_array_equal(as_numpy(y), want)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        np.testing.assert_array_equal(as_numpy(dx), backprop(np.ones_like(want)))
+    with pytest.raises(TypeError, match="mask_shape must be a tuple of integers and None"):
+        functional.dropout(x, 0.5, mask_shape=3)
+    with pytest.raises(TypeError, match=r"dropout\(\) got an unexpected keyword argument 'mask'"):
+        functional.dropout(x, 0.5, mask=3)
+
+
 # Randomness
 
 
@@ -321,6 +335,21 @@ def test_vmap():
     assert torch.equal(different, again)
     off = torch.func.vmap(lambda x: functional.dropout(x, 0.5, training=False, activation="relu"))(-x)
     assert torch.equal(off, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_vmap_over_the_gradient_has_the_mask_of_the_forward_pass(activation, randomness):
+    x = tensor((6, 5)).requires_grad_()
+    y = functional.dropout(x, 0.5, rng=STREAM, activation=activation)
+
+    def gradient(dy):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    batch = tensor((4, *x.shape), seed=1)
+    got = torch.func.vmap(gradient, randomness=randomness)(batch)
+    assert torch.equal(got, torch.stack([gradient(dy) for dy in batch]))
+    assert torch.equal(got, torch.autograd.grad(y, x, batch, is_grads_batched=True)[0])
 
 
 # Modules

@@ -241,8 +241,18 @@ _differentiable("backward", _save_again, _gradient_again)
 # torch.func.vmap
 
 
-def _each(info, in_dims, stream, call, run):
-    """run(i, stream) for each sample, stacked; streams as randomness says: one for all, or a sample's own.
+def _each(info, run):
+    """run(i) for each sample, stacked."""
+    return torch.stack([run(i) for i in range(info.batch_size)]), 0
+
+
+def _select(tensor, dim, i):
+    return tensor if tensor is None or dim is None else tensor.select(dim, i)
+
+
+@torch.library.register_vmap("gpudrop::forward", lib=library)
+def _(info, in_dims, x, other, stream, *call):
+    """Streams as randomness says: one for all, or a sample's own.
 
     A sample's own is that of the generators which the stream's would spawn, as in `gpudrop.mc_samples`.
     """
@@ -253,24 +263,18 @@ def _each(info, in_dims, stream, call, run):
         if info.randomness == "different":
             seeds = spawned_seeds(_to_stream(stream.cpu()), info.batch_size)
             streams = [to_tensor(Stream(seed, 0)) for seed in seeds]
-    return torch.stack([run(i, own) for i, own in enumerate(streams)]), 0
 
+    def run(i):
+        return torch.ops.gpudrop.forward(_select(x, in_dims[0], i), _select(other, in_dims[1], i), streams[i], *call)
 
-def _select(tensor, dim, i):
-    return tensor if tensor is None or dim is None else tensor.select(dim, i)
-
-
-@torch.library.register_vmap("gpudrop::forward", lib=library)
-def _(info, in_dims, x, other, stream, *call):
-    def run(i, own):
-        return torch.ops.gpudrop.forward(_select(x, in_dims[0], i), _select(other, in_dims[1], i), own, *call)
-
-    return _each(info, in_dims, stream, call, run)
+    return _each(info, run)
 
 
 @torch.library.register_vmap("gpudrop::backward", lib=library)
 def _(info, in_dims, dy, saved, stream, *call):
-    def run(i, own):
-        return torch.ops.gpudrop.backward(_select(dy, in_dims[0], i), _select(saved, in_dims[1], i), own, *call)
+    """Whatever the randomness, the mask is the forward pass's: nothing is drawn."""
 
-    return _each(info, in_dims, stream, call, run)
+    def run(i):
+        return torch.ops.gpudrop.backward(_select(dy, in_dims[0], i), _select(saved, in_dims[1], i), stream, *call)
+
+    return _each(info, run)
