@@ -315,6 +315,18 @@ def _begin(array):
     return None
 
 
+def overlaps_itself(array):
+    """Whether elements of an array share memory; it takes those for such, too, whose axes are only interleaved."""
+    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
+        return False  # as the rest would find in a microsecond
+    reach = array.dtype.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (length - 1)
+    return False
+
+
 def same_memory(x, y):
     """Whether two arrays of one kind are the same elements in the same places."""
     if x is y:

@@ -577,6 +577,8 @@ def _target(name: str, out: Any, operand: backends.Operand, source: str) -> Any:
     _check_like(name, target, operand.likeness())
     if not backends.is_writable(target.array):
         raise ValueError(f"{name} must be writable, got a read-only array")
+    if backends.overlaps_itself(target.array):
+        raise ValueError(f"{name} must not overlap itself, got an array whose elements share memory")
     _check_apart(name, target.array, operand.array, source)
     return target.array
 

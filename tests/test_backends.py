@@ -7,7 +7,7 @@ from conftest import SIMULATED
 
 import gpudrop
 import gpudrop.activations
-from gpudrop import Stream, reference, selftest
+from gpudrop import Stream, backends, reference, selftest
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
@@ -139,6 +139,17 @@ def test_strided_out(backend):
     got = backend.get(base)
     np.testing.assert_array_equal(got[:, 1], np.where(expected(x.shape, 0.5), 2 * x, 0))
     assert (got[:, ::2] == -1).all()
+
+
+def test_an_out_whose_elements_share_memory_is_refused(backend):
+    """NumPy alone makes them read-only."""
+    row = backend.put(np.full(5, -1, np.float32))
+    rows = backends.repeated(backends.adopt("row", row), 3).array
+    with pytest.raises(ValueError, match=r"out must (be writable|not overlap itself), got an? "):
+        gpudrop.dropout(backend.put(np.ones((3, 5), np.float32)), 0.5, rng=STREAM, out=rows)
+    np.testing.assert_array_equal(backend.get(row), np.full(5, -1))
+    turned = backend.put(np.zeros((5, 3), np.float32)).T
+    assert gpudrop.dropout(backend.put(np.ones((3, 5), np.float32)), 0.5, rng=STREAM, out=turned) is turned
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
