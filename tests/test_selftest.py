@@ -66,6 +66,11 @@ def _parameters(of):
     )
 
 
+@pytest.mark.parametrize("name", selftest.VARIANTS)
+def test_the_variants_pass_which_quick_leaves_out(name):
+    assert selftest.Case("variant", {"backend": ON, "name": name}).run() == ([], None)
+
+
 def test_on_another_device_the_cases_say_so():
     case = next(iter(selftest.plan(ON, device=3)))
     assert case.line == (
