@@ -172,12 +172,15 @@ def target(case, call):
 
 
 def bad_target(case, call):
-    """An array that is read only, or one that overlaps an input, or no array that fits."""
+    """An array that is read only, or one that overlaps an input or itself, or no array that fits."""
     array = case.choose(case.inputs or [case.array(writable=True)])
     if case.likely(30):
         array = case.array(writable=True)
         array.flags.writeable = False
         return array
+    if case.likely(30) and 0 not in case.shape and case.shape[:1] > (1,):
+        row = case.array(case.shape[1:], writable=True)
+        return np.lib.stride_tricks.as_strided(row, case.shape, (0, *row.strides))
     if case.likely(50) and array.size and array.ndim and len(array) > 1:
         whole = next(placed for placed in case.placed if placed.array is array)
         offset = whole.offset + (len(array) - 1) * array.strides[0]
