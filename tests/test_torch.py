@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_every_variant_is_here():
 
 def as_numpy(array):
     return operators._array(array.detach())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_on_a_device_is_read_though_it_requires_grad(monkeypatch, dtype):
+    """As seen from here: DLPack hands on no tensor that does, on whatever device and below autograd, too."""
+
+    class OnDevice(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=np.from_dlpack))
+    x = tensor((3, 5), dtype)
+    array = operators._array(x.as_subclass(OnDevice).requires_grad_())
+    np.testing.assert_array_equal(array, as_numpy(x))
+    assert array.ctypes.data == x.data_ptr()
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])

@@ -86,7 +86,7 @@ def _array(tensor):
     if tensor.is_cuda:
         import cupy
 
-        array = cupy.from_dlpack(bits)
+        array = cupy.from_dlpack(bits.detach())  # __dlpack__ looks at requires_grad below autograd, too
     else:
         array = bits.numpy()
     return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
