@@ -200,12 +200,19 @@ def of(name, array):
         As from `choose`.
     """
     module = choose(BACKENDS.get(name), name)
-    put = {
-        "numpy": lambda: array,
-        "cupy": lambda: module.cupy.asarray(array),
-        "numba": lambda: module.cuda.to_device(array),
-    }
-    return put[BACKENDS[name]]()
+    if name == "cpu":
+        return array
+    if name == "cupy_elementwise":
+        return module.cupy.asarray(array)
+    # Numba reads by the buffer protocol, which has no bfloat16.
+    return _in_dtype(module.cuda.to_device(array.view(f"u{array.itemsize}")), array.dtype)
+
+
+def _in_dtype(array, dtype):
+    """A view in another dtype of as many bytes; Numba's own refuses arrays without axes."""
+    if hasattr(array, "gpu_data"):
+        return type(array)(array.shape, array.strides, dtype, stream=array.stream, gpu_data=array.gpu_data)
+    return array.view(dtype)
 
 
 def to_device(array):
@@ -404,7 +411,7 @@ def launch(module, operand, fusion, a, b, out, draw, given=None):
     with _views(module, operand, out) as view:
         if view is not None:
             # In a dtype that both libraries have, and one view per array.
-            of = {id(array): view(array.view(fusion.storage)) for array in (a, b, out)}
+            of = {id(array): view(_in_dtype(array, fusion.storage)) for array in (a, b, out)}
             a, b, out = (of[id(array)] for array in (a, b, out))
             if given is not None:
                 kept = None if given.kept is None else view(given.kept)

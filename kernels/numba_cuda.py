@@ -7,10 +7,12 @@ at a place that moves on with the elements, since divisions would cost more than
 """
 
 import functools
+import importlib
 import math
 import struct
+import threading
 
-import numba_cuda  # noqa: F401  (without it, old versions of Numba have a numba.cuda of their own)
+import numba_cuda  # first: without it, old versions of Numba have a numba.cuda of their own
 import numpy as np
 from llvmlite import ir
 from numba import config, cuda
@@ -26,6 +28,7 @@ LOG2_E = np.float32(math.log2(math.e))
 SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 32 if SIMULATED else 256
 BLOCKS_PER_MULTIPROCESSOR = 8
+_configuring = threading.Lock()
 
 
 def unavailable():
@@ -38,9 +41,15 @@ def unavailable():
         (driver, minor), toolkit = cuda.cudadrv.driver.get_version(), cuda.runtime.get_version()[0]
         if driver < toolkit:
             return f"the CUDA driver is one of CUDA {driver}.{minor}, and too old for CUDA {toolkit}, which Numba uses"
-        return None if devices() else "Numba finds no CUDA GPU"
+        if not devices():
+            return "Numba finds no CUDA GPU"
     except Exception as error:  # as it comes from a driver without some of its functions
         return f"Numba can't use the CUDA driver, which is broken or older than CUDA 12 ({error})"
+    try:
+        importlib.import_module("numba.cuda.np.npyimpl")  # as compiling does
+    except Exception as error:  # numba-cuda 0.30 uses a function that NumPy 2.5 lacks
+        return f"numba-cuda {numba_cuda.__version__} can't compile with NumPy {np.__version__} ({error})"
+    return None
 
 
 def devices():
@@ -570,7 +579,7 @@ def _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous):
     *integers, scale, shift, limit = of
     real = getattr(np, fusion.real)
     kernel = any_kernel(fusion, contiguous, _converts())
-    kernel[_blocks(of[0], BLOCKS_PER_MULTIPROCESSOR * _multiprocessors()), THREADS, stream](
+    _over(kernel, _blocks(of[0], BLOCKS_PER_MULTIPROCESSOR * _multiprocessors()), THREADS, stream)(
         a, b, drawn, kept, a if stored is None else stored, out,
         *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
     )  # fmt: skip
@@ -614,11 +623,21 @@ def zero_kernel():
 def grow(seeds, mask, block):
     stream = mask.stream
     kept = cuda.device_array(1, np.uint64, stream=stream)
-    zero_kernel()[1, 1, stream](kept)  # a copy from the host would wait for the device
+    _over(zero_kernel(), 1, 1, stream)(kept)  # a copy from the host would wait for the device
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
     blocks = _blocks(mask.size, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
-    grow_kernel()[blocks, THREADS, stream](*arrays, np.int64(block[0]), np.int64(block[1]), kept)
+    _over(grow_kernel(), blocks, THREADS, stream)(*arrays, np.int64(block[0]), np.int64(block[1]), kept)
     return kept
+
+
+def _over(kernel, blocks, threads, stream):
+    """A kernel with its grid, and without Numba's warning of small ones: small arrays have no others."""
+    with _configuring:
+        before, config.DISABLE_PERFORMANCE_WARNINGS = config.DISABLE_PERFORMANCE_WARNINGS, 1
+        try:
+            return kernel[blocks, threads, stream]
+        finally:
+            config.DISABLE_PERFORMANCE_WARNINGS = before
 
 
 def _blocks(chunks, most):
@@ -640,4 +659,4 @@ def advance_kernel():
 
 
 def advance(state, stream):
-    advance_kernel()[1, 1, stream.stream](state, stream)
+    _over(advance_kernel(), 1, 1, stream.stream)(state, stream)
