@@ -31,6 +31,14 @@ def error(got, exact, floor=0.0):
         return np.where(rounded_same, 0.0, np.abs(got.astype(np.float64) - exact) / unit)
 
 
+def seen(x, backend):
+    """x in float64 as a backend's arithmetic sees it: what CuPy compiles takes subnormal float32 for zeros."""
+    exact = x.astype(np.float64)
+    if backend == "cupy_elementwise" and x.dtype != np.float64:
+        exact[np.abs(exact) < float(FINFO["float32"].tiny)] *= 0.0
+    return exact
+
+
 def samples(dtype, size=200_000):
     """Every value of a 16-bit dtype; for the others a wide and a dense sample, every float16 included."""
     halves = np.arange(2**16, dtype=np.uint16)

@@ -6,6 +6,7 @@ Numba on it. With NUMBA_ENABLE_CUDASIM=1, in a process of its own: Numba's kerne
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,7 @@ def backend(request, monkeypatch):
     module = backends.load(request.param)
     if isinstance(module, str):
         pytest.skip(module)
-    if request.param == "cupy_elementwise":
-        import cupy
-
-        return Backend(request.param, cupy.asarray, cupy.asnumpy)
-    from numba import cuda
-
-    return Backend(request.param, cuda.to_device, lambda x: x.copy_to_host())
+    return Backend(request.param, partial(backends.of, request.param), backends.to_host)
 
 
 @pytest.fixture
@@ -80,13 +75,13 @@ def poisoned(monkeypatch):
         def wrapper(*args):
             array = allocate(*args)
             poison = np.full(array.shape, np.nan if array.dtype != bool else True).astype(array.dtype)
-            if isinstance(array, np.ndarray):
-                array[...] = poison
-            elif hasattr(array, "copy_to_device"):
-                for i in np.ndindex(array.shape):
-                    array[i] = poison[i]
+            if isinstance(array, np.ndarray) or SIMULATED:
+                getattr(array, "_ary", array)[...] = poison
             else:
-                array.set(poison)
+                import cupy
+
+                bits = f"u{poison.itemsize}"
+                cupy.asarray(array.view(bits))[...] = cupy.asarray(poison.view(bits))
             return array
 
         return wrapper

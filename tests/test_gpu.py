@@ -1,6 +1,7 @@
 """What only a GPU can show: streams, forced backends, and arrays past 2**32 elements."""
 
 import functools
+import itertools
 
 import ml_dtypes
 import numpy as np
@@ -66,18 +67,15 @@ FAMILY = {
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", FAMILY)
 def test_variants_on_every_kind_of_array_by_every_backend(cupy, name, dtype):
-    from numba import cuda
-
     x = X[: 4 * 5 * 6 * 7].reshape(4, 5, 6, 7).astype(dtype)
     variant, options = getattr(gpudrop, name), {"rng": STREAM, **FAMILY[name]}
     want, want_backprop = variant.vjp(x, 0.3, **options)
     want_dx = want_backprop(want)
-    for put, get in ((cupy.asarray, cupy.asnumpy), (cuda.to_device, lambda array: array.copy_to_host())):
-        for backend in ("cupy_elementwise", "numba_cuda"):
-            y, backprop = variant.vjp(put(x), 0.3, backend=backend, **options)
-            for got, exact in ((get(y), want), (get(backprop(y)), want_dx)):
-                np.testing.assert_array_equal(got == 0, exact == 0)
-                np.testing.assert_allclose(got.astype(np.float64), exact.astype(np.float64), rtol=0.02, atol=1e-6)
+    for kind, backend in itertools.product(("cupy_elementwise", "numba_cuda"), repeat=2):
+        y, backprop = variant.vjp(backends.of(kind, x), 0.3, backend=backend, **options)
+        for got, exact in zip(map(backends.to_host, (y, backprop(y))), (want, want_dx), strict=True):
+            np.testing.assert_array_equal(got == 0, exact == 0)
+            np.testing.assert_allclose(got.astype(np.float64), exact.astype(np.float64), rtol=0.02, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
