@@ -42,6 +42,15 @@ def accesses(fusion):
     return min(16, size), parts, parts in (2, 4) and fusion.shares == 1 and not fusion.window
 
 
+def thread_count(fusion, chunks, wave):
+    """How many threads of a CUDA kernel share the chunks, where `wave` of them fill the device.
+
+    A thread does several chunks, as what it does before its first takes time, as does the start of a block: at least 4,
+    or 16 where it first divides for its place. Of one wave alone a part of the device would idle at the end.
+    """
+    return min(chunks, max(wave, chunks // (16 if fusion.given or fusion.window else 4)))
+
+
 def numbers(fusion, size, draw, given):
     """The numbers that CUDA kernels take, in this order: for `size` elements, a Draw, and a Given or None.
 

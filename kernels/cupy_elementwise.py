@@ -22,7 +22,7 @@ except ImportError as error:  # where all the same the text of kernels can be pr
 
 from gpudrop import random_bits
 from gpudrop.cuda_source import CudaSource, prelude
-from gpudrop.kernels import WARP, accesses, device_math, numbers
+from gpudrop.kernels import WARP, accesses, device_math, numbers, thread_count
 
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
@@ -338,9 +338,9 @@ def function(fusion, form, device):
 
 
 def run(fusion, form, arrays, of):
-    """Launch a kernel; of: its numbers. In whole waves, each thread does several chunks."""
-    compiled, most, pack = function(fusion, form, runtime.getDevice())
-    compiled.linear_launch(min(of[0], most), (*arrays, np.void(pack(*of))), 0, THREADS)
+    """Launch a kernel; of: its numbers."""
+    compiled, wave, pack = function(fusion, form, runtime.getDevice())
+    compiled.linear_launch(thread_count(fusion, of[0], wave), (*arrays, np.void(pack(*of))), 0, THREADS)
 
 
 def launch(fusion, a, b, out, draw, given=None):

@@ -20,7 +20,7 @@ from numba.cuda import types
 
 from gpudrop import random_bits
 from gpudrop.formulas import MATH, compiled
-from gpudrop.kernels import WARP, accesses, device_math, half, numbers
+from gpudrop.kernels import WARP, accesses, device_math, half, numbers, thread_count
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 LOG2_E = np.float32(math.log2(math.e))
@@ -491,7 +491,7 @@ def flat_kernel(fusion, native=True):
 
 @functools.cache
 def flat_function(fusion, device):
-    """The compiled kernel for contiguous arrays on a device, the current one, and how many of its blocks fill that.
+    """The compiled kernel for contiguous arrays on a device, the current one, and how many of its threads fill that.
 
     cuda.core launches it, for Numba's own launch looks at the type of each argument every time.
     """
@@ -499,7 +499,7 @@ def flat_function(fusion, device):
     (compiled,) = cuda.jit(signature)(function).overloads.values()
     loaded = compiled.library.get_cufunc()
     blocks = cuda.current_context().get_active_blocks_per_multiprocessor(loaded, THREADS, 0)
-    return loaded.kernel, max(1, blocks) * _multiprocessors()
+    return loaded.kernel, max(1, blocks) * _multiprocessors() * THREADS
 
 
 def _converts():
@@ -521,7 +521,7 @@ def launch(fusion, a, b, out, draw, given=None):
 
 
 def _launch_flat(fusion, a, b, out, given, stored, of, stream):
-    function, most = flat_function(fusion, current_device())
+    function, wave = flat_function(fusion, current_device())
     # What a kernel doesn't read is the address of a.
     first = second = drawn = kept = _address(a)
     if b is not a:
@@ -533,9 +533,9 @@ def _launch_flat(fusion, a, b, out, given, stored, of, stream):
     *integers, start, seed, call, scale, shift, limit = of
     if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
         start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
-    blocks, bits = -(-of[0] // THREADS), _bits[fusion.real]
+    bits = _bits[fusion.real]
     launch_function(
-        stream or DEFAULT_STREAM, _configured(blocks if blocks < most else most), function,
+        stream or DEFAULT_STREAM, _configured(_blocks(thread_count(fusion, of[0], wave))), function,
         first, second, drawn, kept, stored, _address(out),
         *integers, start, seed, call, bits(scale), bits(shift), limit,
     )  # fmt: skip
@@ -579,7 +579,7 @@ def _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous):
     *integers, scale, shift, limit = of
     real = getattr(np, fusion.real)
     kernel = any_kernel(fusion, contiguous, _converts())
-    _over(kernel, _blocks(of[0], BLOCKS_PER_MULTIPROCESSOR * _multiprocessors()), THREADS, stream)(
+    _over(kernel, _blocks(thread_count(fusion, of[0], _wave())), THREADS, stream)(
         a, b, drawn, kept, a if stored is None else stored, out,
         *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
     )  # fmt: skip
@@ -625,7 +625,7 @@ def grow(seeds, mask, block):
     kept = cuda.device_array(1, np.uint64, stream=stream)
     _over(zero_kernel(), 1, 1, stream)(kept)  # a copy from the host would wait for the device
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
-    blocks = _blocks(mask.size, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors())
+    blocks = _blocks(min(mask.size, _wave()))
     _over(grow_kernel(), blocks, THREADS, stream)(*arrays, np.int64(block[0]), np.int64(block[1]), kept)
     return kept
 
@@ -640,9 +640,13 @@ def _over(kernel, blocks, threads, stream):
             config.DISABLE_PERFORMANCE_WARNINGS = before
 
 
-def _blocks(chunks, most):
-    """How many blocks work on so many chunks: in whole waves, each thread does several."""
-    return min(-(-chunks // THREADS), most)
+def _blocks(of_threads):
+    return -(-of_threads // THREADS)
+
+
+def _wave():
+    """About how many threads fill the current device."""
+    return BLOCKS_PER_MULTIPROCESSOR * _multiprocessors() * THREADS
 
 
 def _multiprocessors():

@@ -13,6 +13,7 @@ import pytest
 from gpudrop import noises, reference
 from gpudrop.activations import ACTIVATIONS, find_activation
 from gpudrop.fusion import Fusion
+from gpudrop.kernels import thread_count
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
@@ -144,6 +145,19 @@ def check_ptx(fusion, form, ptx):
         rounds = stores // (size // width)  # a compiler may do several in one
         expected = (rounds * fusion.reads * size // width, rounds * size // width)
         assert rounds >= 1 and (loads, stores) == expected, f"{name}: {loads} loads, {stores} stores"
+
+
+def test_threads_fill_the_device_first_and_then_do_several_chunks_each():
+    plain = Fusion("forward", ACTIVATIONS["relu"], 16, "float32")
+    given = Fusion("forward", ACTIVATIONS["relu"], 0, "float32", given=True)
+    for fusion, chunks, wanted in (
+        (plain, 10, 10),
+        (plain, 3000, 1000),
+        (plain, 40_000, 10_000),
+        (given, 10_000, 1000),
+        (given, 160_000, 10_000),
+    ):
+        assert thread_count(fusion, chunks, 1000) == wanted
 
 
 @pytest.mark.filterwarnings("ignore")
