@@ -1,10 +1,12 @@
 """The PyTorch face: gpudrop's values and masks on tensors, through autograd, compilation, checkpoints and vmap."""
 
+import contextlib
 import copy
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,18 +70,42 @@ def as_numpy(array):
     return operators._array(array.detach())
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tensor_on_a_device_is_read_though_it_requires_grad(monkeypatch, dtype):
     """As seen from here: DLPack hands on no tensor that does, on whatever device and below autograd, too."""
-
-    class OnDevice(torch.Tensor):
-        is_cuda = True
-
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=np.from_dlpack))
     x = tensor((3, 5), dtype)
     array = operators._array(x.as_subclass(OnDevice).requires_grad_())
     np.testing.assert_array_equal(array, as_numpy(x))
     assert array.ctypes.data == x.data_ptr()
+
+
+def test_what_cupy_allocates_in_a_call_is_torchs(monkeypatch):
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    monkeypatch.setattr(cupy.cuda, "ExternalStream", lambda stream, device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    made = []
+    monkeypatch.setattr(
+        torch, "empty", lambda *args, empty=torch.empty, **kw: made.append(empty(*args, **kw)) or made[-1]
+    )
+    with operators._around(torch.zeros(1).as_subclass(OnDevice)):
+        pointer, nothing = cupy.cuda.alloc(1000), cupy.cuda.alloc(0)
+    memory = made.pop(0)
+    assert (pointer.ptr, pointer.mem.size, nothing.ptr) == (
+        memory.data_ptr(),
+        memory.nbytes,
+        0,
+    ) and memory.nbytes == 1000
+    memory = weakref.ref(memory)
+    assert memory() is not None, "CuPy's memory must keep torch's"
+    del pointer
+    assert memory() is None
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])

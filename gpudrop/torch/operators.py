@@ -16,7 +16,7 @@ is captured or compiled, and the kernel reads them there, for arguments are the 
 
 import functools
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ml_dtypes
@@ -92,13 +92,30 @@ def _array(tensor):
     return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
 
 
-def _current(tensor):
-    """Where CuPy's kernels run: on torch's current stream, if the tensor is on a GPU."""
-    if not tensor.is_cuda:
-        return nullcontext()
+def _around(tensor):
+    """Where a call runs: if the tensor is on a GPU, on torch's current stream there and with torch's memory.
+
+    A graph that is being captured owns what torch allocates, while CuPy's pool would hand a mask's memory on after the
+    capture, and may have none without asking CUDA, which a capture forbids.
+    """
+    return _on_device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@contextmanager
+def _on_device(device):
     import cupy
 
-    return cupy.cuda.ExternalStream(torch.cuda.current_stream(tensor.device).cuda_stream, tensor.device.index)
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+    with stream, cupy.cuda.using_allocator(functools.partial(_allocate, device)):
+        yield
+
+
+def _allocate(device, size):
+    """So many bytes, for CuPy."""
+    import cupy
+
+    memory = torch.empty(size, dtype=torch.uint8, device=device)
+    return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.data_ptr(), size, memory, device.index or 0), 0)
 
 
 def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
@@ -114,7 +131,7 @@ def _prepare(x, other, out, stream, variant, options, p, activation, bits, first
 
 def forward(x, other, stream, *call):
     y = torch.empty_like(x)
-    with _current(x):
+    with _around(x):
         _prepare(x, other, y, stream, *call).forward()
     return y
 
@@ -123,7 +140,7 @@ def backward(dy, saved, stream, *call, out=None):
     """dx; by the operators a new tensor, by those who own dy and call this itself perhaps dy, as out."""
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
-    with _current(dy):
+    with _around(dy):
         prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *numbers)
         prepared.backward(None if saved is None else _array(saved), second)
     return dx
