@@ -39,7 +39,7 @@ bench: install
 # On a machine with a GPU, with its own Python and the packages it has: nothing is installed. ARGUMENTS=--quick as above.
 gpu:
 	@$(PYTHON) -m bench.gpu_here
-	$(PYTHON) -m pytest -m gpu tests
+	NUMBA_NUM_THREADS=1 $(PYTHON) -m pytest -n 8 -m gpu tests
 	$(PYTHON) -m bench.sanitize
 	$(PYTHON) -m bench gpu $(ARGUMENTS)
 

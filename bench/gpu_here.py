@@ -14,7 +14,7 @@ def missing():
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "no CUDA GPU here (the NVIDIA driver finds none)"
-    for package in ("gpudrop.kernels", "cupy", "numba.cuda", "pytest", "scipy", "typer", "rich", "matplotlib"):
+    for package in ("gpudrop.kernels", "cupy", "numba.cuda", "pytest", "xdist", "scipy", "typer", "rich", "matplotlib"):
         try:
             importlib.import_module(package)
         except ImportError as error:
