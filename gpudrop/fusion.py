@@ -85,12 +85,14 @@ class Fusion:
 
     @cached_property
     def chunk(self):
-        """Elements per step of a CUDA kernel: those of one Philox call, or of 16 bytes where none is made.
+        """Elements per step of a CUDA kernel: those of one Philox call, but at most 64 bytes, for want of registers.
 
-        At most 64 bytes of them, since more need more registers than there are.
+        Where none is made they are those of 16 bytes, or of 32 where the place of a given mask is to be found.
         """
         itemsize = np.dtype(self.storage).itemsize
-        return min(lanes(self.bits), 64 // itemsize) if self.bits else 16 // itemsize
+        if self.bits:
+            return min(lanes(self.bits), 64 // itemsize)
+        return min(16, 32 // itemsize) if self.given and self.keeps else 16 // itemsize
 
     @cached_property
     def shares(self):

@@ -36,10 +36,11 @@ def accesses(fusion):
     Where a chunk takes several accesses, a warp's threads would reach only every second or fourth 16 bytes in each, and
     write half sectors. So the accesses of a warp's 32 chunks follow one another, and the threads exchange random words
     instead: of n accesses, thread t's number s belongs to chunk s * 32 / n + t // n, and is part t % n of it.
+    Of what is given nothing is exchanged.
     """
     size = fusion.chunk * np.dtype(fusion.storage).itemsize
     parts = max(1, size // 16)
-    return min(16, size), parts, parts in (2, 4) and fusion.shares == 1 and not fusion.window
+    return min(16, size), parts, parts in (2, 4) and fusion.bits > 0 and fusion.shares == 1 and not fusion.window
 
 
 def thread_count(fusion, chunks, wave):

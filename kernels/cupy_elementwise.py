@@ -2,8 +2,8 @@
 
 A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
 the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
-aren't contiguous or aligned, go element by element through the same formula. What is given is read element by element,
-at a place that moves on with the elements, since divisions would cost more than the rest.
+aren't contiguous or aligned, go element by element through the same formula. What is given is read at a place that
+moves on with the chunks, since divisions would cost more than the rest.
 
 The kernels are CuPy's RawKernels, which take arrays as they are and all numbers as one structure: the call of an
 ElementwiseKernel, with a view of each array and a check of each number, takes the host three times as long.
@@ -103,6 +103,41 @@ __device__ inline void move_on(Place& place, const Place& by, const Numbers& n) 
 }
 """
 
+MASK = """
+// A bit for each element of a chunk that starts at a place: whether it is kept. In most masks no two boundaries, of
+// runs or, where each element has its own, of periods, meet in a chunk: then all is found in two steps.
+__device__ inline uint32 chunk_of_mask(const drawn_type* drawn, Place place, const Numbers& n) {
+  uint32 keeps = 0;
+  if ((n.run == 1 ? n.period : n.run) < chunk) {
+    #pragma unroll 1
+    for (int j = 0; j < chunk; ++j) {
+      keeps |= static_cast<uint32>(drawn[place.at + place.base] != 0) << j;
+      move_on(place, {1, 0, 0, 0}, n);
+    }
+    return keeps;
+  }
+  const int64 before = place.at + place.base;
+  if (n.run == 1) {
+    const int64 ahead = n.period - place.at;
+    move_on(place, {0, ahead, 0, 0}, n);
+    const int64 after = place.at + place.base - ahead;
+    #pragma unroll
+    for (int j = 0; j < chunk; ++j) {
+      keeps |= static_cast<uint32>(drawn[(j < ahead ? before : after) + j] != 0) << j;
+    }
+    return keeps;
+  }
+  const int64 ahead = n.run - place.within;
+  keeps = drawn[before] != 0 ? ~0u : 0u;
+  if (ahead < chunk) {
+    move_on(place, {ahead, 0, 0, 0}, n);
+    const uint32 earlier = (1u << ahead) - 1;
+    keeps = (keeps & earlier) | (drawn[place.at + place.base] != 0 ? ~earlier : 0u);
+  }
+  return keeps;
+}
+"""
+
 EXCHANGE = """
 // Half of two words for half of the other thread's: the one has both low ones then, the other both high ones.
 __device__ inline void swap(unsigned int lane, unsigned int distance, uint32& low, uint32& high) {
@@ -156,7 +191,8 @@ struct alignas(width) Part {{
 __device__ inline real widen(storage x) {{ return {widen}; }}
 __device__ inline storage narrow(real x) {{ return {narrow}; }}
 __device__ inline bool aligned(const void* p) {{ return reinterpret_cast<size_t>(p) % width == 0; }}
-{PLACE if fusion.given else ""}
+{f"typedef {'unsigned char' if fusion.keeps else C_TYPES[fusion.real]} drawn_type;{PLACE}" if fusion.given else ""}
+{MASK if fusion.given and fusion.keeps else ""}
 {EXCHANGE if exchanges else ""}
 {PRODUCT}
 {APPROXIMATE if fusion.approximate else EXACT}
@@ -178,7 +214,7 @@ def source(fusion, form=None):
     array = (
         "gpudrop::storage*" if form is None else f"CArray<gpudrop::storage, {form[0]}, false, {str(form[1]).lower()}>"
     )
-    more = f", const {'unsigned char' if fusion.keeps else C_TYPES[fusion.real]}* drawn" if fusion.given else ""
+    more = ", const gpudrop::drawn_type* drawn" if fusion.given else ""
     more += ", const unsigned long long* kept" if fusion.counted else ""
     more += ", const unsigned long long* stream" if fusion.stored else ""
     return f"""
@@ -214,10 +250,9 @@ def loop(fusion, contiguous):
         drawn = "true"
     scale = "static_cast<real>(n.row) / static_cast<real>(max(kept[0], 1ULL))" if fusion.counted else "n.scale"
 
-    def element(out, a, b):
+    def element(out, a, b, drawn=drawn, then="move_on(here, {1, 0, 0, 0}, n);" if fusion.given else ""):
         second = b if fusion.reads == 2 else a
-        text = f"{out} = narrow(element({drawn}, {scale}, n.shift, widen({a}), widen({second})));"
-        return text + (" move_on(here, {1, 0, 0, 0}, n);" if fusion.given else "")
+        return f"{out} = narrow(element({drawn}, {scale}, n.shift, widen({a}), widen({second}))); {then}"
 
     def load(array):
         return f"""
@@ -238,13 +273,16 @@ def loop(fusion, contiguous):
     {TOGETHER if exchanges else "const int64 apart = step;"}
     {load("a") if fusion.reads else "const Part a_parts[parts] = {};"}
     {load("b") if fusion.reads == 2 else ""}"""
+        is_mask = fusion.given and fusion.keeps
+        lanes = (f"{name}_parts[j / step].lane[j % step]" for name in ("out", "a", "b"))
         wide = f"""
     if (whole) {{
       {"if (together) exchange(words.w, lane);" if exchanges else ""}
+      {"const uint32 keeps = chunk_of_mask(drawn, place, n);" if is_mask else ""}
       Part out_parts[parts];
       #pragma unroll
       for (unsigned int j = 0; j < chunk; ++j) {{
-        {element(*(f"{name}_parts[j / step].lane[j % step]" for name in ("out", "a", "b")))}
+        {element(*lanes, "keeps >> j & 1", "") if is_mask else element(*lanes)}
       }}
       #pragma unroll
       for (int s = 0; s < parts; ++s) {{

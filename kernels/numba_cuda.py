@@ -2,8 +2,8 @@
 
 A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
 the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
-aren't contiguous or aligned, go element by element through the same formula. What is given is read element by element,
-at a place that moves on with the elements, since divisions would cost more than the rest.
+aren't contiguous or aligned, go element by element through the same formula. What is given is read at a place that
+moves on with the chunks, since divisions would cost more than the rest.
 """
 
 import functools
@@ -241,6 +241,9 @@ def device_function(formula, fusion):
     return compiled(formula, real, functions, device, own)
 
 
+NEXT = (np.int64(1), np.int64(0), np.int64(0), np.int64(0))  # the place of element 1
+
+
 @device
 def find(i, period, repeat, run):
     """Where element i finds what is given for it, as `fusion.Given` tells: (within, at, turn, base)."""
@@ -263,6 +266,46 @@ def move_on(place, by, period, repeat, run):
         turn -= repeat
         base += period
     return within, at, turn, base
+
+
+@functools.cache
+def masker(chunk):
+    """A bit for each element of a chunk that starts at a place: whether it is kept. As a function.
+
+    In most masks no two boundaries, of runs or, where each element has its own, of periods, meet in a chunk: then all
+    is found in two steps.
+    """
+
+    @device
+    def bit(mask, i, j):
+        return np.uint32(np.uint32(mask[i] != np.uint8(0)) << np.uint32(j))
+
+    @device
+    def chunk_of_mask(mask, place, period, repeat, run):
+        keeps, before = np.uint32(0), place[1] + place[3]
+        if (period if run == 1 else run) < chunk:
+            for j in range(chunk):
+                keeps |= bit(mask, place[1] + place[3], j)
+                place = move_on(place, NEXT, period, repeat, run)
+        elif run == 1:
+            ahead = period - place[1]
+            place = move_on(place, (np.int64(0), ahead, np.int64(0), np.int64(0)), period, repeat, run)
+            after = place[1] + place[3] - ahead
+            for j in range(chunk):
+                keeps |= bit(mask, (before if j < ahead else after) + j, j)
+        else:
+            ahead = run - place[0]
+            if mask[before] != np.uint8(0):
+                keeps = np.uint32(0xFFFFFFFF)
+            if ahead < chunk:
+                place = move_on(place, (ahead, np.int64(0), np.int64(0), np.int64(0)), period, repeat, run)
+                later = np.uint32(np.uint32(0xFFFFFFFF) << np.uint32(ahead))
+                keeps = np.uint32(keeps & ~later)
+                if mask[place[1] + place[3]] != np.uint8(0):
+                    keeps = np.uint32(keeps | later)
+        return keeps
+
+    return chunk_of_mask
 
 
 @device
@@ -348,7 +391,7 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
     formula, draw_words = device_function(fusion.element, fusion), device_function(random_bits.draw, fusion)
     draw, read = drawer(fusion), reader(fusion)
     widen, narrow = conversions(native)[fusion.dtype]
-    one = (np.int64(1), np.int64(0), np.int64(0), np.int64(0))
+    is_mask, chunk_of_mask = fusion.given and fusion.keeps, masker(chunk)
 
     def run_chunks(
         a, b, given, kept, stream, out,
@@ -378,7 +421,7 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
         if is_given:
             place, further_place = find(i * chunk, period, repeat, run), find(threads * chunk, period, repeat, run)
         else:
-            place, further_place = one, one
+            place, further_place = NEXT, NEXT
         skip = np.int64(origin % np.uint64(chunk))
         number = np.uint64(origin // np.uint64(chunk))
         straight = contiguous
@@ -419,10 +462,13 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
             if whole:
                 if together:
                     words = exchange(words, lane, parts)
+                keeps = chunk_of_mask(given, place, period, repeat, run) if is_mask else np.uint32(0)
                 for j in range(chunk):
-                    if is_given:
+                    if is_mask:
+                        r = (keeps >> np.uint32(j)) & np.uint32(1) != 0
+                    elif is_given:
                         r = read(given, here[1] + here[3])
-                        here = move_on(here, one, period, repeat, run)
+                        here = move_on(here, NEXT, period, repeat, run)
                     else:
                         r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
                     x = widen(a_lanes[j])
@@ -434,7 +480,7 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
                     if inner + j >= 0 and inner + j < row:
                         if is_given:
                             r = read(given, here[1] + here[3])
-                            here = move_on(here, one, period, repeat, run)
+                            here = move_on(here, NEXT, period, repeat, run)
                         else:
                             r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
                         e = begin + inner + j
@@ -534,8 +580,9 @@ def _launch_flat(fusion, a, b, out, given, stored, of, stream):
     if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
         start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
     bits = _bits[fusion.real]
+    stream = Stream.from_handle(stream.__cuda_stream__()[1]) if stream else DEFAULT_STREAM
     launch_function(
-        stream or DEFAULT_STREAM, _configured(_blocks(thread_count(fusion, of[0], wave))), function,
+        stream, _configured(_blocks(thread_count(fusion, of[0], wave))), function,
         first, second, drawn, kept, stored, _address(out),
         *integers, start, seed, call, bits(scale), bits(shift), limit,
     )  # fmt: skip

@@ -154,6 +154,17 @@ def test_mask_shapes_are_those_of_numpy(backend, shape, mask_shape, bits):
     np.testing.assert_array_equal(y != 0, want != 0)
 
 
+@pytest.mark.parametrize("number", [2, 4, 7, 8, 15, 16, 17, 40])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_any_number_of_elements_that_share_or_follow_one_another(backend, poisoned, dtype, number):
+    """With none, one or several boundaries of what is given in a chunk of a CUDA kernel: of 4 elements, and of 16."""
+    for shape, mask_shape in (((5, number), (None, 1)), ((5, number), (1, None)), ((3, 4, number), (1, None, 1))):
+        x = (2.0 ** (np.arange(np.prod(shape)) % 7)).reshape(shape).astype(dtype)
+        want, _ = reference.structured(x, 0.5, mask_shape, **SEED)
+        y = gpudrop.dropout(backend.put(x), 0.5, mask_shape=mask_shape, rng=STREAM)
+        np.testing.assert_array_equal(backend.get(y), want.astype(dtype))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_structured_masks_of_strided_arrays(backend, poisoned, dtype):
     base = (2.0 ** (np.arange(6 * 8 * 10) % 7)).reshape(6, 8, 10).astype(dtype)
