@@ -12,11 +12,12 @@ comma := ,
 demo: .venv/demo
 	$(BIN)/gpudrop demo
 
+# A worker that is done takes tests of the other: those that compile CUDA kernels take minutes, and come together.
 # The second run has Numba's CUDA kernels in the simulator, which needs a process of its own.
 SIMULATED := $(patsubst %,tests/test_%.py,backends device_generator family parts values readme selftest)
 test: install
-	$(BIN)/python -m pytest -n auto
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto $(SIMULATED)
+	$(BIN)/python -m pytest -n auto --dist worksteal
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto --dist worksteal $(SIMULATED)
 
 # The core of the tests with the oldest versions that pyproject.toml allows, and a cache of kernels of their own.
 CORE := $(patsubst %,tests/test_%.py,api backends cli cpu family formulas layers monte_carlo reference schedules threads)
@@ -26,8 +27,8 @@ oldest: .venv-oldest/installed
 # Both runs of make test under coverage.py, one table, and the lines that no test reaches. It fails below 95 %.
 coverage: install
 	$(BIN)/coverage erase
-	-$(BIN)/coverage run -m pytest -n auto
-	-NUMBA_ENABLE_CUDASIM=1 $(BIN)/coverage run -m pytest -n auto $(SIMULATED)
+	-$(BIN)/coverage run -m pytest -n auto --dist worksteal
+	-NUMBA_ENABLE_CUDASIM=1 $(BIN)/coverage run -m pytest -n auto --dist worksteal $(SIMULATED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -39,7 +40,7 @@ bench: install
 # On a machine with a GPU, with its own Python and the packages it has: nothing is installed. ARGUMENTS=--quick as above.
 gpu:
 	@$(PYTHON) -m bench.gpu_here
-	NUMBA_NUM_THREADS=1 $(PYTHON) -m pytest -n 8 -m gpu tests
+	NUMBA_NUM_THREADS=1 $(PYTHON) -m pytest -n 8 --dist worksteal -m gpu tests
 	$(PYTHON) -m bench.sanitize
 	$(PYTHON) -m bench gpu $(ARGUMENTS)
 
