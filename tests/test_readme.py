@@ -40,6 +40,13 @@ def test_snippet(backend_name, code, tmp_path, monkeypatch):
     exec(compile(code, str(script), "exec"), {"__name__": "snippet"})
 
 
+def test_what_it_links_to_is_there():
+    """In a fresh clone: results that git ignores are on no other machine."""
+    links = re.findall(r"\]\(([\w./-]+\.\w+)\)", README)
+    assert "bench/results/batteries.json" in links
+    assert [link for link in links if not (Path(__file__).parent.parent / link).exists()] == []
+
+
 def test_every_kind_of_array_has_its_snippet():
     needed = [needs(code) for _, code in SNIPPETS]
     assert needed == ["cpu", "cupy_elementwise", "numba_cuda", "cpu", "cpu", "cpu", "cpu"]
