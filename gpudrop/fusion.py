@@ -83,6 +83,11 @@ class Fusion:
         """Whether results are rounded to 16 bits, which hides an error of some units in the last place of a float32."""
         return self.dtype in ("float16", "bfloat16")
 
+    @property
+    def given_mask(self):
+        """Whether truth values are given, and not numbers."""
+        return self.given and self.keeps
+
     @cached_property
     def chunk(self):
         """Elements per step of a CUDA kernel: those of one Philox call, but at most 64 bytes, for want of registers.
@@ -92,7 +97,7 @@ class Fusion:
         itemsize = np.dtype(self.storage).itemsize
         if self.bits:
             return min(lanes(self.bits), 64 // itemsize)
-        return min(16, 32 // itemsize) if self.given and self.keeps else 16 // itemsize
+        return min(16, 32 // itemsize) if self.given_mask else 16 // itemsize
 
     @cached_property
     def shares(self):

@@ -131,8 +131,8 @@ __device__ inline uint32 chunk_of_mask(const drawn_type* drawn, Place place, con
   keeps = drawn[before] != 0 ? ~0u : 0u;
   if (ahead < chunk) {
     move_on(place, {ahead, 0, 0, 0}, n);
-    const uint32 earlier = (1u << ahead) - 1;
-    keeps = (keeps & earlier) | (drawn[place.at + place.base] != 0 ? ~earlier : 0u);
+    const uint32 later = ~0u << ahead;
+    keeps = (keeps & ~later) | (drawn[place.at + place.base] != 0 ? later : 0u);
   }
   return keeps;
 }
@@ -192,7 +192,7 @@ __device__ inline real widen(storage x) {{ return {widen}; }}
 __device__ inline storage narrow(real x) {{ return {narrow}; }}
 __device__ inline bool aligned(const void* p) {{ return reinterpret_cast<size_t>(p) % width == 0; }}
 {f"typedef {'unsigned char' if fusion.keeps else C_TYPES[fusion.real]} drawn_type;{PLACE}" if fusion.given else ""}
-{MASK if fusion.given and fusion.keeps else ""}
+{MASK if fusion.given_mask else ""}
 {EXCHANGE if exchanges else ""}
 {PRODUCT}
 {APPROXIMATE if fusion.approximate else EXACT}
@@ -273,16 +273,15 @@ def loop(fusion, contiguous):
     {TOGETHER if exchanges else "const int64 apart = step;"}
     {load("a") if fusion.reads else "const Part a_parts[parts] = {};"}
     {load("b") if fusion.reads == 2 else ""}"""
-        is_mask = fusion.given and fusion.keeps
         lanes = (f"{name}_parts[j / step].lane[j % step]" for name in ("out", "a", "b"))
         wide = f"""
     if (whole) {{
       {"if (together) exchange(words.w, lane);" if exchanges else ""}
-      {"const uint32 keeps = chunk_of_mask(drawn, place, n);" if is_mask else ""}
+      {"const uint32 keeps = chunk_of_mask(drawn, place, n);" if fusion.given_mask else ""}
       Part out_parts[parts];
       #pragma unroll
       for (unsigned int j = 0; j < chunk; ++j) {{
-        {element(*lanes, "keeps >> j & 1", "") if is_mask else element(*lanes)}
+        {element(*lanes, "keeps >> j & 1", "") if fusion.given_mask else element(*lanes)}
       }}
       #pragma unroll
       for (int s = 0; s < parts; ++s) {{

@@ -268,6 +268,11 @@ def move_on(place, by, period, repeat, run):
     return within, at, turn, base
 
 
+@device
+def truth(given, i):
+    return given[i] != np.uint8(0)
+
+
 @functools.cache
 def masker(chunk):
     """A bit for each element of a chunk that starts at a place: whether it is kept. As a function.
@@ -278,7 +283,7 @@ def masker(chunk):
 
     @device
     def bit(mask, i, j):
-        return np.uint32(np.uint32(mask[i] != np.uint8(0)) << np.uint32(j))
+        return np.uint32(np.uint32(truth(mask, i)) << np.uint32(j))
 
     @device
     def chunk_of_mask(mask, place, period, repeat, run):
@@ -295,13 +300,13 @@ def masker(chunk):
                 keeps |= bit(mask, (before if j < ahead else after) + j, j)
         else:
             ahead = run - place[0]
-            if mask[before] != np.uint8(0):
+            if truth(mask, before):
                 keeps = np.uint32(0xFFFFFFFF)
             if ahead < chunk:
                 place = move_on(place, (ahead, np.int64(0), np.int64(0), np.int64(0)), period, repeat, run)
                 later = np.uint32(np.uint32(0xFFFFFFFF) << np.uint32(ahead))
                 keeps = np.uint32(keeps & ~later)
-                if mask[place[1] + place[3]] != np.uint8(0):
+                if truth(mask, place[1] + place[3]):
                     keeps = np.uint32(keeps | later)
         return keeps
 
@@ -359,10 +364,6 @@ def reader(fusion):
     """What is given for an element."""
 
     @device
-    def truth(given, i):
-        return given[i] != np.uint8(0)
-
-    @device
     def number(given, i):
         return given[i]
 
@@ -391,7 +392,7 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
     formula, draw_words = device_function(fusion.element, fusion), device_function(random_bits.draw, fusion)
     draw, read = drawer(fusion), reader(fusion)
     widen, narrow = conversions(native)[fusion.dtype]
-    is_mask, chunk_of_mask = fusion.given and fusion.keeps, masker(chunk)
+    is_mask, chunk_of_mask = fusion.given_mask, masker(chunk)
 
     def run_chunks(
         a, b, given, kept, stream, out,
