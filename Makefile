@@ -7,28 +7,34 @@ CUDA_VERSION := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[a-zA-Z ]*Versi
 CUDA_EXTRA := $(if $(CUDA_VERSION),$(if $(filter 12,$(CUDA_VERSION)),cuda12,cuda13))
 comma := ,
 
-.PHONY: demo test oldest coverage bench gpu lint install clean
+.PHONY: demo test test-all oldest coverage bench gpu lint install clean
 
 demo: .venv/demo
 	$(BIN)/gpudrop demo
 
 # A worker that is done takes tests of the other: those that compile CUDA kernels take minutes, and come together.
-# The second run has Numba's CUDA kernels in the simulator, which needs a process of its own.
-SIMULATED := $(patsubst %,tests/test_%.py,backends device_generator family parts values readme selftest)
+# The second run has Numba's CUDA kernels in the simulator, which needs a process of its own. ARGUMENTS go to pytest.
+PYTEST := -m pytest -n auto --dist worksteal
+SIMULATED := tests/backends tests/family tests/docs/test_readme.py tests/unit/test_selftest.py
 test: install
-	$(BIN)/python -m pytest -n auto --dist worksteal
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -n auto --dist worksteal $(SIMULATED)
+	$(BIN)/python $(PYTEST) $(ARGUMENTS)
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python $(PYTEST) $(SIMULATED) $(ARGUMENTS)
+
+# All tests, with whole products of parameters; on two cores it takes the better part of an hour.
+test-all:
+	$(MAKE) test ARGUMENTS=--full
 
 # The core of the tests with the oldest versions that pyproject.toml allows, and a cache of kernels of their own.
-CORE := $(patsubst %,tests/test_%.py,api backends cli cpu family formulas layers monte_carlo reference schedules threads)
+CORE := tests/unit $(patsubst %,tests/backends/test_%.py,masks cpu threads) \
+	$(patsubst %,tests/family/test_%.py,family layers monte_carlo)
 oldest: .venv-oldest/installed
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-oldest/numba .venv-oldest/bin/python -m pytest -n auto $(CORE)
 
 # Both runs of make test under coverage.py, one table, and the lines that no test reaches. It fails below 95 %.
 coverage: install
 	$(BIN)/coverage erase
-	-$(BIN)/coverage run -m pytest -n auto --dist worksteal
-	-NUMBA_ENABLE_CUDASIM=1 $(BIN)/coverage run -m pytest -n auto --dist worksteal $(SIMULATED)
+	-$(BIN)/coverage run $(PYTEST)
+	-NUMBA_ENABLE_CUDASIM=1 $(BIN)/coverage run $(PYTEST) $(SIMULATED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -40,7 +46,7 @@ bench: install
 # On a machine with a GPU, with its own Python and the packages it has: nothing is installed. ARGUMENTS=--quick as above.
 gpu:
 	@$(PYTHON) -m bench.gpu_here
-	NUMBA_NUM_THREADS=1 $(PYTHON) -m pytest -n 8 --dist worksteal -m gpu tests
+	NUMBA_NUM_THREADS=1 $(PYTHON) -m pytest -n 8 --dist worksteal --full -m gpu tests
 	$(PYTHON) -m bench.sanitize
 	$(PYTHON) -m bench gpu $(ARGUMENTS)
 

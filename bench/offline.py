@@ -1,6 +1,7 @@
 """CUDA kernels compiled and taken apart without a GPU: CuPy's text by NVRTC, Numba's by NVVM and the PTX compiler."""
 
 import functools
+import importlib.metadata
 import json
 import shutil
 import struct
@@ -12,11 +13,32 @@ import cupy
 import nvidia
 from cuda import core
 
+import gpudrop
+from bench.cupy_text import program
+from bench.store import stored
+from gpudrop.formulas import parse
 from gpudrop.kernels import cupy_elementwise, numba_cuda
-from tests import cupy_text
 
 CUDA = Path(next(iter(nvidia.__path__))) / "cu13"
 INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
+
+
+# The packages that make machine code, and the sources that Numba's kernels are made of beside their formula.
+COMPILERS = ("cuda-core", "numba-cuda", "nvidia-cuda-nvrtc", "nvidia-nvjitlink", "nvidia-nvvm")
+PACKAGE = Path(gpudrop.__file__).parent
+SOURCES = [PACKAGE / f"{name}.py" for name in ("activations", "formulas", "fusion", "noises", "random_bits")]
+SOURCES += sorted(Path(numba_cuda.__file__).parent.glob("*.py"))
+
+
+@functools.cache
+def compilers():
+    """The versions of the compilers that are installed."""
+    return {name: importlib.metadata.version(name) for name in COMPILERS} | {"cupy": cupy.__version__}
+
+
+@functools.cache
+def sources():
+    return [path.read_text() for path in SOURCES]
 
 
 def cubin(source, kind, architecture):
@@ -24,46 +46,75 @@ def cubin(source, kind, architecture):
     options = {"arch": f"sm_{architecture}"}
     if kind == "c++":
         options |= {"std": "c++17", "include_path": INCLUDE, "ftz": True}  # as CuPy always has it
-    return core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code
+
+    def make(path):
+        path.write_bytes(core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code)
+
+    return stored(".cubin", (source, kind, options, compilers()), make).read_bytes()
 
 
 def cupy_source(keys):
     """The complete texts of CuPy kernels as one program; number i of them, (fusion, form), is kernel_i."""
-    return cupy_text.program([(cupy_elementwise.source(fusion, form), fusion.name) for fusion, form in keys])
+    return program([(cupy_elementwise.source(fusion, form), fusion.name) for fusion, form in keys])
 
 
 def numba_ptx(key, architectures):
-    """PTX by architecture, of (fusion, form). Typing and lowering are shared where the architecture doesn't matter."""
+    """PTX by architecture, of (fusion, form)."""
+    fusion, form = key
+    described = [fusion.name, fusion.dtype, parse(fusion.element).digest, form]
+    texts = {}
+    for native in {_is_native(fusion, architecture) for architecture in architectures}:
+        alike = [architecture for architecture in architectures if _is_native(fusion, architecture) == native]
+
+        def make(path, native=native, alike=alike):
+            path.write_text(json.dumps(_compiled_by_numba(fusion, form, native, alike)))
+
+        made = stored(".ptx.json", (described, native, alike, sources(), compilers()), make)
+        texts |= {int(architecture): text for architecture, text in json.loads(made.read_text()).items()}
+    return texts
+
+
+def _is_native(fusion, architecture):
+    """Whether the GPU itself converts what the kernel converts."""
+    return architecture >= 80 or fusion.dtype != "bfloat16"
+
+
+def _compiled_by_numba(fusion, form, native, architectures):
+    """PTX by architecture. Typing and lowering are shared, for the architecture doesn't matter there."""
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
-    fusion, form = key
-    texts = {}
-    for native in {architecture >= 80 or fusion.dtype != "bfloat16" for architecture in architectures}:
-        if form is None:
-            function, signature = numba_cuda.flat_kernel(fusion, native)
-        else:
-            function = numba_cuda.any_kernel(fusion, False, native).py_func
-            signature = numba_cuda.strided_signature(fusion, form[0])
-        library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
-        for architecture in architectures:
-            if native == (architecture >= 80 or fusion.dtype != "bfloat16"):
-                texts[architecture] = library.get_asm_str(divmod(architecture, 10))
-    return texts
+    if form is None:
+        function, signature = numba_cuda.flat_kernel(fusion, native)
+    else:
+        function = numba_cuda.any_kernel(fusion, False, native).py_func
+        signature = numba_cuda.strided_signature(fusion, form[0])
+    library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
+    return {architecture: library.get_asm_str(divmod(architecture, 10)) for architecture in architectures}
 
 
 def disassembled(code):
     """The functions of a cubin, as nvdisasm gives them: {name: [{"opcode": ..., "operands": ...}, ...]}."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
-        file.flush()
-        command = [_nvdisasm(), "-json", file.name]
-        _, functions = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def make(path):
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(code)
+            file.flush()
+            command = [_nvdisasm(), "-json", file.name]
+            path.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    _, functions = json.loads(stored(".sass.json", (code, _disassembler()), make).read_text())
     return {function["function-name"]: function["sass-instructions"] for function in functions}
 
 
 @functools.cache
 def _nvdisasm():
     return shutil.which("nvdisasm") or f"{CUDA}/bin/nvdisasm"
+
+
+@functools.cache
+def _disassembler():
+    """The version of nvdisasm."""
+    return subprocess.run([_nvdisasm(), "--version"], capture_output=True, text=True, check=True).stdout
 
 
 ATTRIBUTES = {0x2F: "registers", 0x11: "frame", 0x12: "stack"}

@@ -243,7 +243,7 @@ def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
         pairs = itertools.product((False, True), range(seeds))
         fits = [_fit(xp, seed, dropped, steps, advance) for dropped, seed in pairs]
         networks, *measured = zip(*fits, strict=True)
-        predictions = _check_predictions(networks[-1], _digits(xp, seeds - 1)[2])
+        predictions = _check_predictions(networks[-1], digits_of(xp, seeds - 1)[2])
     curves, norms = np.reshape(measured[0], (2, seeds, -1, 4)), np.reshape(measured[1], (2, seeds))
     without, with_dropout = descents
     took = time.perf_counter() - started
@@ -270,7 +270,7 @@ def _device():
     return cupy, f"CuPy on {cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)['name'].decode()}"
 
 
-def _digits(xp, seed):
+def digits_of(xp, seed):
     """x, y, x_test, y_test: the digits that a seed chooses to train on, and all others; y is one-hot."""
     images, labels = _require("sklearn.datasets").load_digits(return_X_y=True)
     order = np.random.default_rng((seed, 1)).permutation(len(images))
@@ -280,7 +280,7 @@ def _digits(xp, seed):
 
 def _descend(xp, off, advance):
     """The costs of plain gradient descent, with dropout off or with masks, on one and the same network."""
-    network, (x, y, *_) = MLP(xp=xp), _digits(xp, 0)
+    network, (x, y, *_) = MLP(xp=xp), digits_of(xp, 0)
     with no_dropout() if off else contextlib.nullcontext():
         costs = train(network, x, y, steps=DESCENT_STEPS, rate=DESCENT_RATE, watch=lambda step: advance())
         return [*costs, float(softmax_cross_entropy(network.forward(x), y)[0])]
@@ -288,7 +288,7 @@ def _descend(xp, off, advance):
 
 def _fit(xp, seed, dropped, steps, advance):
     """A network trained with or without dropout, its curves, and the norm of its weights."""
-    network, (x, y, x_test, y_test) = MLP(seed=seed, xp=xp).train(dropped), _digits(xp, seed)
+    network, (x, y, x_test, y_test) = MLP(seed=seed, xp=xp).train(dropped), digits_of(xp, seed)
     curves = []
 
     def watch(step):
@@ -325,7 +325,7 @@ def _same_bits(a, b):
     return bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
-def _descent_finding(result):
+def descent_finding(result):
     costs, rises, steps = result.descent, count_rises(result.descent), len(result.descent) - 1
     return (
         f"dropout off: the cost {'did not fall' if rises else 'fell'} at {rises or 'each'} of the {steps} steps "
@@ -334,7 +334,7 @@ def _descent_finding(result):
     )
 
 
-def _conclusion(result):
+def conclusion(result):
     """What the means say, whichever way they point."""
     (_, _, test, gap, norm), (_, _, test_with, gap_with, norm_with) = result.figures.mean(axis=1)
     return (
@@ -356,7 +356,7 @@ def _print(result, console):
     from rich.table import Table
 
     console.print(f"{_setting(result)}; {result.device}, {result.seconds:.0f} s")
-    for finding, held in {_descent_finding(result): not count_rises(result.descent), **result.predictions}.items():
+    for finding, held in {descent_finding(result): not count_rises(result.descent), **result.predictions}.items():
         console.print("[green]yes[/]" if held else "[red]NO[/] ", finding)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="mean ± standard deviation over the seeds")
     for column in ("dropout", *COLUMNS):
@@ -367,7 +367,7 @@ def _print(result, console):
         spread = {"ddof": min(1, len(rows) - 1)}
         table.add_row(name, *(f"{c.mean():.{digits}f} ± {c.std(**spread):.{digits}f}" for c, digits in columns))
     console.print(table)
-    console.print(_conclusion(result))
+    console.print(conclusion(result))
 
 
 def _draw(result):

@@ -14,9 +14,9 @@ from gpudrop.random_bits import check_uint64
 from gpudrop.states import check_keys
 
 # Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
-_lock = threading.Lock()
+lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Generator:
         return Stream(*self._take())
 
     def _take(self) -> tuple[int, int]:
-        with _lock:
+        with lock:
             call = self._call
             if call >= 2**64:
                 raise OverflowError("all 2**64 calls of this seed are used up")
@@ -152,7 +152,7 @@ class Generator:
         """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
         if self.stored:
             return dict(zip(("seed", "call"), map(int, backends.to_host(self._array)), strict=True))
-        with _lock:
+        with lock:
             return {"seed": self._seed, "call": self._call}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -167,7 +167,7 @@ class Generator:
         seed = check_uint64("seed", state["seed"])
         used_up = isinstance(state["call"], int) and state["call"] == 2**64
         call = state["call"] if used_up else check_uint64("call", state["call"])
-        with _lock:
+        with lock:
             self._seed, self._call = seed, call
         if self.stored:  # in place, since graphs have its address
             backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))

@@ -6,16 +6,13 @@ the processor draws (or what is given for the block is gathered); then `_apply` 
 the block. Each of the two loops vectorises, while one loop doing both would not.
 """
 
-import _thread
 import atexit
 import functools
 import hashlib
 import os
-import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from types import FunctionType
 from typing import Any
 
@@ -28,20 +25,16 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
-from numba.np.ufunc import parallel
 
 from gpudrop import formulas, random_bits
 from gpudrop.formulas import compiled
-from gpudrop.kernels import half, host_math
+from gpudrop.kernels import half, host_math, threads
 from gpudrop.kernels.host_math import inner, jit
 from gpudrop.uninterrupted import uninterrupted
 
-BLOCK = 1024  # elements whose words and data stay in the first-level cache together
+BLOCK = threads.BLOCK  # elements whose words and data stay in the first-level cache together
 GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
 LINE = 64  # bytes in a line of the cache
-SLICE = 1 << 16  # elements that a thread takes at a time, at least
-SHARED = 1 << 21  # elements that are worth waking threads for, which takes up to 100 microseconds
-SHARED_AWAKE = 1 << 19  # the same for the threads of a `team`, which have mostly just done something else
 
 
 def unavailable():
@@ -49,15 +42,7 @@ def unavailable():
 
 
 def devices():
-    return [f"{_threads()} host threads"]
-
-
-def _threads():
-    """How many threads Numba would use here, without starting them.
-
-    As it starts, Numba's OpenMP layer sets the number of PyTorch's threads too; set_num_threads has started it.
-    """
-    return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
+    return [f"{threads.available()} host threads"]
 
 
 # A kernel's first argument has a Numba type of its own, which selects the element formula: a kernel that
@@ -79,7 +64,7 @@ _fusions: dict[str, Any] = {}
 
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
-_SOURCES = (__file__, *(str(module.__file__) for module in (formulas, half, host_math, random_bits)))
+_SOURCES = (__file__, *(str(module.__file__) for module in (formulas, half, host_math, random_bits, threads)))
 _SURROUNDINGS = "".join(Path(file).read_text("utf-8") for file in _SOURCES)
 _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
@@ -424,13 +409,13 @@ def launch(fusion, a, b, out, draw, given=None):
     def part(lo, hi):
         run(None, draw.limit, scale, draw.shift, flat_a, flat_b, drawn, target, lo, hi, *numbers)
 
-    _share_out(part, target.size)
+    threads.share_out(part, target.size)
     if not in_order:
         out[...] = target.view(out.dtype).reshape(out.shape)
 
 
 @jit()
-def _grow(seeds, mask, rows, columns, lo, hi):
+def grow_rows(seeds, mask, rows, columns, lo, hi):
     """The rows lo to hi of the mask, counted through all maps; how many of their elements are kept."""
     _, height, width = mask.shape
     _, seed_rows, seed_columns = seeds.shape
@@ -462,11 +447,11 @@ def grow(seeds, mask, block):
 
     def part(lo, hi):
         # The rows that begin in this part of the elements.
-        counts.append(_grow(seeds, grown, *block, -(-lo // width), -(-hi // width)))
+        counts.append(grow_rows(seeds, grown, *block, -(-lo // width), -(-hi // width)))
 
-    if not _grow.overloads:
+    if not grow_rows.overloads:
         _when_compiled(lambda: part(0, 0))
-    _share_out(part, mask.size)
+    threads.share_out(part, mask.size)
     return np.array([sum(counts)], np.uint64)
 
 
@@ -475,92 +460,3 @@ def _flat(fusion, array):
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.require(array, requirements="CA")
     return array.reshape(-1).view(fusion.storage)
-
-
-def _share_out(part, size):
-    """part(lo, hi) over [0, size) on as many threads as numba.set_num_threads allows.
-
-    Python's threads, because the kernels hold no lock: unlike Numba's own layers they may be entered by
-    many threads at once and survive a fork. After a failure, be it an interrupt of this thread (Ctrl-C), no further
-    slice is begun, and it is raised when nobody writes any more.
-    """
-    enough = SHARED if team is None else SHARED_AWAKE
-    threads = min(_threads(), size // SLICE) if size >= enough else 1
-    if threads == 1:
-        part(0, size)
-        return
-    # Several slices for each thread, so that one that wakes late or is held up takes fewer.
-    step = max(SLICE, size // (8 * threads * BLOCK) * BLOCK)
-    starts = iter(range(0, size, step))
-    lock, helpers, failures = threading.Lock(), [], []
-
-    def work():
-        try:
-            while True:
-                with lock:
-                    lo = None if failures else next(starts, None)
-                if lo is None:
-                    return
-                part(lo, min(lo + step, size))
-        except BaseException as error:
-            failures.append(error)
-
-    def helper():
-        busy = threading.Lock()
-        with busy:
-            helpers.append(busy)  # before a slice is taken
-            work()
-
-    # An interrupt comes after any call of this thread. So all calls are in a try, nothing is counted, and who holds a
-    # lock waits for none.
-    try:
-        if team is None or not team(work, threads):
-            for _ in range(threads - 1):
-                _pool().submit(helper)
-    except RuntimeError:
-        pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
-    except BaseException as error:
-        failures.append(error)
-    while True:
-        try:
-            work()
-            for busy in helpers:  # who isn't among them has not begun, and finds nothing left to do
-                with busy:
-                    pass
-            break
-        except BaseException as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-
-
-team: Any = None
-"""In the place of the pool: team(work, threads) runs work on so many threads and returns whether it has."""
-
-
-class _Pool:
-    """Threads that do what is submitted. Those of concurrent.futures share locks that an interrupt may leave locked."""
-
-    def __init__(self):
-        self._queue, self._missing = SimpleQueue(), os.cpu_count() or 1
-
-    def submit(self, work):
-        """Have work() done soon, or a RuntimeError where no thread can be started."""
-        if self._missing > 0:
-            _thread.start_new_thread(self._serve, ())
-            self._missing -= 1
-        self._queue.put(work)
-
-    def _serve(self):
-        while True:
-            self._queue.get()()
-
-
-@functools.cache
-def _pool_of(process):
-    return _Pool()
-
-
-def _pool():
-    # A forked child inherits the pool without its threads, so each process has its own.
-    return _pool_of(os.getpid())

@@ -1,19 +1,26 @@
-"""The test matrix is the list of backends: a test that takes `backend` is written once and runs on each.
+"""Which tests run, and on which backends.
 
-In a plain run: the host kernels, and CuPy's kernels built by g++; on a machine with a GPU also CuPy and
-Numba on it. With NUMBA_ENABLE_CUDASIM=1, in a process of its own: Numba's kernels in the simulator.
+The test matrix is the list of backends: a test that takes `backend` is written once and runs on each. In a plain run
+these are the CPU's kernels, and CuPy's kernels built by g++; on a machine with a GPU also CuPy and Numba on it. With
+NUMBA_ENABLE_CUDASIM=1, in a process of its own: Numba's kernels in the simulator, and the tests marked `simulator`.
+
+Products of parameters are sampled, hypothesis draws few examples, and tests marked `slow` are left out, unless --full
+is given.
 """
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 import gpudrop
 from gpudrop import backends
+from tests.sampling import covering
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # PyTorch's threads in several workers would wait for one another at each operation, a hundred times as long.
@@ -21,6 +28,53 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy_elementwise", "numba_cuda")]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="all tests, with whole products of parameters")
+
+
+def pytest_configure(config):
+    repeatable = {"derandomize": True, "database": None, "deadline": None}
+    hypothesis.settings.register_profile("sample", max_examples=40, **repeatable)
+    hypothesis.settings.register_profile("full", max_examples=1000, **repeatable)
+    hypothesis.settings.load_profile("full" if config.getoption("--full") else "sample")
+
+
+def pytest_collection_modifyitems(config, items):
+    chosen = [item for item in items if not SIMULATED or runs_simulated(item)]
+    if not config.getoption("--full"):
+        chosen = sampled([item for item in chosen if item.get_closest_marker("slow") is None])
+    if kept := set(chosen):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = chosen
+
+
+def runs_simulated(item):
+    return "backend" in getattr(item, "fixturenames", ()) or item.get_closest_marker("simulator") is not None
+
+
+def sampled(items):
+    """The items without those that their test's covering sample doesn't need.
+
+    What runs on a GPU alone is sampled by itself: elsewhere it is skipped, and covers nothing.
+    """
+    groups = defaultdict(list)
+    for item in items:
+        on_gpu = item.get_closest_marker("gpu") is not None
+        groups[item.parent, getattr(item, "originalname", item.name), on_gpu].append(item)
+    chosen = {group[k] for group in groups.values() for k in covering(list(map(values, group)))}
+    return [item for item in items if item in chosen]
+
+
+def values(item):
+    """Which values a test gets, by identity: one for each parametrize mark and for each fixture with parameters."""
+    given = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+    row = []
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        row.append(tuple(id(given.pop(name.strip())) for name in names))
+    return *row, *map(id, given.values())
 
 
 @dataclass
@@ -49,12 +103,12 @@ def backend(request, monkeypatch):
     if request.param == "cpu":
         return Backend("cpu")
     if request.param == "cupy_text":
-        cupy_text = pytest.importorskip("tests.cupy_text", reason="CuPy is not installed", exc_type=ImportError)
+        host = pytest.importorskip("tests.backends.cupy_on_host", reason="CuPy is not installed", exc_type=ImportError)
         from gpudrop.kernels import cupy_elementwise
 
-        monkeypatch.setattr(cupy_elementwise, "run", cupy_text.run)
-        monkeypatch.setattr(cupy_elementwise, "grow_kernel", cupy_text.grow_kernel)
-        monkeypatch.setattr(cupy_elementwise, "advance_kernel", cupy_text.advance_kernel)
+        monkeypatch.setattr(cupy_elementwise, "run", host.run)
+        monkeypatch.setattr(cupy_elementwise, "grow_kernel", host.grow_kernel)
+        monkeypatch.setattr(cupy_elementwise, "advance_kernel", host.advance_kernel)
         monkeypatch.setattr(backends, "to_device", np.copy)
         monkeypatch.setattr(backends, "to_host", np.asarray)
         monkeypatch.setattr(backends, "overwrite", np.copyto)

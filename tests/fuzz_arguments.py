@@ -16,8 +16,8 @@ import numpy as np
 
 import gpudrop
 from gpudrop import Generator, Stream, schedules
+from tests.family.placed import DIMENSIONS, Placed, place
 from tests.foreign import Foreign
-from tests.placed import DIMENSIONS, Placed, place
 
 # (dtype, bits, activation). Each compiles two dozen kernels, so there are few, in which each value occurs.
 SETTINGS = [

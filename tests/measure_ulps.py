@@ -1,4 +1,4 @@
-"""Write gpudrop/ulps.json, the table of errors allowed: PYTHONPATH=. python tests/measure_ulps.py
+"""Write gpudrop/ulps.json, the table of errors allowed: python -m tests.measure_ulps
 
 An entry is the largest error found on the host and in CuPy's kernels built by g++, rounded up, and for
 float32 and float64 2 more for the mathematical functions of CUDA: its documented errors, in the Numerical
@@ -15,7 +15,7 @@ import gpudrop
 from gpudrop import backends, reference, ulps
 from gpudrop.activations import ACTIVATIONS
 from gpudrop.kernels import cpu, cupy_elementwise
-from tests import cupy_text
+from tests.backends import cupy_on_host
 
 # The value of these goes through a difference (1 + erf) or an exponential of a large rounded number, so
 # that below 1 only its absolute error is bounded; slopes are sums of terms near 1, all of them.
@@ -61,7 +61,7 @@ def floor(name, role):
 
 
 def main():
-    cupy_elementwise.run, cupy_elementwise.grow_kernel = cupy_text.run, cupy_text.grow_kernel
+    cupy_elementwise.run, cupy_elementwise.grow_kernel = cupy_on_host.run, cupy_on_host.grow_kernel
     table = {}
     for name in (*ACTIVATIONS, *NOISES):
         noise = name in NOISES

@@ -168,7 +168,7 @@ def run(seeds=4, console=None, *, steps=500):
     with torch.random.fork_rng(devices=()), bar as progress:
         task = progress.add_task("training", total=seeds * steps)
         _warm_up(text)
-        fits = [_fit(text, test_text, seed, steps, lambda: progress.advance(task)) for seed in range(seeds)]
+        fits = [fit(text, test_text, seed, steps, lambda: progress.advance(task)) for seed in range(seeds)]
     times, losses = (np.stack(part, axis=1) for part in zip(*fits, strict=True))
     result = Result(times, losses, time.perf_counter() - started)
     _print(result, console)
@@ -178,10 +178,10 @@ def run(seeds=4, console=None, *, steps=500):
 def _warm_up(text):
     """What is paid once, the compiling of gpudrop's kernels above all, is no step's time."""
     for way, network in zip(WAYS, networks(0), strict=True):
-        _step(way, network, torch.optim.AdamW(network.parameters(), lr=RATE), next(batches(text, 0, 1)))
+        take_step(way, network, torch.optim.AdamW(network.parameters(), lr=RATE), next(batches(text, 0, 1)))
 
 
-def _fit(text, test_text, seed, steps, advance):
+def fit(text, test_text, seed, steps, advance):
     """The networks of a seed, trained side by side: their times over (WAYS, steps), and their final losses."""
     trained = networks(seed)
     optimizers = [torch.optim.AdamW(network.parameters(), lr=RATE) for network in trained]
@@ -189,7 +189,7 @@ def _fit(text, test_text, seed, steps, advance):
     times = []
     for batch in batches(text, seed, steps):
         turns = zip(WAYS, trained, optimizers, strict=True)
-        times.append([_step(way, network, optimizer, batch) for way, network, optimizer in turns])
+        times.append([take_step(way, network, optimizer, batch) for way, network, optimizer in turns])
         for schedule in schedules:
             schedule.step()
         advance()
@@ -198,7 +198,7 @@ def _fit(text, test_text, seed, steps, advance):
     )
 
 
-def _step(way, network, optimizer, batch):
+def take_step(way, network, optimizer, batch):
     """Take a step of training; returns the seconds that it took."""
     started = time.perf_counter()
     with drawing(way):
@@ -218,7 +218,7 @@ def _measure(network, text):
     return float(loss(network, *pieces))
 
 
-def _conclusion(result):
+def conclusion(result):
     """What the numbers say, whichever way they point."""
     without, torchs, own = result.losses[:, :, 1].mean(axis=1)
     difference, error = abs(own - torchs), result.error
@@ -261,4 +261,4 @@ def _print(result, console):
         figures = (f"{column.mean():.3f} ± {column.std(**spread):.3f}" for column in losses.T)
         table.add_row(name, f"{time_:.1f}", f"{times:.2f}", *figures)
     console.print(table)
-    console.print(_conclusion(result))
+    console.print(conclusion(result))

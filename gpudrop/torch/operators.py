@@ -62,7 +62,7 @@ def to_tensor(stream):
 
 def _to_stream(tensor):
     if tensor.is_cuda:
-        return StoredStream(_array(tensor).view(np.uint64))
+        return StoredStream(as_array(tensor).view(np.uint64))
     seed, call = tensor.tolist()
     return Stream(seed % 2**64, call % 2**64)
 
@@ -80,7 +80,7 @@ def _variant(name):
     return dropout if name == "dropout" else getattr(variants, name)
 
 
-def _array(tensor):
+def as_array(tensor):
     """The tensor's memory as a NumPy or CuPy array."""
     bits = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
     if tensor.is_cuda:
@@ -92,7 +92,7 @@ def _array(tensor):
     return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
 
 
-def _around(tensor):
+def on_stream_of(tensor):
     """Where a call runs: if the tensor is on a GPU, on torch's current stream there and with torch's memory.
 
     A graph that is being captured owns what torch allocates, while CuPy's pool would hand a mask's memory on after the
@@ -120,9 +120,9 @@ def _allocate(device, size):
 
 def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
     """The call, with torch's memory for its result: in torch's form, and of its allocator."""
-    inputs = (_array(x),) if other is None else (_array(x), _array(other))
+    inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
     options, part = _options(options)
-    keywords = {"activation": activation, "bits": bits, "out": adopt("out", _array(out))} | options
+    keywords = {"activation": activation, "bits": bits, "out": adopt("out", as_array(out))} | options
     around = here()
     as_called = (around.on, around.first, around.part) == (True, first, part)  # wherever a backward pass runs
     with nullcontext() if as_called else within(on=True, first=first, part=part):
@@ -131,7 +131,7 @@ def _prepare(x, other, out, stream, variant, options, p, activation, bits, first
 
 def forward(x, other, stream, *call):
     y = torch.empty_like(x)
-    with _around(x):
+    with on_stream_of(x):
         _prepare(x, other, y, stream, *call).forward()
     return y
 
@@ -140,9 +140,9 @@ def backward(dy, saved, stream, *call, out=None):
     """dx; by the operators a new tensor, by those who own dy and call this itself perhaps dy, as out."""
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
-    with _around(dy):
+    with on_stream_of(dy):
         prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *numbers)
-        prepared.backward(None if saved is None else _array(saved), second)
+        prepared.backward(None if saved is None else as_array(saved), second)
     return dx
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gpudrop.kernels import cpu
+from gpudrop.kernels import threads as kernel_threads
 
 
 def join() -> None:
@@ -42,4 +42,4 @@ def join() -> None:
             raise KeyboardInterrupt
         return True
 
-    cpu.team = team
+    kernel_threads.team = team

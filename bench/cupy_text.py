@@ -1,0 +1,29 @@
+"""The text of CuPy's kernels as compilers see it, without a GPU."""
+
+import cupy
+import numpy as np
+from cupy._core import _kernel, _scalar
+
+
+def elementwise_source(kernel):
+    """What CuPy makes of an ElementwiseKernel, all of whose arrays are contiguous."""
+    array, indexer, scalar = 1, 2, 3  # CuPy's kinds of kernel arguments
+
+    def argument(parameter):
+        kind, of = (array, cupy.ndarray) if parameter.raw else (scalar, _scalar.CScalar)
+        return _kernel._ArgInfo(kind, of, np.dtype(parameter.dtype), int(parameter.raw), True, True)
+
+    of_loop = _kernel._ArgInfo(indexer, object, None, 1, True, True)
+    arguments = (*map(argument, kernel.params[:-1]), of_loop)
+    text = _kernel._get_elementwise_kernel_code(
+        arguments, _kernel._TypeMap(()), kernel.params, kernel.operation, kernel.name, kernel.preamble
+    )
+    return "#include <cupy/carray.cuh>\n" + text
+
+
+def program(sources):
+    """One program out of several, [(source, kernel's name), ...]: each in a namespace; number i of them is kernel_i."""
+    whole = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
+    for i, (source, name) in enumerate(sources):
+        whole += f"#define {name} kernel_{i}\nnamespace n{i} {{\n{source}\n}}\n#undef {name}\n"
+    return whole

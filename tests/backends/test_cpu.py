@@ -1,0 +1,216 @@
+"""The host kernels: every path through them gives the contract's mask, their loops vectorise, their cache works."""
+
+import itertools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpudrop
+from gpudrop import Stream, reference
+from gpudrop.activations import ACTIVATIONS
+from gpudrop.fusion import Fusion
+from gpudrop.kernels import cpu, threads
+from tests.family import test_properties
+from tests.sampling import few
+
+# Sizes on both sides of all that the kernels count in: groups of draws, blocks, slices, threads.
+UNITS = [4, 8, 16, 4 * cpu.GROUP, 8 * cpu.GROUP, 16 * cpu.GROUP, cpu.BLOCK, 2 * cpu.BLOCK]
+UNITS += [threads.SLICE, threads.SHARED]
+SIZES = st.sampled_from(UNITS).flatmap(lambda unit: st.integers(unit - 1, unit + 1)) | st.integers(0, 5 * cpu.BLOCK)
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+FUSIONS = list(itertools.product([None, "relu", "leaky_relu"], DTYPES, [8, 16, 32]))
+SOME_FUSIONS = [fusion for fusion in test_properties.FUSIONS if fusion in FUSIONS]
+STREAM = Stream(2**63 + 5, 2**40 + 3)
+
+
+@given(size=SIZES, bits=st.sampled_from([8, 16, 32]), start=st.integers(0, 2**40))
+def test_mask_of_any_size_from_anywhere(size, bits, start):
+    want = reference.keep_mask(size, 0.4, STREAM.seed, STREAM.call, bits=bits, start=start)
+    np.testing.assert_array_equal(gpudrop.keep_mask(size, 0.4, STREAM, bits=bits, start=start), want)
+
+
+@pytest.mark.parametrize(("activation", "dtype", "bits"), few(FUSIONS, *SOME_FUSIONS))
+@settings(max_examples=settings.default.max_examples // 3)
+@given(size=SIZES, place=st.sampled_from(["a new array", "out", "in place", "strided"]))
+def test_forward_and_backward_of_any_size_to_anywhere(size, bits, dtype, activation, place):
+    """Powers of two are scaled exactly at p = 0.5, so values too are known to the bit."""
+    x, dy = (2.0 ** (np.arange(size) % 7)).astype(dtype), (-(2.0 ** (np.arange(size) % 5))).astype(dtype)
+    mask = reference.keep_mask(size, 0.5, STREAM.seed, STREAM.call, bits=bits)
+    want_y, want_dx = np.where(mask, x * dtype(2), dtype(0)), np.where(mask, dy * dtype(2), dtype(0))
+
+    def target(array):
+        return {"out": np.full_like(array, 9), "in place": array}.get(place)
+
+    if place == "strided":
+        x, dy = (np.repeat(array, 2)[::2] for array in (x, dy))
+    options = {"activation": activation, "rng": STREAM, "bits": bits}
+    _, backprop = gpudrop.dropout_vjp(x, 0.5, **options)
+    np.testing.assert_array_equal(backprop(dy, out=target(dy)), want_dx)
+    np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, out=target(x), **options), want_y)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("name", few(ACTIVATIONS, "gelu"))
+def test_loops_vectorise(name, direction):
+    """A scalar loop would be right, and ten times slower: seen when LLVM doesn't inline or unrolls too early."""
+    activation = ACTIVATIONS[name]
+    bits = 0 if direction == "backward" and activation.slope_of == "output" else 16
+    function, signature = cpu.specialised(Fusion(direction, activation, bits, "float32"))
+    dispatcher = cpu.jit(signature)(function)
+    (assembly,) = dispatcher.inspect_asm().values()
+    packed = len(re.findall(r"\bv?(?:mulps|fn?m(?:add|sub)\d*ps)\b", assembly))
+    assert packed > 0
+    if bits:
+        # 2 products in each of 10 rounds; the last ones of a scalar loop would be mul or imul.
+        assert len(re.findall(r"\bv?pmuludq\b", assembly)) >= 18
+    assert not re.search(r"\b(?:expf?|expm1f?|log1pf?|tanhf?|erff?)\b", assembly), "calls the C library"
+
+
+UNCACHED = """
+import numpy as np, gpudrop
+from numba.core import caching
+for locator in caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda cls, function, path: None)
+assert gpudrop.dropout(np.ones(8, np.float32), 0).sum() == 8
+print("ok")
+"""
+
+
+@pytest.mark.slow
+def test_without_a_folder_for_the_cache():
+    done = subprocess.run([sys.executable, "-c", UNCACHED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+@pytest.mark.parametrize("dtype", few(DTYPES, np.float32))
+def test_tanh_keeps_the_sign_of_zero(dtype):
+    y = gpudrop.dropout(np.array([0.0, -0.0] * 20, dtype), 0, activation="tanh")
+    np.testing.assert_array_equal(np.signbit(y.astype(np.float64)), [False, True] * 20)
+
+
+def test_without_compilation_it_says_so():
+    code = "import numpy, gpudrop; gpudrop.dropout(numpy.ones(8))"
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert "RuntimeError: backend 'cpu' can't serve: NUMBA_DISABLE_JIT is set" in done.stderr
+
+
+HALVES = """
+import numpy as np, gpudrop
+halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+y = gpudrop.dropout(halves, 0)
+same = (y.view(np.uint16) == halves.view(np.uint16)) | (np.isnan(y) & np.isnan(halves))
+assert same.all(), halves[~same]
+# Products with a scale of 4 / 3 round to nearest even, into subnormals and into inf.
+y = gpudrop.dropout(halves, 0.25, rng=gpudrop.Stream(0, 0))
+kept = gpudrop.keep_mask(2**16, 0.25, gpudrop.Stream(0, 0))
+with np.errstate(all="ignore"):
+    want = np.where(kept, halves.astype(np.float32) * np.float32(4 / 3), np.float32(0)).astype(np.float16)
+same = (y.view(np.uint16) == want.view(np.uint16)) | (np.isnan(y) & np.isnan(want))
+assert same.all(), halves[~same]
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("cpu", few(["host", "generic"], "generic"))
+def test_float16_on_a_processor_with_and_without_instructions_for_it(cpu):
+    environment = os.environ | ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""} if cpu == "generic" else {})
+    done = subprocess.run([sys.executable, "-c", HALVES], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+CACHED = """
+import sys, numpy as np, numba.core.event, gpudrop
+sys.path.insert(0, sys.argv[2])
+if sys.argv[1] == "edited":
+    from edited import value, slope
+    gpudrop.register_activation("edited", value, slope)
+with numba.core.event.install_recorder("numba:compile") as compiled:
+    y = gpudrop.dropout(np.linspace(-2, 2, 9, dtype=np.float32), 0, activation=sys.argv[1])
+print(len(compiled.buffer), *y)
+"""
+
+
+def run_at_once(names, cache):
+    """A process for each activation, all at the same time: how many compilations in each, and its values."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    commands = [[sys.executable, "-c", CACHED, name, str(cache)] for name in names]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for command in commands]
+    lines = [process.communicate()[0].split() for process in processes]
+    return [int(compiled) for compiled, *_ in lines], [[float(y) for y in line[1:]] for line in lines]
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_share_a_cache_and_later_ones_compile_nothing(tmp_path):
+    names = ["relu", "silu", "relu", "silu"]
+    compiled, _ = run_at_once(names, tmp_path)
+    assert max(compiled) > 0
+    files = sorted(tmp_path.rglob("*.nb?"))
+    compiled, values = run_at_once(names, tmp_path)
+    assert compiled == [0] * len(names)
+    assert sorted(tmp_path.rglob("*.nb?")) == files
+    # Numba doesn't lock its files, so no two kernels may share one.
+    assert sum(file.suffix == ".nbi" for file in files) == len(set(names))
+    x = np.linspace(-2, 2, 9, dtype=np.float32).astype(np.float64)
+    for name, y in zip(names, values, strict=True):
+        np.testing.assert_allclose(y, reference.ACTIVATIONS[name][0](x), rtol=1e-6)
+
+
+def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
+    """Nor is one whose helper was edited, in a file of the same size and time."""
+    x = np.linspace(-2, 2, 9)
+    for factor in (3, 5, 3):
+        source = tmp_path / "edited.py"
+        source.write_text(
+            f"def helper(x):\n    return x * {factor}\n\n\n"
+            "def value(x):\n    return helper(x)\n\n\ndef slope(x):\n    return helper(1)\n"
+        )
+        os.utime(source, (1_000_000, 1_000_000))
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python's own cache goes by size and time
+        _, values = run_at_once(["edited"], tmp_path)
+        np.testing.assert_array_equal(values[0], factor * x)
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_compiled_around(tmp_path):
+    run_at_once(["relu"], tmp_path)
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(b"")
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHED, "relu", str(tmp_path)],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split()[-1] == "2.0"
+        assert "RuntimeWarning: Numba's cache can't be used" in done.stderr
+
+
+WARMUP = [sys.executable, "-c", "from gpudrop.cli import app; app()", "warmup"]
+
+
+@pytest.mark.slow
+def test_warmup_leaves_nothing_to_compile(tmp_path):
+    command = [*WARMUP, "silu", "relu", "--dtype", "bfloat16", "--dtype", "float32"]
+    subprocess.run(command, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, check=True, capture_output=True)
+    compiled, _ = run_at_once(["silu", "relu"], tmp_path)
+    assert compiled == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("argument", "message"), [("gelo", "unknown activation 'gelo'"), ("--dtype=int8", "int8")])
+def test_warmup_refuses_what_is_not_known(argument, message):
+    done = subprocess.run([*WARMUP, argument], capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("gpudrop warmup: ")

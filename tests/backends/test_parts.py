@@ -1,0 +1,135 @@
+"""Parts of arrays and streams in memory: what sharded tensors and captured graphs need of the kernels."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import gpudrop
+from gpudrop import Stream
+from gpudrop.dropout import within
+from gpudrop.generator import StoredStream
+from gpudrop.masks import Part, rows
+from tests.conftest import SIMULATED
+from tests.sampling import few
+
+STREAM = Stream(2**63 + 5, 2**40 + 3)
+WHOLE = (3, 4, 5, 16) if SIMULATED else (5, 4, 6, 48)
+
+# Where a part begins and ends along each axis, of sizes that divide by the lanes and of such that don't.
+PARTS = {
+    "samples": ((1, 3), (0, 4), (0, 5), (0, 16)),
+    "rows": ((0, 3), (1, 3), (0, 5), (0, 16)),
+    "columns": ((0, 3), (0, 4), (0, 5), (8, 16)),
+    "uneven columns": ((0, 3), (0, 4), (0, 5), (3, 14)),
+    "samples and columns": ((1, 3), (0, 4), (0, 5), (8, 16)),
+    "rows and columns": ((0, 3), (1, 3), (0, 5), (5, 8)),
+    "a block of all": ((1, 3), (2, 4), (1, 5), (1, 9)),
+    "one element": ((2, 3), (1, 2), (4, 5), (7, 8)),
+    "nothing": ((2, 2), (0, 4), (0, 5), (0, 16)),
+}
+
+CALLS = {
+    "dropout": (gpudrop.dropout, {}),
+    "32 bits": (gpudrop.dropout, {"bits": 32}),
+    "8 bits": (gpudrop.dropout, {"bits": 8}),
+    "relu": (gpudrop.dropout, {"activation": "relu"}),
+    "gelu": (gpudrop.dropout, {"activation": "gelu"}),
+    "channels": (gpudrop.dropout2d, {}),
+    "samples": (gpudrop.drop_path, {}),
+    "scattered": (gpudrop.dropout, {"mask_shape": (None, 1, None, 1)}),
+    "deviates": (gpudrop.gaussian_dropout, {}),
+    "alpha": (gpudrop.alpha_dropout, {}),
+}
+
+
+def whole(dtype=np.float32):
+    return np.random.default_rng(0).normal(size=WHOLE).astype(dtype)
+
+
+ROWS = list(itertools.product(CALLS, PARTS))
+SOME = [row for row in ROWS if row[0] == "dropout" or row[1] == "a block of all"]
+
+
+@pytest.mark.parametrize(("call", "name"), few(ROWS, *SOME))
+def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
+    function, options = CALLS[call]
+    part = tuple(slice(*ends) for ends in PARTS[name])
+    x, dy = whole(), whole()[::-1].copy()
+    y, backprop = function.vjp(backend.put(x), 0.4, rng=STREAM, **options)
+    want, dx_want = backend.get(y)[part], backend.get(backprop(backend.put(dy)))[part]
+    mine, mine_dy = (backend.put(np.ascontiguousarray(array[part])) for array in (x, dy))
+    with within(part=Part(WHOLE, tuple(ends[0] for ends in PARTS[name]))):
+        y, backprop = function.vjp(mine, 0.4, rng=STREAM, **options)
+    np.testing.assert_array_equal(backend.get(y), want)
+    np.testing.assert_array_equal(backend.get(backprop(mine_dy)), dx_want)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_parts_of_strided_arrays(backend, poisoned, dtype):
+    x = whole(dtype)
+    want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))[:, :, :, 8:16]
+    with within(part=Part(WHOLE, (0, 0, 0, 8))):
+        y = gpudrop.dropout(backend.put(x)[:, :, :, 8:16], 0.4, rng=STREAM)
+    np.testing.assert_array_equal(backend.get(y), want)
+
+
+def test_rows_of_parts():
+    assert rows((4, 6), Part((4, 6), (0, 0))) == (24, 24, (0,))
+    assert rows((2, 6), Part((4, 6), (2, 0))) == (12, 24, (12,))
+    assert rows((4, 3), Part((4, 6), (0, 3))) == (3, 6, (3,))
+    assert rows((2, 5, 3), Part((4, 5, 6), (2, 0, 3))) == (3, 6, (63,))  # the slowest axis may be cut as well
+    assert rows((2, 2, 3), Part((2, 4, 6), (0, 1, 3))) == (3, 6, (9, 33))
+    assert rows((), Part((), ())) == (1, 1, (0,))
+
+
+def test_a_part_larger_than_threads_take_at_a_time():
+    x = np.ones((3000, 2000), np.float32)
+    want = gpudrop.dropout(x, 0.5, activation="gelu", rng=STREAM)[:, 600:1631]
+    with within(part=Part(x.shape, (0, 600))):
+        y = gpudrop.dropout(np.ascontiguousarray(x[:, 600:1631]), 0.5, activation="gelu", rng=STREAM)
+    np.testing.assert_array_equal(y, want)
+
+
+def test_the_whole_decides_what_is_wrong():
+    with within(part=Part((4, 6), (0, 3))):
+        with pytest.raises(ValueError, match=r"must broadcast against x, of shape \(4, 6\), got \(4, 3\)"):
+            gpudrop.dropout(np.ones((4, 3), np.float32), 0.5, mask_shape=(4, 3))
+        with pytest.raises(ValueError, match="blocks can't be dropped in a part"):
+            gpudrop.dropblock2d(np.ones((4, 3), np.float32), 0.5)
+
+
+@pytest.mark.parametrize("call", few(CALLS, "relu", "deviates"))
+def test_a_stream_in_memory_is_read_when_a_kernel_runs(backend, poisoned, call):
+    if backend.name == "cpu":
+        pytest.skip("the host's kernels get numbers")
+    (function, options), x = CALLS[call], backend.put(whole())
+    streams = [STREAM, Stream(7, 2**64 - 1)]
+    memory = backend.put(np.array([STREAM.seed, STREAM.call], np.uint64))
+    y, backprop = function.vjp(x, 0.4, rng=StoredStream(memory), **options)
+    for k, stream in enumerate(streams):
+        if k:
+            memory[0], memory[1] = stream.seed, stream.call
+            y = function(x, 0.4, rng=StoredStream(memory), **options)
+        want, want_backprop = function.vjp(x, 0.4, rng=stream, **options)
+        np.testing.assert_array_equal(backend.get(y), backend.get(want))
+        dx = backprop(x)  # draws again, from what is there now
+        if not (k and call == "relu"):  # which keeps y
+            np.testing.assert_array_equal(backend.get(dx), backend.get(want_backprop(x)))
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("name", ["dropout", "drop_path", "dropout2d", "dropblock2d", "gaussian_dropout"])
+def test_later_samples_get_their_own_part(backend, poisoned, name, first):
+    """Where what is given was drawn from a place that no chunk begins at."""
+    variant = getattr(gpudrop, name)
+    options = {"block_size": 2} if name == "dropblock2d" else {}
+    x = np.random.default_rng(1).standard_normal((first + 2, 5, 3, 3)).astype(np.float32)
+    whole, whole_backprop = variant.vjp(x, 0.4, rng=STREAM, **options)
+    with within(first=first):
+        y, backprop = variant.vjp(backend.put(x[first:]), 0.4, rng=STREAM, **options)
+    dx = backprop(backend.put(x[first:]))
+    for got, want in ((backend.get(y), whole), (backend.get(dx), whole_backprop(x))):
+        np.testing.assert_array_equal(got == 0, want[first:] == 0)
+        if name != "dropblock2d":  # whose scale counts all of the array
+            np.testing.assert_allclose(got, want[first:], rtol=1e-5)

@@ -1,0 +1,71 @@
+"""Values and slopes are within the table of ulps, on every backend and for every 16-bit number there is."""
+
+import numpy as np
+import pytest
+
+from gpudrop import Stream, reference, ulps
+from gpudrop.activations import ACTIVATIONS
+from tests.conftest import SIMULATED
+from tests.sampling import few
+
+NAMES = [name for name in reference.ACTIVATIONS if name in ACTIVATIONS]
+DTYPES = ["float64", "bfloat16", "float32", "float16"]  # samples have the CPU's kernels in float32 then
+
+
+def test_the_table_is_complete():
+    assert len(NAMES) == 15
+    for name in NAMES:
+        for role in ("value", "slope"):
+            for dtype in ulps.FINFO:
+                assert ulps.allowed(name, role, dtype)[0] >= 1
+
+
+def check(name, role, got, exact, scale=1):
+    limit, floor = ulps.allowed(name, role, got.dtype.name)
+    error = ulps.error(got, scale * exact, scale * floor)
+    assert error.max() <= limit, f"{name} {role}: {error.max():.2f} ulps, {limit} are allowed"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_slope(pytestconfig, backend, name, dtype):
+    """At p = 0.5 the scale is 2 and changes no rounding, so every kept element shows its formula's error."""
+    x = ulps.samples(dtype, 50_000)
+    if backend.name == "cupy_text" and not pytestconfig.getoption("--full"):  # threads that exchange words take long
+        x = x[::10]
+    if SIMULATED:  # a kernel in plain Python: a sample that covers all magnitudes
+        x = x[:: x.size // 60]
+    x = x[np.isfinite(x.astype(np.float64))]
+    y, dx = backend.both(x, np.ones_like(x), 0.5, activation=name, rng=Stream(1, 2))
+    kept = reference.keep_mask(x.shape, 0.5, 1, 2)
+    exact = ulps.seen(x, backend.name)[kept]
+    value, slope = reference.ACTIVATIONS[name]
+    check(name, "value", y[kept], value(exact), scale=2)
+    check(name, "slope", dx[kept], slope(exact), scale=2)
+    assert (y[~kept] == 0).all() and (dx[~kept] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_large_numbers_overflow_to_nothing_worse_than_inf_and_nan_stays_nan(backend, name):
+    x = np.array([1e5, 1e10, 1e19, 1e20, 1e38, -1e5, -1e10, -1e19, -1e20, -1e38, np.nan] * 9, np.float32)
+    y, dx = backend.both(x, np.ones_like(x), 0.5, activation=name, rng=Stream(1, 2))
+    kept = reference.keep_mask(x.shape, 0.5, 1, 2)
+    assert np.isnan(y[kept & np.isnan(x)]).all()
+    kept &= np.isfinite(x)
+    value, slope = reference.ACTIVATIONS[name]
+    check(name, "value", y[kept], value(x[kept].astype(np.float64)), scale=2)
+    check(name, "slope", dx[kept], slope(x[kept].astype(np.float64)), scale=2)
+
+
+@pytest.mark.parametrize("name", few(NAMES, "silu"))
+def test_backward_is_the_slope_of_forward(backend, name):
+    """Central differences of the whole operation in float64, mask and scale included."""
+    h = 1e-6
+    x = np.random.default_rng(3).uniform(-4, 4, 100)
+    x = x[np.min(np.abs(x[:, None] - [0, 3, -3]), axis=1) > 0.01]  # away from the kinks
+    options = {"activation": name, "rng": Stream(5, 6)}
+    _, dx = backend.both(x, np.full_like(x, 0.7), 0.3, **options)
+    difference = (backend.forward(x + h, 0.3, **options) - backend.forward(x - h, 0.3, **options)) / (2 * h)
+    np.testing.assert_allclose(dx, 0.7 * difference, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,1 @@
+"""The benchmarks time only what is right, and write what they found."""

@@ -1,0 +1,366 @@
+"""The benchmarks: what computes something else is found out and not timed, and a run ends in files."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gpudrop
+from bench import __main__ as command
+from bench import cases, checks, contenders, family, report, runner
+from bench.cases import DTYPES, Case
+from bench.contenders import CONTENDERS, OURS, OURS_READY, Absent, Contender
+
+SMALL = [Case("sizes", size=1000, backward=b, threads=1) for b in (False, True)]
+
+
+def prepared(contender, case):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype]) for _ in range(2))
+    return x, dy, contender.prepare(case, x, dy)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "torch.compile"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_contenders_compute_their_case(monkeypatch, name, activation, dtype, backward):
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    case = Case("sizes", activation, dtype, 20_000, backward, threads=os.cpu_count())
+    contender = CONTENDERS[name]
+    try:
+        x, dy, call = prepared(contender, case)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
+
+
+def ours_but(change):
+    """A contender that does what gpudrop does, and then something else."""
+
+    def prepare(case, x, dy):
+        call = contenders.ours(case, x, dy)
+        return lambda: change(x, dy, *call())
+
+    return prepare
+
+
+BROKEN = {
+    "no scale": lambda x, dy, y, dx: (y * np.float32(0.9), dx),
+    "nothing dropped": lambda x, dy, y, dx: (np.maximum(x, 0) / np.float32(0.9), dx),
+    "too much dropped": lambda x, dy, y, dx: (y * (np.arange(y.size) % 10 > 0), dx * (np.arange(y.size) % 10 > 0)),
+    "no activation": lambda x, dy, y, dx: (np.where(y != 0, y, x / np.float32(0.9) * (x < 0)), dx),
+    "a mask of its own for the gradient": lambda x, dy, y, dx: (y, np.roll(dx, 1)),
+    "one element wrong": lambda x, dy, y, dx: (y, np.where(np.arange(y.size) == y.size - 1, 7, dx)),
+    "no gradient": lambda x, dy, y, dx: (y,),
+    "nan in the middle": lambda x, dy, y, dx: (np.where(np.arange(y.size) == 90_000, np.nan, y).astype(y.dtype), dx),
+    "nothing kept in the middle": lambda x, dy, y, dx: (np.where(np.arange(y.size) // 30_000 == 3, 0, y), dx),
+    "another dtype": lambda x, dy, y, dx: (y.astype(np.float64), dx),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [CONTENDERS["PyTorch"].check, CONTENDERS[OURS].check], ids=["any mask", "our mask"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_computes_something_else_is_not_timed(fault, check):
+    case = Case("sizes", size=200_000, backward=True, threads=1)
+    broken = Contender("broken", ours_but(BROKEN[fault]), check)
+    right = Contender("right", ours_but(lambda x, dy, y, dx: (y, dx)), check)
+    results = runner.measure(case, 1, [broken, right])
+    assert set(results["broken"]) == {"wrong"}
+    assert results["right"]["seconds"] > 0
+
+
+def test_our_own_mask_is_checked_to_the_bit():
+    """A mask that is right but for its order passes as somebody's, not as the contract's."""
+    case = Case("sizes", "identity", size=200_000, threads=1)
+
+    def prepare(case, x, dy):
+        kept = contenders.ours(case, x, dy)()[0] != 0
+        return lambda: (np.where(np.roll(kept, 1), x / np.float32(0.9), np.float32(0)),)
+
+    for check, state in ((CONTENDERS["PyTorch"].check, "seconds"), (CONTENDERS[OURS].check, "wrong")):
+        assert state in runner.measure(case, 1, [Contender("rolled", prepare, check)])["rolled"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["copy", "copy out=", "streaming copy out="])
+def test_ceilings_are_checked(monkeypatch, name):
+    case = Case("sizes", size=200_000, threads=1)
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    assert "seconds" in runner.measure(case, 1, [CONTENDERS[name]])[name]
+    x, dy, call = prepared(CONTENDERS[name], case)
+    (y,) = call()
+    y[-1] += 1
+    with pytest.raises(runner.Wrong, match="no copy"):
+        CONTENDERS[name].check(case, x, dy, [y])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 15, 100, 5000, 100_001])
+def test_streaming_copy_of_every_size(monkeypatch, size, dtype):
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    case = Case("sizes", "relu", dtype, size, backward=True, threads=2)
+    contender = CONTENDERS["streaming copy out="]
+    x, dy, call = prepared(contender, case)
+    contender.check(case, x, dy, list(call()))
+
+
+def test_bytes_that_must_move():
+    assert Case("sizes", "relu", "float32", 10).bytes == 80
+    assert Case("sizes", "relu", "float32", 10, backward=True).bytes == 200  # and dy, y, dx
+    assert Case("sizes", "identity", "bfloat16", 10, backward=True).bytes == 80  # and dy, dx
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_cases_are_unique_and_cover_what_is_promised(quick):
+    every = cases.cpu_cases(2, quick)
+    assert len(set(every)) == len(every)
+    assert {case.threads for case in every} == {1, 2}
+    if not quick:
+        assert {case.dtype for case in every} == set(DTYPES)
+        assert {case.activation for case in every} == {"identity", "relu", *cases.SMOOTH}
+        assert {case.size for case in every if case.section == "sizes"} == {10**k for k in range(2, 9)}
+
+
+def test_a_run_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+    names = (OURS, OURS_READY, "copy", "copy out=", "NumPy tuned")
+    record = command.described("a processor", 1) | {"startup": {"import": 0.25}, "rounds": 2}
+    contestants = [CONTENDERS[name] for name in names]
+    record["cases"] = [
+        asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, 2, contestants)} for case in SMALL
+    ]
+    path = tmp_path / "new" / "cpu.json"
+    command.finish(record, path)
+    read = json.loads(path.read_text())
+    assert read == record
+    assert {"device", "threads", "versions", "commit", "date", "command"} <= set(read)
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    for row in read["cases"]:
+        tuned, mine = row["results"]["NumPy tuned"]["seconds"], row["results"][OURS]["seconds"]
+        assert f"{tuned / mine:.3g}" in shown
+        fast = row["results"][OURS]["elements_per_second"]
+        assert math.isclose(fast, row["size"] / mine)
+    assert "0.250" in shown
+
+
+def test_a_contender_that_fails_does_not_end_the_run():
+    def fails(case, x, dy):
+        raise OSError("no compiler")
+
+    results = runner.measure(SMALL[0], 1, [Contender("broken", fails), CONTENDERS[OURS]])
+    assert results["broken"] == {"failed": "OSError: no compiler"}
+    assert "seconds" in results[OURS]
+
+
+def test_notes_say_why_somebody_is_missing():
+    results = {
+        "a": {"absent": "not installed"},
+        "b": {"wrong": "y[0] is 1, not 2"},
+        OURS: {"seconds": 1.0, "elements_per_second": 1.0},
+        OURS_READY: {"failed": "OSError"},
+    }
+    row = {"activation": "relu", "dtype": "float32", "size": 1000, "backward": True, "results": results}
+    assert report.notes({"cases": [row, row | {"backward": False}]}) == [
+        "a: absent (not installed)",
+        "b: wrong (y[0] is 1, not 2) relu float32 and back 1,000, relu float32 1,000",
+        "gpudrop out=: failed (OSError) relu float32 and back 1,000, relu float32 1,000",
+    ]
+
+
+# The family
+
+
+def family_case(name, backward):
+    return Case("family", "identity", size=2**19, backward=backward, threads=1, variant=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("contender", family.CONTENDERS, ids=lambda contender: contender.name)
+@pytest.mark.parametrize("name", family.ROWS)
+def test_contenders_of_the_family_compute_their_case(name, contender, backward):
+    case = family_case(name, backward)
+    try:
+        x, dy, call = prepared(contender, case)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])
+
+
+def test_every_variant_is_measured():
+    assert {name for name in vars(gpudrop) if hasattr(getattr(gpudrop, name), "vjp")} - {"dropout"} == set(family.ROWS)
+
+
+FAMILY_FAULTS = {
+    "no scale": lambda y, *gradients: (y * np.float32(0.9), *gradients),
+    "shifted": lambda y, *gradients: (np.roll(y, 1), *gradients),
+    "one element wrong": lambda y, *gradients: (np.where(np.arange(y.size).reshape(y.shape) == 7, 9, y), *gradients),
+    "one gradient wrong": lambda y, dx, *rest: (y, np.where(np.arange(y.size).reshape(y.shape) == 7, 9, dx), *rest),
+    "no gradient": lambda y, *gradients: (y,),
+    "nan": lambda y, *gradients: (np.where(np.arange(y.size).reshape(y.shape) == 7, np.nan, y), *gradients),
+    "all dropped": lambda y, *gradients: (np.zeros_like(y), *gradients),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [family.check_ours, family.check_peer])
+@pytest.mark.parametrize("fault", FAMILY_FAULTS)
+@pytest.mark.parametrize("name", family.ROWS)
+def test_a_variant_that_computes_something_else_is_not_timed(name, fault, check):
+    case = family_case(name, True)
+
+    def prepare(case, x, dy):
+        call = family.ours(case, x, dy)
+        return lambda: FAMILY_FAULTS[fault](*call())
+
+    if check is family.check_peer and name == "gaussian_noise" and fault == "one element wrong":
+        pytest.skip("a deviate may be anything")
+    results = runner.measure(case, 1, [Contender("broken", prepare, check), Contender("right", family.ours, check)])
+    assert set(results["broken"]) == {"wrong"}
+    assert results["right"]["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_of_the_family_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+    record = command.described("a processor", 1) | {"startup": {}, "rounds": 1}
+    rows = [family_case(name, backward) for name in ("drop_path", "zoneout") for backward in (False, True)]
+    record["cases"] = [
+        asdict(case) | {"bytes": case.bytes, "results": runner.measure(case, 1, family.CONTENDERS)} for case in rows
+    ]
+    path = tmp_path / "family.json"
+    command.finish(record, path)
+    assert json.loads(path.read_text()) == record
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    shown = capsys.readouterr().out
+    assert "drop_path and back" in shown and "zoneout" in shown
+
+
+# PyTorch
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """bench.torch_steps on one thread: on a busy machine those of a small model wait for each other all the time."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from bench import torch_steps
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield torch_steps
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_torch_is_imported_by_its_own_command_alone():
+    code = "import sys, bench.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=command.RESULTS.parent.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small encoder", "small gpt2"])
+def test_torch_steps_are_measured_each_way(monkeypatch, steps, name):
+    if name == "small gpt2":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setattr(steps, "peak_bytes", lambda name, way: 1000)
+    row = steps.measure(name, 2)
+    assert json.loads(json.dumps(row)) == row
+    results = row["results"]
+    assert list(results) == list(steps.WAYS)
+    for result in results.values():
+        assert 0 < result["fastest"] <= result["seconds"] <= result["slowest"]
+        assert result["peak_bytes"] == 1000
+    torchs = {"small encoder": [], "small gpt2": ["aten::bernoulli_"]}[name]  # GPT-2's attention calls a function
+    assert {way: result["drawn_by"] for way, result in results.items()} == {
+        "no dropout": [],
+        "torch": ["aten::bernoulli_"],
+        "accelerate": ["gpudrop::forward"],
+        "convert": [*torchs, "gpudrop::forward"],
+    }
+    saved = {way: result["saved_bytes"] for way, result in results.items()}
+    assert saved["no dropout"] < min(saved["accelerate"], saved["convert"])
+    assert max(saved["accelerate"], saved["convert"]) < saved["torch"]
+
+
+def another_model(model):
+    for parameter in model.parameters():
+        parameter.data *= 1.1
+
+
+TORCH_FAULTS = {
+    "dropout in spite of all": ("no dropout", {"p": 0.1}, "drawn by aten::bernoulli_"),
+    "no dropout at all": ("torch", {"p": 0.0}, "drawn by nobody"),
+    "gpudrop for torch": ("torch", {"change": lambda model: gpudrop.torch.convert(model)}, "drawn by gpudrop::forward"),
+    "torch for gpudrop": ("accelerate", {"around": nullcontext}, "drawn by aten::bernoulli_"),
+    "nothing converted": ("convert", {"change": lambda model: model}, "drawn by aten::bernoulli_"),
+    "another model": ("convert", {"change": another_model}, "its output without training"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", TORCH_FAULTS)
+def test_torch_steps_of_another_way_are_not_timed(monkeypatch, steps, fault):
+    way, changed, reason = TORCH_FAULTS[fault]
+    monkeypatch.setitem(steps.WAYS, way, replace(steps.WAYS[way], **changed))
+    monkeypatch.setattr(steps, "in_turns", lambda *args: pytest.fail("it was timed"))
+    with pytest.raises(checks.Wrong, match=f"{way}: .*{reason}"):
+        steps.measure("small encoder", 1)
+
+
+def test_torch_calls_that_drop_nothing_are_not_timed(monkeypatch, steps):
+    monkeypatch.setattr(gpudrop.torch.functional, "dropout", lambda x, p: x)
+    monkeypatch.setattr(steps, "in_turns", lambda *args: pytest.fail("it was timed"))
+    with pytest.raises(checks.Wrong, match="gpudrop: "):
+        list(steps.calls(1))
+
+
+def test_torch_bytes_saved_are_counted_once_and_without_parameters(steps):
+    linear, x = steps.nn.Linear(3, 5), steps.torch.ones(2, 3)
+    side = SimpleNamespace(model=linear, way=steps.Way(), loss=lambda: linear(x).square().sum() + linear(x[:1]).sum())
+    assert steps.saved_bytes(side) == 4 * (2 * 3 + 2 * 5)  # x, and what is squared
+
+
+@pytest.mark.slow
+def test_torch_peak_is_measured_in_a_process_of_its_own(steps):
+    if not steps.RESET.exists():
+        pytest.skip("nothing tells the peak here")
+    large = np.ones(2**27, np.uint8)  # of which the other process's mark must know nothing
+    assert 0 < steps.peak_bytes("small encoder", "accelerate") < large.nbytes
+
+
+def test_a_run_of_torch_steps_ends_in_tables_and_json(monkeypatch, steps, tmp_path, capsys):
+    monkeypatch.setattr(steps, "peak_bytes", lambda name, way: None if way == "torch" else 123_400_000)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    path = tmp_path / "new" / "torch.json"
+    command.pytorch(quick=True, file=path)
+    record = json.loads(path.read_text())
+    assert {"device", "threads", "versions", "commit", "date", "command", "rounds"} <= set(record)
+    assert [entry.name for entry in path.parent.iterdir()] == ["torch.json"]  # and no chart
+    encoder, gpt2, *calls = record["cases"]
+    assert "transformers" in gpt2["absent"]
+    assert [(row["elements"], row["gradient"]) for row in calls] == [(1000, False), (1000, True)]
+    shown = capsys.readouterr().out
+    assert "small gpt2: absent" in shown
+    assert "123.4" in shown
+    least = encoder["results"]["no dropout"]["seconds"]
+    for way, result in encoder["results"].items():
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"│ {way} ")]
+        assert f"{result['seconds'] * 1e3:.1f}" in line
+        assert f"{result['seconds'] / least:.2f}" in line
+        assert f"{result['saved_bytes'] / 1e6:.1f}" in line
+    for row in calls:
+        torchs, own = row["results"]["torch"]["seconds"], row["results"]["gpudrop"]["seconds"]
+        assert f"{own * 1e6:.2f}" in shown and f"{own / torchs:.2f}" in shown

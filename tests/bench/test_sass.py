@@ -1,0 +1,112 @@
+"""What `python -m bench sass` and `launch` say, from machine code and records made by hand."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from bench import launch, sass
+from gpudrop.activations import ACTIVATIONS
+from gpudrop.fusion import Fusion
+
+RELU = Fusion("forward", ACTIVATIONS["relu"], 16, "float32")
+
+
+def code(*lines):
+    """Instructions as nvdisasm gives them; a jump's target is the number of a line."""
+    found = []
+    for line in lines:
+        predicate, _, rest = line.partition(" ") if line.startswith("@") else ("", "", line)
+        opcode, _, operands = rest.partition(" ")
+        if opcode == "BRA":
+            operands = hex(16 * int(operands))
+        found.append({"opcode": opcode, "operands": operands} | ({"predicate": predicate} if predicate else {}))
+    return found
+
+
+KERNEL = code(
+    "S2R R0",
+    "@P0 EXIT",
+    "IMAD.WIDE.U32 R2",  # 2, the top
+    "@P1 BRA 7",  # to the ends of the array
+    "LDG.E.128 R4",
+    "@P2 BRA 11",  # to a number that needs more
+    "BRA 13",
+    "LDG.E R4",  # 7, a loop in the loop
+    "STG.E R4",
+    "@P3 BRA 7",
+    "BRA 14",
+    "MUFU.EX2 R4",  # 11
+    "CALL.REL.NOINC `(slow)`",
+    "STG.E.128 R4",  # 13
+    "IADD3 R0",  # 14
+    "@P4 BRA 2",
+    "EXIT",
+)
+
+
+def test_the_way_is_the_longest_through_the_wide_store_without_calls():
+    loop, way = sass.loop_of(KERNEL)
+    assert way == [2, 3, 4, 5, 6, 13, 14, 15]
+    assert loop == {2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15}
+    without_call = [*KERNEL[:12], *code("FADD R4"), *KERNEL[13:]]
+    assert sass.loop_of(without_call)[1] == [2, 3, 4, 5, 11, 12, 13, 14, 15]
+
+
+def test_figures_count_the_way_and_see_what_no_kernel_may_have():
+    resources = {"registers": 30, "frame": 0, "stack": 0}
+    figures = sass.figures(KERNEL, resources, RELU)
+    assert (figures.loads, figures.stores, figures.elements) == ({128: 1}, {128: 1}, 4)
+    assert figures.instructions == 8 / 4 and figures.pipes == {"multiply": 1 / 4, "integer": 1 / 4}
+    assert sass.faults(RELU, figures) == []
+    bad = [*KERNEL]
+    bad[4], bad[12] = code("LDG.E.64 R4", "CALL.REL.NOINC `($__cuda_sm20_div_s64)`")
+    bad[14:15] = code("DADD R4", "STL R4")
+    figures = sass.figures(bad, resources | {"stack": 16}, RELU)
+    assert sass.faults(RELU, figures) == [
+        "16 bytes of stack",
+        "1 accesses to local memory",
+        "1 64-bit divisions in the loop",
+        "1 instructions of float64",
+        "accesses of [64, 128] bits",
+    ]
+
+
+def test_a_store_in_no_loop_is_refused():
+    with pytest.raises(ValueError, match="no wide store is in a loop"):
+        sass.loop_of(code("LDG.E.128 R4", "STG.E.128 R4", "EXIT"))
+
+
+def test_bounds_are_bytes_over_bandwidth_and_instructions_over_rates():
+    gpu = {"arch": "sm_90", "multiprocessors": 10, "clock_hz": 1e9, "bytes_per_second": 8e9}
+    figures = SimpleNamespace(instructions=12.8, pipes={"multiply": 3.2, "special": 1.6})
+    found = sass.bounds(RELU, figures, gpu)
+    assert found == pytest.approx({"memory": 1e-9, "issue": 1e-11, "multiply": 5e-12, "special": 1e-11})
+    assert sass.predicted_share(found) == 1
+    assert sass.predicted_share(found | {"special": 4e-9}) == 0.25
+
+
+def test_tables_and_notes_call_predictions_so():
+    gpu = sass.GPUS["gpus"]["H100"]
+    figures = sass.figures(KERNEL, {"registers": 30, "frame": 8, "stack": 0}, RELU)
+    rows = [sass.row("cupy_elementwise", RELU, figures, gpu), sass.row("numba_cuda", RELU, figures, gpu)]
+    rows[1] |= {"instructions": 23.0, "faults": []}
+    record = {"device": gpu["name"], "cases": rows}
+    (table,) = [table for table in sass.tables(record) if table.row_count]
+    assert "PREDICTED" in table.title and table.columns[3].header == "cupy: predicted"
+    notes = list(sass.notes(record))
+    assert notes[0] == "cupy_elementwise float32 gpudrop_relu_forward_16: 8 bytes of stack"
+    assert notes[1] == "numba_cuda float32 gpudrop_relu_forward_16: 23.0 instructions of an element, 22 are the bar"
+    assert "2 kernels, 2 of them PREDICTED to be limited by memory alone on H100 SXM" in notes[2]
+    assert "float32 gpudrop_relu_forward_16 (1050%)" in notes[3]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_calls_reach_the_launch(monkeypatch):
+    """All the way through CuPy and Numba; each process counts its launches itself."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    found = launch.measure(1)
+    for library in launch.LIBRARIES:
+        own = found[f"{library}: an addition of its own, out given"]
+        assert 0 < own < found[f"{library}: dropout_vjp and backprop, gelu"]

@@ -1,0 +1,1 @@
+"""What the documents promise: snippets, types, the demo, the built package."""

@@ -1,0 +1,1 @@
+"""The variants of dropout, their layers, and Monte-Carlo sampling."""

@@ -1,0 +1,89 @@
+"""A forked child goes on, whatever the parent's other threads did at that moment."""
+
+import os
+
+import pytest
+
+from tests.processes import run
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+
+
+FORKS = """
+import os, signal, sys, threading
+import numpy as np
+import gpudrop
+x = np.ones(1 << 21, np.float32)
+rng, stop = gpudrop.Generator(0), threading.Event()
+want = gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5))
+gpudrop.drop_path(x.reshape(1 << 11, -1))
+
+def busy(own):
+    while not stop.is_set():
+        gpudrop.dropout(x, 0.5, rng=rng, out=own)
+        gpudrop.dropout(x[:9])
+        rng.load_state_dict(rng.state_dict())
+
+def child():
+    signal.alarm(100)  # which ends it, if it hangs
+    right = np.array_equal(gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5)), want)
+    state = rng.state_dict()
+    mask = gpudrop.keep_mask(99, 0.5, rng)
+    right &= np.array_equal(mask, gpudrop.keep_mask(99, 0.5, gpudrop.Stream(**state)))
+    gpudrop.dropout(x)
+    gpudrop.manual_seed(0)
+    right &= rng.spawn(1) != []
+    os._exit(0 if right else 3)
+
+threads = [threading.Thread(target=busy, args=(np.empty_like(x),)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(8):
+    process = os.fork()
+    if process == 0:
+        child()
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+stop.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_child_forked_in_the_midst_of_other_threads_calls_goes_on():
+    run(FORKS, clean=False)  # Python itself warns of it
+
+
+FORK_WHILE_LOCKED = """
+import os, signal, sys, threading
+import numpy as np
+import gpudrop
+from numba.core.compiler_lock import global_compiler_lock
+lock = global_compiler_lock if sys.argv[1] == "compiling" else gpudrop.generator.lock
+rng, forking, locked = gpudrop.Generator(3), threading.Event(), threading.Event()
+gpudrop.dropout(np.ones(9, np.float32), activation="softplus", training=False)
+# Hooks are called last first, so that the other thread lets go when the package's already wait.
+os.register_at_fork(before=forking.set)
+
+def hold():
+    lock.acquire()
+    locked.set()
+    forking.wait()
+    lock.release()
+
+thread = threading.Thread(target=hold)
+thread.start()
+locked.wait()
+process = os.fork()
+if process == 0:
+    signal.alarm(100)
+    gpudrop.dropout(np.ones(9, np.float32), activation="softplus", rng=rng)
+    os._exit(0 if rng.next() == gpudrop.Stream(3, 1) else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+thread.join()
+gpudrop.dropout(np.ones(9, np.float32), rng=rng)  # and so does the parent
+"""
+
+
+@pytest.mark.parametrize("lock", ["drawing", "compiling"])
+def test_a_fork_waits_for_what_a_child_would_wait_for_in_vain(lock):
+    run(FORK_WHILE_LOCKED, lock, clean=False)

@@ -1,0 +1,158 @@
+"""Sharded tensors: one seed gives one network on 1, 2 and 4 ranks, real processes that talk through gloo."""
+
+import math
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.distributed as dist  # noqa: E402
+from torch import nn  # noqa: E402
+
+if not dist.is_available():
+    pytest.skip("torch.distributed is not built", allow_module_level=True)
+
+import gpudrop.torch  # noqa: E402
+from gpudrop.torch import functional, modules  # noqa: E402
+from tests.sampling import few  # noqa: E402
+
+SHAPE = (5, 4, 6, 16)  # of which the first divides by no number of ranks
+SHAPES = {"dropout1d": (5, 4, 16), "dropout3d": (5, 4, 6, 2, 8)}
+NEEDS = {"dropblock1d": {"block_size": 3}, "dropblock2d": {"block_size": 3}}
+
+
+def seeded(function, *args, **options):
+    torch.manual_seed(3)
+    return function(*args, **options)
+
+
+def numbers(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def placements_of(world, ndim):
+    from torch.distributed.tensor import Replicate, Shard
+
+    on_a_line = [((world,), (kind,)) for kind in (Replicate(), *map(Shard, range(4)))]
+    square = [(Shard(0), Shard(3)), (Shard(1), Shard(2)), (Shard(3), Shard(3)), (Replicate(), Shard(2))]
+    meshes = on_a_line + [((2, 2), kinds) for kinds in square if world == 4]
+    return [pair for pair in meshes if all(getattr(kind, "dim", 0) < ndim for kind in pair[1])]
+
+
+def check_every_variant(world):
+    """Forward and backward, each rank's part of the whole result, wherever the tensors are cut."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    meshes = {shape: init_device_mesh("cpu", shape) for shape in ((world,), (2, 2)) if math.prod(shape) == world}
+    for name in functional.VARIANTS:
+        function, options = getattr(functional, name), {"training": True} | NEEDS.get(name, {})
+        size = SHAPES.get(name, SHAPE)
+        plain = [numbers(*size, seed=k).requires_grad_() for k in range(1 + (name == "zoneout"))]
+        dy = numbers(*size, seed=9)
+        for activation in (None, "relu", "gelu") if name in ("dropout", "drop_path") else ("gelu",):
+            want = seeded(function, *plain, 0.4, activation=activation, **options)
+            gradients = torch.autograd.grad(want, plain, dy)
+            for shape, kinds in placements_of(world, len(size)):
+                mesh = meshes[shape]
+                mine = [distribute_tensor(x.detach(), mesh, kinds).requires_grad_() for x in plain]
+                y = seeded(function, *mine, 0.4, activation=activation, **options)
+                what = f"{name} {activation} {kinds}"
+                if name not in ("dropblock1d", "dropblock2d"):
+                    assert y.placements == kinds, what
+                assert torch.equal(y.full_tensor(), want), what
+                got = torch.autograd.grad(y, mine, distribute_tensor(dy, mesh, kinds))
+                assert all(torch.equal(a.full_tensor(), b) for a, b in zip(got, gradients, strict=True)), what
+
+
+def check_partial_sums(world):
+    """A sum that is still to be made is made first."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial
+
+    x = DTensor.from_local(torch.ones(40), init_device_mesh("cpu", (world,)), [Partial()])
+    assert torch.equal(
+        seeded(functional.dropout, x, 0.5).full_tensor(), seeded(functional.dropout, torch.ones(40) * world, 0.5)
+    )
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.hidden, self.last = modules.Dropout(0.4, activation="gelu"), nn.Dropout(0.2)
+
+    def forward(self, x):
+        return self.last(self.down(self.hidden(self.up(x))))
+
+
+def trained(network, gather=lambda p: p, steps=5):
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    torch.manual_seed(7)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network(numbers(8, 16)).square().sum().backward()
+        optimizer.step()
+    return [gather(p.detach()) for p in network.parameters()]
+
+
+def check_tensor_parallel_training(world):
+    """The hidden layer is cut by its columns, and with it its dropout; nn.Dropout is rerouted."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    with gpudrop.torch.accelerate():
+        want = trained(Network())
+        plan = {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel()}
+        cut = parallelize_module(Network(), init_device_mesh("cpu", (world,)), plan)
+        got = trained(cut, lambda p: p.full_tensor() if hasattr(p, "full_tensor") else p)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    y, whole = seeded(cut, numbers(8, 16)), seeded(Network(), numbers(8, 16))
+    assert y.shape == whole.shape
+
+
+def check_compiled(world):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    x = numbers(8, 16)
+    mine = distribute_tensor(x, init_device_mesh("cpu", (world,)), [Shard(1)])
+
+    def function(x):
+        return functional.dropout(x, 0.5, activation="relu")
+
+    got = seeded(torch.compile(function, fullgraph=True, backend="aot_eager"), mine)
+    assert torch.equal(got.full_tensor(), seeded(function, x))
+
+
+CHECKS = [check_every_variant, check_partial_sums, check_tensor_parallel_training, check_compiled]
+
+
+def run(rank, world, folder):
+    """A rank: what failed in it is written to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    for check in CHECKS:
+        try:
+            check(world)
+        except BaseException:
+            Path(folder, f"{check.__name__} on rank {rank}").write_text(traceback.format_exc())
+            raise
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo's file store")
+@pytest.mark.parametrize("world", few([1, 2, 4], 2))
+def test_one_network_on_any_number_of_ranks(world):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(run, (world, folder), nprocs=world)
+        except Exception as error:
+            found = [f"{file.name}: {file.read_text()}" for file in Path(folder).glob("check_*")]
+            pytest.fail("\n".join(found) or str(error))

@@ -1,0 +1,538 @@
+"""The PyTorch face: gpudrop's values and masks on tensors, through autograd, compilation, checkpoints and vmap."""
+
+import contextlib
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import gpudrop  # noqa: E402
+import gpudrop.torch  # noqa: E402
+from gpudrop import Stream, layers, reference  # noqa: E402
+from gpudrop.torch import functional, modules, operators  # noqa: E402
+from tests.sampling import few  # noqa: E402
+
+STREAM = Stream(2**63 + 5, 2**40 + 3)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SHAPES = {
+    "dropout": (5, 7),
+    "dropout1d": (3, 4, 5),
+    "dropout2d": (2, 3, 4, 5),
+    "dropout3d": (2, 3, 4, 2, 2),
+    "drop_path": (9, 3),
+    "locked_dropout": (4, 3, 5),
+    "embedding_dropout": (9, 4),
+    "token_dropout": (3, 5, 4),
+    "consistent_dropout": (3, 9),
+    "drop_connect": (5, 7),
+    "dropblock1d": (2, 3, 15),
+    "dropblock2d": (2, 3, 9, 8),
+    "alpha_dropout": (5, 7),
+    "feature_alpha_dropout": (3, 4, 5),
+    "gaussian_dropout": (5, 7),
+    "uniform_dropout": (5, 7),
+    "gaussian_noise": (5, 7),
+    "zoneout": (5, 7),
+}
+NAMES = list(SHAPES)
+
+
+def tensor(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def inputs(name, dtype=torch.float32, grad=False):
+    count = 2 if name == "zoneout" else 1
+    return [tensor(SHAPES[name], dtype, seed).requires_grad_(grad) for seed in range(count)]
+
+
+def on(name):
+    """alpha dropout is off unless it is told, as in torch."""
+    return {"training": True} if name in functional.OFF_BY_DEFAULT else {}
+
+
+def test_every_variant_is_here():
+    assert set(NAMES) == set(functional.VARIANTS) == {cls.function.__name__ for cls in layers.Layer.__subclasses__()}
+    for name, layer in functional.VARIANTS.items():
+        assert getattr(functional, name).__name__ == name
+        assert getattr(gpudrop.torch, layer.__name__).variant == name
+    assert {layer.__name__ for layer in functional.VARIANTS.values()} < set(gpudrop.torch.__all__)
+
+
+def as_numpy(array):
+    return operators.as_array(array.detach())
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_on_a_device_is_read_though_it_requires_grad(monkeypatch, dtype):
+    """As seen from here: DLPack hands on no tensor that does, on whatever device and below autograd, too."""
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=np.from_dlpack))
+    x = tensor((3, 5), dtype)
+    array = operators.as_array(x.as_subclass(OnDevice).requires_grad_())
+    np.testing.assert_array_equal(array, as_numpy(x))
+    assert array.ctypes.data == x.data_ptr()
+
+
+def test_what_cupy_allocates_in_a_call_is_torchs(monkeypatch):
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    monkeypatch.setattr(cupy.cuda, "ExternalStream", lambda stream, device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    made = []
+    monkeypatch.setattr(
+        torch, "empty", lambda *args, empty=torch.empty, **kw: made.append(empty(*args, **kw)) or made[-1]
+    )
+    with operators.on_stream_of(torch.zeros(1).as_subclass(OnDevice)):
+        pointer, nothing = cupy.cuda.alloc(1000), cupy.cuda.alloc(0)
+    memory = made.pop(0)
+    assert (pointer.ptr, pointer.mem.size, nothing.ptr) == (
+        memory.data_ptr(),
+        memory.nbytes,
+        0,
+    ) and memory.nbytes == 1000
+    memory = weakref.ref(memory)
+    assert memory() is not None, "CuPy's memory must keep torch's"
+    del pointer
+    assert memory() is None
+
+
+CALLS = list(itertools.product(NAMES, DTYPES, [None, "relu", "gelu"]))
+SOME = [call for call in CALLS if call[0] == "dropout" or (call[1] is torch.float32 and call[2] != "relu")]
+"""Dtypes and activations are translated alike for all variants."""
+
+
+@pytest.mark.parametrize(("name", "dtype", "activation"), few(CALLS, *SOME))
+def test_a_function_is_gpudrops(name, dtype, activation):
+    tensors = inputs(name, dtype, grad=True)
+    y = getattr(functional, name)(*tensors, 0.4, activation=activation, rng=STREAM, **on(name))
+    want, backprop = getattr(gpudrop, name).vjp(*map(as_numpy, tensors), 0.4, activation=activation, rng=STREAM)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(as_numpy(y), want)
+    dy = tensor(y.shape, dtype, 9)
+    y.backward(dy)
+    gradients = backprop(as_numpy(dy))
+    for x, gradient in zip(tensors, gradients if name == "zoneout" else (gradients,), strict=True):
+        np.testing.assert_array_equal(as_numpy(x.grad), gradient)
+
+
+LAYOUTS = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "permuted": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "sliced": lambda x: torch.cat([x, x], 3)[..., ::2],
+    "expanded": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], torch.float32))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["dropout", "dropout2d", "dropblock2d"])
+def test_layouts(name, layout, dtype):
+    x = LAYOUTS[layout](tensor((2, 3, 4, 5), dtype)).requires_grad_()
+    y = getattr(functional, name)(x, 0.4, rng=STREAM)
+    np.testing.assert_array_equal(as_numpy(y), getattr(gpudrop, name)(as_numpy(x.contiguous()), 0.4, rng=STREAM))
+    assert y.stride() == torch.empty_like(x).stride()
+    y.sum().backward()
+    want = getattr(gpudrop, name)(np.ones(x.shape, np.float32), 0.4, rng=STREAM)
+    np.testing.assert_array_equal(as_numpy(x.grad.float()), want.astype(as_numpy(x).dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_off_is_the_activation_alone_and_draws_nothing(name):
+    function, tensors = getattr(functional, name), inputs(name)
+    state = torch.get_rng_state()
+    if name != "zoneout":
+        assert function(*tensors, 0.4, training=False) is tensors[0]  # as torch does
+        assert function(*tensors, 0, **on(name)) is tensors[0]
+        torch.testing.assert_close(function(*tensors, 0.4, False, activation="relu"), tensors[0].relu())
+    else:
+        want, _ = reference.zoneout_expected(*map(as_numpy, tensors), 0.4)
+        np.testing.assert_allclose(as_numpy(function(*tensors, 0.4, False)), want, rtol=1e-6, atol=1e-6)
+    with gpudrop.no_dropout():
+        torch.testing.assert_close(function(*tensors, 0.4), function(*tensors, 0.4, training=False))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_place(name):
+    function, tensors = getattr(functional, name), inputs(name)
+    want = function(*tensors, 0.4, rng=STREAM, **on(name))
+    assert function(*tensors, 0.4, inplace=True, rng=STREAM, **on(name)) is tensors[0]
+    torch.testing.assert_close(tensors[0], want, rtol=0, atol=0)
+    x = tensor((5, 7)).requires_grad_()
+    y = functional.dropout(x * 2, 0.4, inplace=True, activation="relu", rng=STREAM)
+    y.sum().backward()
+    other = tensor((5, 7)).requires_grad_()
+    functional.dropout(other * 2, 0.4, activation="relu", rng=STREAM).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=0)
+
+
+def test_axes_of_a_tensor_share_a_mask():
+    x = tensor((3, 4, 5)).requires_grad_()
+    for mask_shape in ((None, 1, None), [4, 1]):
+        y = functional.dropout(x, 0.5, mask_shape=mask_shape, rng=STREAM)
+        want, backprop = gpudrop.dropout_vjp(as_numpy(x), 0.5, mask_shape=mask_shape, rng=STREAM)
+        np.testing.assert_array_equal(as_numpy(y), want)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        np.testing.assert_array_equal(as_numpy(dx), backprop(np.ones_like(want)))
+    with pytest.raises(TypeError, match="mask_shape must be a tuple of integers and None"):
+        functional.dropout(x, 0.5, mask_shape=3)
+    with pytest.raises(TypeError, match=r"dropout\(\) got an unexpected keyword argument 'mask'"):
+        functional.dropout(x, 0.5, mask=3)
+
+
+# Randomness
+
+
+def test_torchs_generator_decides():
+    x = torch.ones(100)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, second = functional.dropout(x, 0.5), functional.dropout(x, 0.5)
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(functional.dropout(x, 0.5), first)
+    torch.set_rng_state(state)
+    assert torch.equal(functional.dropout(x, 0.5), first)
+    with torch.random.fork_rng():
+        functional.dropout(x, 0.5)
+    assert torch.equal(functional.dropout(x, 0.5), second)
+    generator = torch.Generator().manual_seed(3)
+    before = torch.get_rng_state()
+    assert torch.equal(functional.dropout(x, 0.5, generator=generator), first)
+    assert torch.equal(functional.dropout(x, 0.5, generator=generator), second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gpudrops_own_randomness():
+    x = torch.ones(100)
+    np.testing.assert_array_equal(
+        functional.dropout(x, 0.5, rng=STREAM).numpy(), gpudrop.dropout(x.numpy(), 0.5, rng=STREAM)
+    )
+    rng = gpudrop.Generator(5)
+    functional.dropout(x, 0.5, rng=rng)
+    np.testing.assert_array_equal(
+        functional.dropout(x, 0.5, rng=rng).numpy(), gpudrop.dropout(x.numpy(), 0.5, rng=Stream(5, 1))
+    )
+    module = modules.Dropout(0.5)
+    want = gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.5), x.numpy(), 5, Stream(1, 2))
+    got = gpudrop.mc_samples(module, x, 5, Stream(1, 2), batch_size=30)
+    np.testing.assert_allclose(got.mean.numpy(), want.mean, rtol=1e-6)
+
+
+def test_streams_are_of_128_bits():
+    drawn = torch.stack([torch.ops.gpudrop.stream() for _ in range(2000)])
+    assert len(set(drawn.flatten().tolist())) == 4000
+    bits = np.unpackbits(drawn.numpy().view(np.uint8), axis=1).mean(axis=0)
+    assert (abs(bits - 0.5) < 5 * 0.5 / np.sqrt(2000)).all()
+
+
+# Autograd
+
+
+@pytest.mark.parametrize("name", few(NAMES, "dropout", "zoneout"))
+@pytest.mark.parametrize("activation", few([None, "relu", "silu"], None, "silu"))
+def test_gradcheck(name, activation):
+    def function(*tensors):
+        return getattr(functional, name)(*tensors, 0.4, activation=activation, rng=STREAM, **on(name))
+
+    tensors = inputs(name, torch.float64, grad=True)
+    assert torch.autograd.gradcheck(function, tensors)
+    if activation != "silu":  # which bends
+        assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_second_derivatives_of_what_bends_are_refused():
+    x = tensor((4, 5)).requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.dropout(x, 0.5, activation="gelu").sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="'gelu' can't be differentiated once more"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_y_tells_is_what_the_kernels_take_it_to_tell(name):
+    arrays = [t.numpy() for t in inputs(name)]
+    prepared = getattr(gpudrop, name).prepare(*arrays, 0.4, activation="relu", rng=STREAM)
+    assert prepared.plan.backward.saves_output == (name in operators.BY_SIGN)
+
+
+@pytest.mark.parametrize(("activation", "wanted"), [(None, 0), ("relu", 1), ("gelu", 1)])
+def test_no_mask_is_saved(activation, wanted):
+    """Of float32: the identity saves nothing, relu its output, gelu its input."""
+    sizes = []
+    x = tensor((100, 100)).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        functional.dropout(x, 0.5, activation=activation)
+    assert sum(sizes) == wanted * x.nbytes
+
+
+def test_a_backward_pass_is_that_of_its_forward_pass_wherever_it_runs():
+    x = tensor((4, 50)).requires_grad_()
+    y = functional.dropout(x, 0.5, rng=STREAM)
+    (want,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with gpudrop.no_dropout():
+        assert torch.equal(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], want)
+        off = functional.dropout(x, 0.5, activation="relu")
+    assert torch.equal(torch.autograd.grad(off.sum(), x)[0], (x > 0).float())
+
+    def inside(_):
+        return torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+
+    mean, variance = gpudrop.mc_samples(inside, x.detach(), 2, STREAM, first=3)
+    assert torch.equal(mean, want) and not variance.any()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_repeat_the_mask(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    def trained(checkpointed):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), modules.Dropout(0.5, activation="gelu"), torch.nn.Linear(16, 1)
+        )
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        for _ in range(10):
+            x = torch.randn(4, 8, requires_grad=True)
+            y = checkpoint(network, x, use_reentrant=reentrant) if checkpointed else network(x)
+            optimizer.zero_grad()
+            y.square().sum().backward()
+            optimizer.step()
+        return [p.detach() for p in network.parameters()]
+
+    for a, b in zip(trained(False), trained(True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert functional.dropout(tensor((3, 4), dtype), 0.5, activation="gelu").dtype == dtype
+
+
+# Operators, compilation, vmap
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("name", few(NAMES, "dropout"))
+def test_opcheck(name, activation):
+    x, *other = inputs(name, grad=True)
+    stream = torch.ops.gpudrop.stream()
+    call = (name, "{}", 0.4, activation, 32, 0)
+    torch.library.opcheck(torch.ops.gpudrop.forward.default, (x, other[0] if other else None, stream, *call))
+    if activation != "gelu":
+        saved = None if activation == "identity" else tensor(x.shape, seed=3)
+        torch.library.opcheck(torch.ops.gpudrop.backward.default, (x, saved, stream, *call, False))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", few(["aot_eager", "inductor"], "aot_eager"))
+def test_compiled_without_a_break_and_with_the_same_masks(backend):
+    network = torch.nn.Sequential(
+        torch.nn.Linear(8, 16), modules.Dropout(0.5, activation="relu"), modules.Dropout(0.5), modules.AlphaDropout(0.2)
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    x = tensor((6, 8))
+    for seed in range(3):
+        results = []
+        for module in (network, compiled):
+            network.zero_grad()
+            torch.manual_seed(seed)
+            first, second = module(x), module(x)
+            (first + second).square().sum().backward()
+            results.append([first.detach(), second.detach(), network[0].weight.grad])
+            assert not torch.equal(first, second)
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            assert torch.equal(a == 0, b == 0)
+    compiled.eval()
+    torch.testing.assert_close(compiled(x), network[0](x).relu())
+
+
+def test_export():
+    program = torch.export.export(modules.Dropout(0.5, activation="relu"), (tensor((4, 5)),))
+    assert sum("gpudrop.forward" in str(node.target) for node in program.graph.nodes) == 1
+
+
+def test_vmap():
+    x = torch.ones(6, 100)
+    with pytest.raises(RuntimeError, match="vmap: a dropout draws random numbers"):
+        torch.func.vmap(lambda x: functional.dropout(x, 0.5))(x)
+    same = torch.func.vmap(lambda x: functional.dropout(x, 0.5, rng=STREAM), randomness="same")(x)
+    np.testing.assert_array_equal(same[3].numpy(), gpudrop.dropout(x[3].numpy(), 0.5, rng=STREAM))
+    assert torch.equal(same[0], same[5])
+    different = torch.func.vmap(lambda x: functional.dropout(x, 0.5, rng=STREAM), randomness="different")(x)
+    assert len(torch.unique(different, dim=0)) == 6
+    again = torch.func.vmap(lambda x: functional.dropout(x, 0.5, rng=STREAM), randomness="different")(x)
+    assert torch.equal(different, again)
+    off = torch.func.vmap(lambda x: functional.dropout(x, 0.5, training=False, activation="relu"))(-x)
+    assert torch.equal(off, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_vmap_over_the_gradient_has_the_mask_of_the_forward_pass(activation, randomness):
+    x = tensor((6, 5)).requires_grad_()
+    y = functional.dropout(x, 0.5, rng=STREAM, activation=activation)
+
+    def gradient(dy):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    batch = tensor((4, *x.shape), seed=1)
+    got = torch.func.vmap(gradient, randomness=randomness)(batch)
+    assert torch.equal(got, torch.stack([gradient(dy) for dy in batch]))
+    assert torch.equal(got, torch.autograd.grad(y, x, batch, is_grads_batched=True)[0])
+
+
+# Modules
+
+
+TORCHS_OWN = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"]
+
+
+@pytest.mark.parametrize("name", TORCHS_OWN)
+def test_a_module_stands_for_torchs(name):
+    own, torchs = getattr(modules, name), getattr(torch.nn, name)
+    assert isinstance(own(), torchs)
+    for arguments in ((), (0.3,), (0.3, True)):
+        assert repr(own(*arguments)) == repr(torchs(*arguments))
+    assert own().state_dict() == torchs().state_dict() == {}
+    for p in (-0.1, 1.5):
+        for module in (own, torchs):
+            with pytest.raises(ValueError, match=f"between 0 and 1.* got {p}"):
+                module(p)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_is_its_function(name):
+    module = getattr(modules, functional.VARIANTS[name].__name__)(0.4, activation="gelu")
+    tensors = inputs(name)
+    torch.manual_seed(1)
+    y = module(*tensors)
+    torch.manual_seed(1)
+    assert torch.equal(y, getattr(functional, name)(*tensors, 0.4, activation="gelu", **on(name)))
+    torch.manual_seed(1)
+    assert torch.equal(copy.deepcopy(module)(*tensors), y)
+    off = getattr(functional, name)(*tensors, 0.4, training=False, activation="gelu")
+    assert torch.equal(module.eval()(*tensors), off)
+
+
+def test_repr_and_options():
+    assert repr(modules.Dropout(0.1, activation="gelu")) == "Dropout(p=0.1, inplace=False, activation='gelu')"
+    assert repr(modules.DropBlock2d(block_size=3)) == "DropBlock2d(p=0.1, inplace=False, block_size=3)"
+    with pytest.raises(TypeError, match="DropPath has no option 'block_size'; it has none"):
+        modules.DropPath(block_size=3)
+    with pytest.raises(TypeError, match=r"drop_path\(\) got an unexpected keyword argument 'block_size'"):
+        functional.drop_path(torch.ones(3), block_size=3)
+    with pytest.raises(ValueError, match="unknown activation 'gelo'"):
+        modules.Dropout(activation="gelo")
+    with pytest.raises(ValueError, match="give generator or rng, not both"):
+        functional.dropout(torch.ones(3), 0.5, rng=STREAM, generator=torch.Generator())
+
+
+def test_inputs_without_samples_are_read_as_torch_reads_them():
+    for name, shape in (("dropout1d", (4, 5)), ("dropout3d", (4, 2, 3, 2))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            y = getattr(functional, name)(torch.ones(shape), 0.5)
+        flat = y.reshape(shape[0], -1)
+        assert torch.equal(flat, flat[:, :1].expand_as(flat))
+    with pytest.warns(UserWarning, match=r"dropout2d: a 3-D input is read as \(samples, channels, length\)"):
+        y = functional.dropout2d(torch.ones(20, 30, 4), 0.5, rng=STREAM)
+    assert torch.equal(y, functional.dropout1d(torch.ones(20, 30, 4), 0.5, rng=STREAM))
+
+
+# Threads
+
+ON_TORCHS_THREADS = """
+import os, sys, threading, torch, numpy as np
+import gpudrop, gpudrop.torch
+from gpudrop.kernels import cpu
+from gpudrop.kernels import threads as kernel_threads
+
+x = torch.ones(3_000_003)
+want = gpudrop.dropout(np.ones(3_000_003, np.float32), 0.5, rng=gpudrop.Stream(1, 2))
+before, threads = torch.get_num_threads(), set()
+team = kernel_threads.team
+assert team is not None or sys.platform != "linux"
+
+def seen(work, count):
+    return team is not None and team(lambda: (threads.add(threading.get_ident()), work()), count)
+
+kernel_threads.team = seen
+def call():
+    return gpudrop.torch.functional.dropout(x, 0.5, rng=gpudrop.Stream(1, 2)).numpy()
+
+for _ in range(20):
+    x.relu()  # torch's threads are awake
+    assert (call() == want).all()
+available = kernel_threads.available()
+expected = min(available, before) if available > 1 else 0
+assert len(threads) == expected or team is None, (threads, expected)
+others = [threading.Thread(target=lambda: results.append((call() == want).all())) for _ in range(8)]
+results = []
+for thread in others:
+    thread.start()
+for thread in others:
+    thread.join()
+assert results == [True] * 8
+assert torch.get_num_threads() == before
+if hasattr(os, "fork"):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (call() == want).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+def broken(*args):
+    raise ValueError("broken")
+
+cpu.kernel = lambda fusion: broken
+try:
+    call()
+except ValueError:
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("environment", few([{}, {"NUMBA_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1"}], {}))
+def test_kernels_run_on_torchs_threads(environment):
+    run = subprocess.run(
+        [sys.executable, "-c", ON_TORCHS_THREADS],
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout.strip() == "done", run.stderr
+
+
+def test_forward_mode_is_refused():
+    x = torch.linspace(-1, 1, 8)
+    for transform in (lambda f: torch.func.jvp(f, (x,), (x,)), lambda f: torch.func.jacfwd(f)(x)):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            transform(lambda x: functional.dropout(x, 0.5, rng=STREAM))
+
+
+def test_the_default_device_is_not_the_streams():
+    x = torch.ones(100)
+    torch.manual_seed(1)
+    want = functional.dropout(x, 0.5)
+    with torch.device("meta"):
+        torch.manual_seed(1)
+        assert torch.equal(functional.dropout(x, 0.5), want)
+        assert torch.equal(functional.dropout(x, 0.5, training=False, activation="relu"), x)
+        assert functional.dropout(x, 0.5, rng=STREAM).sum() > 0

@@ -1,0 +1,1 @@
+"""Parts by themselves: the reference, formulas, schedules, statistics, arguments and states, the command line."""

@@ -1,0 +1,101 @@
+"""The command line: info, warmup, and the raw bytes of a stream."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpudrop import reference
+from tests.sampling import few
+
+GPUDROP = [sys.executable, "-c", "from gpudrop.cli import app; app()"]
+
+
+@pytest.mark.parametrize("count", few([0, 1, 33, 16 * 65536 + 5], 16 * 65536 + 5))
+def test_bits_are_the_fields_of_the_stream(count):
+    seed, call = 2**63 + 1, 2**33
+    command = [*GPUDROP, "bits", "--seed", str(seed), "--call", str(call), "--count", str(count)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    want = np.asarray(reference.fields(seed, call, 0, count, 8), np.uint8)
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8), want)
+
+
+@pytest.mark.slow
+def test_bits_end_quietly_when_the_reader_has_enough():
+    reader = subprocess.Popen([*GPUDROP, "bits"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert len(reader.stdout.read(10_000_000)) == 10_000_000
+    reader.stdout.close()
+    assert reader.stderr.read() == b""
+    assert reader.wait(timeout=30) == 0
+
+
+def test_bits_refuse_a_negative_seed():
+    done = subprocess.run([*GPUDROP, "bits", "--seed", "-1"], capture_output=True, text=True, env={"TERM": "dumb"})
+    assert done.returncode == 2 and done.stdout == "" and "--seed" in done.stderr
+
+
+def test_info_says_what_serves_and_why_the_rest_does_not():
+    done = subprocess.run([*GPUDROP, "info"], capture_output=True, text=True, check=True, env={"COLUMNS": "200"})
+    lines = done.stdout.splitlines()
+    for name in ("cpu", "cupy_elementwise", "numba_cuda"):
+        row = next(line for line in lines if name in line)
+        assert "yes, on " in row or "no: " in row
+    assert any("cpu" in line and "host threads" in line for line in lines)
+    assert any("numba " in line for line in lines)
+
+
+def test_demo_says_what_is_missing_in_one_line(tmp_path):
+    command = [*GPUDROP, "demo", "--picture", str(tmp_path / "no" / "such.png")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("gpudrop demo: the folder of the picture must exist")
+
+
+def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
+    from typer.testing import CliRunner
+
+    from gpudrop import backends
+    from gpudrop.cli import app
+    from gpudrop.kernels import cpu
+
+    compiled = []
+    monkeypatch.setattr(cpu, "launch", lambda fusion, *arguments: compiled.append(fusion))
+    monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
+    command = ["warmup", "gelu", "relu", "--dtype", "float16", "--bits", "8", "--variant", "dropblock1d"]
+    done = CliRunner().invoke(app, [*command, "--variant", "zoneout"])
+    assert done.exit_code == 0, done.output
+    applied = [fusion for fusion in compiled if fusion.direction != "mask"]
+    assert {fusion.activation.name for fusion in applied} == {
+        "gelu",
+        "relu",
+        "identity",
+    }  # that of zoneout's other array
+    assert {fusion.dtype for fusion in applied} == {"float16"}
+    assert {fusion.direction for fusion in applied} == {"forward", "backward"}
+    assert {fusion.noise.name for fusion in applied} >= {"dropout", "zoneout", "plain"}
+    assert any(fusion.counted for fusion in applied)
+    assert {fusion.bits for fusion in compiled if fusion.bits} == {8}
+    assert backends.load("cpu") is cpu
+
+
+@pytest.mark.slow
+def test_warmup_says_what_is_wrong_in_one_line():
+    wrong = {
+        "gelo": "unknown activation 'gelo'; known: elu",
+        "relu --variant dropout9d": "unknown variant 'dropout9d'; known: alpha_dropout",
+        "relu --backend cuda": "unknown backend 'cuda'; known: cpu",
+        "relu --bits 7": "bits must be one of 8, 16, 32, got 7",
+    }
+    for arguments, message in wrong.items():
+        done = subprocess.run([*GPUDROP, "warmup", *arguments.split()], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith(f"gpudrop warmup: {message}"), done.stderr
+
+
+@pytest.mark.slow
+def test_every_command_shows_its_help():
+    """An old typer and a new click, which it is made of, fail here."""
+    from gpudrop.cli import app
+
+    for command in ([], *([command.callback.__name__] for command in app.registered_commands)):
+        done = subprocess.run([*GPUDROP, *command, "--help"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and "Usage:" in done.stdout, done.stderr

@@ -1,0 +1,205 @@
+"""gpudrop selftest: it passes here, and a kernel that is wrong in whatever way is named by a line of Python."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import gpudrop
+from gpudrop import backends, selftest, statistics
+from gpudrop.cli import app
+from tests.conftest import SIMULATED
+from tests.sampling import few
+
+pytestmark = pytest.mark.simulator
+minutes = pytest.mark.slow if SIMULATED else pytest.mark.simulator
+ON = "numba_cuda" if SIMULATED else "cpu"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["selftest", "--backend", ON, *arguments], env={"COLUMNS": "200"})
+
+
+@minutes
+def test_it_passes_here(tmp_path):
+    done = invoke("--quick", "--json", str(tmp_path / "found.json"))
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1].startswith("gpudrop selftest passed: ")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["passed"] and found["failures"] == []
+    assert found["summary"] in done.output
+    checked = {row["check"]: row["checked"] for row in found["checks"]}
+    assert checked["known_answer"] > (5 if SIMULATED else 40)
+    assert {"mask", "backward", "strides", "values", "mean_and_variance", "launch_shapes"} <= set(checked)
+    assert all(count > 0 for count in checked.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
+def test_without_a_backend_all_that_serve_are_tested_and_the_others_say_why():
+    command = [sys.executable, "-c", "from gpudrop.cli import app; app()", "selftest", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in backends.BACKENDS:
+        module = backends.load(name)
+        if isinstance(module, str):
+            assert f"not tested: {name}: {module}" in done.stdout
+        else:
+            assert f" {name} " in done.stdout
+    assert done.stderr == ""  # no warnings
+
+
+@pytest.mark.skipif(SIMULATED, reason="a subset there")
+def test_the_full_plan_has_all_checks():
+    cases = list(selftest.plan("cpu"))
+    functions = {
+        name for name, of in vars(selftest).items() if "backend" in _parameters(of) and "device" in _parameters(of)
+    }
+    assert {case.function for case in cases} == functions - {"plan", "Placed"}
+    assert {case.arguments["check"] for case in cases if case.function == "statistic"} == set(statistics.CHECKS)
+    quick = list(selftest.plan("cpu", quick=True))
+    assert len(quick) < len(cases)
+    assert len({case.line for case in cases}) == len(cases)
+
+
+def _parameters(of):
+    return (
+        inspect.signature(of).parameters if callable(of) and getattr(of, "__module__", "") == selftest.__name__ else ()
+    )
+
+
+@pytest.mark.parametrize("name", selftest.VARIANTS)
+def test_the_variants_pass_which_quick_leaves_out(name):
+    assert selftest.Case("variant", {"backend": ON, "name": name}).run() == ([], None)
+
+
+def test_on_another_device_the_cases_say_so():
+    case = next(iter(selftest.plan(ON, device=3)))
+    assert case.line == (
+        f"from gpudrop import selftest; selftest.known_answer(backend={ON!r}, device=3, counter=(0, 0, 0, 0), "
+        "key=(0, 0), words=(1713891541, 3781805453, 3159862348, 2600524760))"
+    )
+
+
+# Each mistake: what is put in the place of what, and the function or the check that names it first
+
+
+def fields_of_another_width(monkeypatch):
+    keep_mask = gpudrop.keep_mask
+    monkeypatch.setattr(gpudrop, "keep_mask", lambda *a, bits, **o: keep_mask(*a, bits=max(16, bits), **o))
+
+
+def wrong_seed(monkeypatch):
+    stream = gpudrop.Stream
+    monkeypatch.setattr(gpudrop, "Stream", lambda seed, call: stream(seed & 0xFFFFFFFF, call))
+
+
+def wrong_tail(monkeypatch):
+    """The last element of a large array is forgotten."""
+    vjp = gpudrop.dropout.vjp
+
+    def forgetful(x, *args, **options):
+        y, backprop = vjp(x, *args, **options)
+        if x.size == 257:
+            y[-1] = 7
+        return y, backprop
+
+    monkeypatch.setattr(gpudrop.dropout, "vjp", forgetful)
+
+
+def another_mask_backward(monkeypatch):
+    vjp = gpudrop.dropout.vjp
+
+    def other(x, *args, rng, **options):
+        y, _ = vjp(x, *args, rng=rng, **options)
+        _, backprop = vjp(x, *args, rng=gpudrop.Stream(rng.seed, rng.call + 1), **options)
+        return y, backprop
+
+    monkeypatch.setattr(gpudrop.dropout, "vjp", other)
+
+
+def wrong_values(monkeypatch):
+    """gelu's approximation by tanh in the place of gelu."""
+    dropout_vjp = gpudrop.dropout_vjp
+
+    def approximate(*args, activation, **options):
+        return dropout_vjp(*args, activation="gelu_tanh" if activation == "gelu" else activation, **options)
+
+    monkeypatch.setattr(gpudrop, "dropout_vjp", approximate)
+
+
+def another_p(monkeypatch):
+    """Half as much is dropped, and scaled for it: the expected value is kept."""
+    right = gpudrop.dropout
+
+    def dropout(x, p, **options):
+        return right(x, p / 2, **options)
+
+    dropout.vjp = right.vjp
+    monkeypatch.setattr(gpudrop, "dropout", dropout)
+
+
+def a_kernel_that_fails(monkeypatch):
+    def launch(*args):
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(backends.load(ON), "launch", launch)
+
+
+MISTAKES = [
+    (fields_of_another_width, "mask"),
+    (wrong_seed, "known_answer"),
+    (wrong_tail, "backward"),
+    (another_mask_backward, "backward"),
+    (wrong_values, "values"),
+    (another_p, "keep_rate"),
+    (a_kernel_that_fails, "known_answer"),
+]
+
+
+@pytest.mark.skipif(SIMULATED, reason="minutes there; what is tested does not know the backend")
+@pytest.mark.parametrize(
+    ("mistake", "function"), few(MISTAKES, *MISTAKES[2:3]), ids=[of.__name__ for of, _ in MISTAKES]
+)
+def test_a_mistake_is_named_by_a_line_that_repeats_it(monkeypatch, mistake, function):
+    with monkeypatch.context() as patch:
+        mistake(patch)
+        done = invoke("--quick")
+        assert done.exit_code == 1
+        *_, line, summary = done.output.splitlines()
+        assert summary.startswith("gpudrop selftest FAILED")
+        assert line.startswith("from gpudrop import selftest") and function in line
+        with pytest.raises((AssertionError, RuntimeError)):
+            exec(line, {})
+    exec(line, {})  # it is the mistake that the line sees
+
+
+def test_what_cannot_be_tested_is_told_in_one_line(tmp_path):
+    for arguments, message in (
+        (["--backend", "cuda"], "unknown backend 'cuda'; known: cpu, cupy_elementwise, numba_cuda"),
+        (["--json", str(tmp_path / "no" / "such.json")], "the folder of the results must exist, got "),
+    ):
+        done = CliRunner().invoke(app, ["selftest", *arguments])
+        assert done.exit_code == 1 and f"gpudrop selftest: {message}" in done.output + str(done.exception)
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator serves")
+def test_a_backend_that_was_asked_for_must_serve():
+    if not isinstance(reason := backends.load("numba_cuda"), str):
+        pytest.skip("numba_cuda serves here")
+    with pytest.raises(RuntimeError, match=re.escape(f"backend 'numba_cuda' can't serve: {reason}")):
+        selftest.run("numba_cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
+def test_the_self_test_refuses_to_run_without_its_assertions():
+    code = "from gpudrop.cli import app; app(['selftest', '--quick', '--backend', 'cpu'])"
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "gpudrop selftest: the test is made of assertions, which python -O leaves out\n",
+    )
