@@ -7,7 +7,7 @@ CUDA_VERSION := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[a-zA-Z ]*Versi
 CUDA_EXTRA := $(if $(CUDA_VERSION),$(if $(filter 12,$(CUDA_VERSION)),cuda12,cuda13))
 comma := ,
 
-.PHONY: demo test test-all oldest coverage bench gpu lint install clean
+.PHONY: demo test test-all mutants oldest coverage bench gpu lint package install clean
 
 demo: .venv/demo
 	$(BIN)/gpudrop demo
@@ -23,6 +23,10 @@ test: install
 # All tests, with whole products of parameters; on two cores it takes the better part of an hour.
 test-all:
 	$(MAKE) test ARGUMENTS=--full
+
+# Breakages of the package, each of which make test must see; ARGUMENTS are names of some of them.
+mutants: install
+	$(BIN)/python -m tests.mutants $(ARGUMENTS)
 
 # The core of the tests with the oldest versions that pyproject.toml allows, and a cache of kernels of their own.
 CORE := tests/unit $(patsubst %,tests/backends/test_%.py,masks cpu threads) \
@@ -57,6 +61,16 @@ lint: install
 	mkdir -p build/types/gpudrop
 	ln -sfn ../../../kernels build/types/gpudrop/kernels
 	$(BIN)/mypy
+
+# The wheel and the sdist in dist/, checked: their metadata, and that what is installed from each runs.
+package: .venv/bin/python
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	for file in dist/*; do \
+		$(PYTHON) -m venv --clear build/package && build/package/bin/python -m pip install --quiet $$file \
+		&& (cd build && package/bin/gpudrop selftest --quick) || exit 1; done
 
 install: .venv/dev
 

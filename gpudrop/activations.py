@@ -4,6 +4,7 @@ A formula is a plain Python function of one number. `gpudrop.formulas` makes the
 and CuPy compile it; a bare number in it has the type of x. Slopes are d value / d x.
 """
 
+import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop.cuda_source import CudaSource
+from gpudrop.formulas import parse
 
 INV_SQRT_2 = 0.7071067811865476
 INV_SQRT_2PI = 0.3989422804014327
@@ -224,7 +226,7 @@ def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[
     TypeError
         If value or slope is not a function of one number written with def, or can't be computed from one.
     SyntaxError
-        If a line has no CUDA spelling; it names the line.
+        If a line has no CUDA spelling; it names the line. Or if a formula is nested more than 200 levels deep.
 
     Examples
     --------
@@ -248,8 +250,11 @@ def _check_formula(role: str, formula: Any) -> None:
     """What can be known of a user's formula before a processor compiles it."""
     try:
         CudaSource().add(formula)
+        nested = _depth(parse(formula).tree)
     except RecursionError:
-        raise SyntaxError(f"{role} is nested too deeply") from None
+        nested = DEPTH + 1
+    if nested > DEPTH:
+        raise SyntaxError(f"{role} is nested too deeply, more than {DEPTH} levels")
     signature = inspect.signature(formula)
     if [a.kind for a in signature.parameters.values()] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
         raise TypeError(f"{role} must take one number, {formula.__name__} takes {signature}")
@@ -260,6 +265,17 @@ def _check_formula(role: str, formula: Any) -> None:
         pass  # it isn't defined there
     except Exception as error:  # operations on bits, say, which have a spelling but no meaning
         raise TypeError(f"{role} must be computable from a number, {formula.__name__}(0.5) fails: {error}") from None
+
+
+DEPTH = 200
+"""Levels of a formula's syntax tree at most. Python's own limit may be any, and clang, say, allows 256 brackets."""
+
+
+def _depth(tree: ast.AST) -> int:
+    level, depth = [tree], 0
+    while level:
+        level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
+    return depth
 
 
 def find_activation(name: str | None) -> Activation:

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config, items):
     chosen = [item for item in items if not SIMULATED or runs_simulated(item)]
     if not config.getoption("--full"):
         chosen = sampled([item for item in chosen if item.get_closest_marker("slow") is None])
-    if kept := set(chosen):
+    if kept := set(chosen):  # else all that was asked for is slow, and runs
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = chosen
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import gpudrop
 from gpudrop import Stream, reference
-from gpudrop.activations import ACTIVATIONS
+from gpudrop.activations import ACTIVATIONS, Activation
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu, threads
 from tests.family import test_properties
@@ -166,6 +166,23 @@ def test_processes_that_start_at_once_share_a_cache_and_later_ones_compile_nothi
         np.testing.assert_allclose(y, reference.ACTIVATIONS[name][0](x), rtol=1e-6)
 
 
+def test_a_kernel_is_found_by_its_formula_and_not_by_the_name_of_that():
+    """Numba's cache goes by the kernel's name."""
+
+    def named(value):
+        function, _ = cpu.specialised(Fusion("forward", Activation("same", value, value), 16, "float32"))
+        return function.__qualname__
+
+    def double(x):
+        return x + x
+
+    def square(x):
+        return x * x
+
+    assert named(double) == named(double) != named(square)
+
+
+@pytest.mark.slow
 def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
     """Nor is one whose helper was edited, in a file of the same size and time."""
     x = np.linspace(-2, 2, 9)

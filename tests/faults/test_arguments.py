@@ -182,6 +182,22 @@ def test_whatever_numpy_and_pytorch_take_as_a_number_is_one(p):
     assert gpudrop.Dropout(p).p == 1.0 and type(gpudrop.Dropout(p).p) is float
 
 
+@pytest.mark.parametrize("turned", [lambda x: x.T, lambda x: x[::-1], lambda x: x.T[::-1]])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_the_elements_of_x_in_another_order_are_not_x_itself(turned, activation):
+    """Though they may begin at the same address, and have the same shape."""
+    x = np.arange(1, 26, dtype=np.float32).reshape(5, 5)
+    before = x.copy()
+    for function in (gpudrop.dropout, gpudrop.dropout_vjp):
+        with pytest.raises(ValueError, match=r"^out must be x itself or share no memory with it"):
+            function(x, 0.5, activation=activation, out=turned(x))
+    np.testing.assert_array_equal(x, before)
+    _, backprop = gpudrop.dropout_vjp(x, 0.5, rng=Stream(0, 0))
+    with pytest.raises(ValueError, match=r"^out must be dy itself or share no memory with it"):
+        backprop(x, out=turned(x))
+    np.testing.assert_array_equal(x, before)
+
+
 INTERLEAVED = {
     "every other element": (lambda a: a.reshape(-1)[::2], lambda a: a.reshape(-1)[1::2]),
     "every other element, from the end": (lambda a: a.reshape(-1)[::2], lambda a: a.reshape(-1)[::-2]),

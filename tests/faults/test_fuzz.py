@@ -241,6 +241,13 @@ def undefined_at_a_half(x):
     ],
 )
 def test_a_formula_that_no_processor_would_compile_is_refused_at_once(error, message, formula):
-    with pytest.raises(error, match=message):
-        gpudrop.register_activation("refused", undefined_at_a_half, formula)
+    """Whatever the limit of recursion is, which mypy, say, raises for its process."""
+    limit = sys.getrecursionlimit()
+    for recursion in (limit, 2**14):
+        sys.setrecursionlimit(recursion)
+        try:
+            with pytest.raises(error, match=message):
+                gpudrop.register_activation("refused", undefined_at_a_half, formula)
+        finally:
+            sys.setrecursionlimit(limit)
     assert "refused" not in gpudrop.activations.ACTIVATIONS

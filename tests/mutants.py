@@ -1,0 +1,904 @@
+"""Named breakages of the package, each of which the tests must see: python -m tests.mutants [NAME ...].
+
+The default selection of the tests first runs on the tree as it is. Then, for each breakage, a copy of the tree is
+broken and the tests run until one fails: the files nearest to the breakage, all files, and those of the simulator. The
+table that is printed names the test. The exit status is 1 if a breakage is missed.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from tests import ROOT
+
+
+class Mutant(NamedTuple):
+    """A breakage.
+
+    Attributes
+    ----------
+    name : str
+        What is wrong, in words.
+    file : str
+        Which file is broken.
+    text : str
+        What occurs in it exactly once.
+    replacement : str
+    near : str
+        The tests that run first: a file or several, as pytest takes them, after tests/.
+    simulated : bool
+        Whether they run in the simulator.
+    """
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    near: str
+    simulated: bool = False
+
+
+RANDOM_BITS = "gpudrop/random_bits.py"
+DROPOUT = "gpudrop/dropout.py"
+MASKS = "gpudrop/masks.py"
+CPU = "kernels/cpu.py"
+CUPY = "kernels/cupy_elementwise.py"
+NUMBA = "kernels/numba_cuda.py"
+
+MUTANTS = [
+    # The mapping
+    Mutant(
+        "the chunk's high word is dropped",
+        RANDOM_BITS,
+        "uint32(chunk >> uint64(32)),",
+        "uint32(0),",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "a mask repeats every 32 rows of 1024 elements",
+        RANDOM_BITS,
+        "uint32(chunk),",
+        "uint32(chunk & uint64(4095)),",
+        "unit/test_reference.py",
+    ),
+    Mutant(
+        "call c + 1 overlaps call c", RANDOM_BITS, "uint32(chunk),", "uint32(chunk + call),", "unit/test_reference.py"
+    ),
+    Mutant("nine rounds", RANDOM_BITS, "for _ in range(10):", "for _ in range(9):", "unit/test_formulas.py"),
+    Mutant(
+        "the key stays the same in all rounds",
+        RANDOM_BITS,
+        "k1 = uint32(uint64(k1) + uint64(PHILOX_W1))",
+        "k1 = uint32(uint64(k1) + uint64(0))",
+        "unit/test_formulas.py",
+    ),
+    Mutant(
+        "the lanes of a word in the opposite order",
+        RANDOM_BITS,
+        "<< uint32(rest - uint32(position & uint32(31))))",
+        "<< uint32(position & uint32(31)))",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "a field without its highest bit",
+        RANDOM_BITS,
+        "uint32(uint32(0xFFFFFFFF) >> uint32(uint32(32) - bits))",
+        "uint32(uint32(0x7FFFFFFF) >> uint32(uint32(32) - bits))",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "at the threshold an element is dropped",
+        RANDOM_BITS,
+        "return word > uint32(",
+        "return word > uint32(1) + uint32(",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "fields are compared by >=",
+        RANDOM_BITS,
+        "return word > uint32(",
+        "return word >= uint32(",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "a threshold is off by one at half a step",
+        RANDOM_BITS,
+        "threshold += p * steps - threshold >= 0.5",
+        "threshold += p * steps - threshold > 0.5",
+        "unit/test_reference.py",
+    ),
+    Mutant(
+        "the scale is that of p as given",
+        RANDOM_BITS,
+        "return Quantized(threshold, steps / kept if kept else 0.0, threshold / steps)",
+        "return Quantized(threshold, 1 / (1 - p) if p < 1 else 0.0, threshold / steps)",
+        "unit/test_reference.py",
+    ),
+    Mutant(
+        "both deviates of a pair are cosines",
+        RANDOM_BITS,
+        "quarter = uint32(0) if lane & uint32(1) else QUARTER",
+        "quarter = QUARTER",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a sine without its sign", RANDOM_BITS, "return -y if turn >= HALF else y", "return y", "unit/test_formulas.py"
+    ),
+    Mutant("p above 1 is accepted", RANDOM_BITS, "if not 0 <= value <= 1:", "if not 0 <= value:", "unit/test_api.py"),
+    # Noises and activations
+    Mutant(
+        "x * mask instead of a select",
+        "gpudrop/noises.py",
+        "return z * scale if r else 0\n\n\ndef dropped",
+        "return z * scale * (1 if r else 0)\n\n\ndef dropped",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "alpha dropout's shift has the wrong sign",
+        "gpudrop/noises.py",
+        "scale, -scale * p * ALPHA_PRIME)",
+        "scale, scale * p * ALPHA_PRIME)",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "uniform noise is not centred",
+        "gpudrop/noises.py",
+        "shift=1 - h + h / 2**bits)",
+        "shift=1 - h)",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "zoneout's two gradients are the same",
+        "gpudrop/noises.py",
+        "return 0 if r else z * scale",
+        "return z * scale if r else 0",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "gelu's slope lacks a factor x",
+        "gpudrop/activations.py",
+        "return normal_cdf(x) + x * INV_SQRT_2PI * exp(-0.5 * x * x)",
+        "return normal_cdf(x) + INV_SQRT_2PI * exp(-0.5 * x * x)",
+        "backends/test_values.py",
+    ),
+    Mutant(
+        "relu of nan is 0",
+        "gpudrop/activations.py",
+        "# Written so that nan stays nan.\n    return 0 if x <= 0 else x",
+        "return x if x > 0 else 0",
+        "backends/test_values.py",
+    ),
+    # Formulas
+    Mutant(
+        "min is max",
+        "gpudrop/formulas.py",
+        'order = ast.Lt() if function.id == "min" else ast.Gt()',
+        "order = ast.Gt()",
+        "unit/test_formulas.py",
+    ),
+    Mutant(
+        "a formula's digest forgets what it calls",
+        "gpudrop/formulas.py",
+        'f"{n}={parse(f).digest}" for n, f in sorted(self.calls.items())',
+        '"" for n in self.calls',
+        "unit/test_formulas.py",
+    ),
+    Mutant(
+        "C++ loops run once more",
+        "gpudrop/cuda_source.py",
+        "{i} < {n}; ++{i}",
+        "{i} <= {n}; ++{i}",
+        "unit/test_formulas.py",
+    ),
+    # The description of a fused operation
+    Mutant(
+        "a slope without the scale",
+        "gpudrop/fusion.py",
+        "return noise(slope(b) != 0, scale, shift, inner(a, b), b)",
+        "return inner(a, b)",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "DropBlock's backward pass takes the scale of p",
+        "gpudrop/fusion.py",
+        "and self.noise.zeroes and not self.counted",
+        "and self.noise.zeroes",
+        "family/test_family.py",
+    ),
+    # Calls
+    Mutant(
+        "an out that overlaps x is accepted",
+        DROPOUT,
+        "    _check_apart(name, target.array, operand.array, source)\n    return target.array",
+        "    return target.array",
+        "unit/test_api.py",
+    ),
+    Mutant(
+        "a refused call uses up a stream",
+        DROPOUT,
+        "        if needs_x and self.out is not None and backends.overlap(self.target, x):\n",
+        "        if needs_x and self.out is not None and self.rng.next() and backends.overlap(self.target, x):\n",
+        "faults/test_arguments.py unit/test_api.py",
+    ),
+    Mutant(
+        "keep_mask ignores no_dropout",
+        DROPOUT,
+        "numbers = DROPOUT.numbers(p, bits) if surroundings.on else None",
+        "numbers = DROPOUT.numbers(p, bits)",
+        "family/test_monte_carlo.py",
+    ),
+    Mutant(
+        "no_dropout never ends",
+        DROPOUT,
+        "    finally:\n        _surroundings.set(before)",
+        "    finally:\n        pass",
+        "unit/test_api.py",
+    ),
+    Mutant(
+        "every part of a batch begins at its first sample",
+        DROPOUT,
+        "start += surroundings.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)",
+        "start += 0",
+        "family/test_monte_carlo.py",
+    ),
+    Mutant(
+        "a shard's start is ignored",
+        DROPOUT,
+        "row, pitch, (start,) = rows(tuple(x.shape), part)",
+        "row, pitch, _ = rows(tuple(x.shape), part)",
+        "backends/test_parts.py",
+    ),
+    # Geometry
+    Mutant(
+        "a broadcast mask's period is off by one",
+        MASKS,
+        "return tuple(spreads), period, repeat, run",
+        "return tuple(spreads), max(1, period - 1), repeat, run",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "where a part begins is added up, not multiplied",
+        MASKS,
+        "origin = sum(map(operator.mul, begin, steps))",
+        "origin = sum(begin)",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "DropBlock has no seeds in the last row and column",
+        MASKS,
+        "return tuple(n - b + 1 for n, b in zip(self.size, self.block, strict=True))",
+        "return tuple(max(1, n - b) for n, b in zip(self.size, self.block, strict=True))",
+        "family/test_family.py",
+    ),
+    # Generators and states
+    Mutant(
+        "a generator does not advance",
+        "gpudrop/generator.py",
+        "self._call = call + 1",
+        "self._call = call",
+        "unit/test_api.py",
+    ),
+    Mutant(
+        "every spawn gives the same generators",
+        "gpudrop/generator.py",
+        "spawn_key=(call,)",
+        "spawn_key=(0,)",
+        "unit/test_api.py",
+    ),
+    Mutant(
+        "a fork does not wait for the generators' lock",
+        "gpudrop/generator.py",
+        "os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)",
+        "pass",
+        "faults/test_forks.py",
+    ),
+    Mutant(
+        "a state is loaded to another address",
+        "gpudrop/generator.py",
+        "backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))",
+        "self._array = backends.to_device(np.array([seed, call % 2**64], np.uint64))",
+        "backends/test_device_generator.py",
+    ),
+    Mutant(
+        "the state of a newer version is accepted",
+        "gpudrop/states.py",
+        "if unknown := set(state).difference(required, optional):",
+        "if unknown := set():",
+        "faults/test_states.py",
+    ),
+    # Arrays and backends
+    Mutant(
+        "a transposed x passes for x itself",
+        "gpudrop/backends.py",
+        "return x.ctypes.data == y.ctypes.data and x.strides == y.strides and x.shape == y.shape",
+        "return x.ctypes.data == y.ctypes.data and x.shape == y.shape",
+        "faults/test_arguments.py",
+    ),
+    Mutant(
+        "an out that overlaps itself is accepted",
+        "gpudrop/backends.py",
+        "if stride < reach:",
+        "if stride < 0:",
+        "faults/test_arguments.py",
+    ),
+    Mutant(
+        "a new array is in C order always",
+        "gpudrop/backends.py",
+        "return np.empty_like(operand.array, subok=False)",
+        "return np.empty(operand.array.shape, operand.array.dtype)",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "masked arrays are accepted",
+        "gpudrop/backends.py",
+        "if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):",
+        "if isinstance(x, np.ndarray):",
+        "unit/test_api.py",
+    ),
+    # The family
+    Mutant(
+        "channels_last is ignored",
+        "gpudrop/variants.py",
+        "((*space, None) if channels_last else (None, *space))",
+        "(None, *space)",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "DropBlock's gamma counts places where no block fits",
+        "gpudrop/variants.py",
+        "/ (math.prod(blocks) * math.prod(mask.fitting))",
+        "/ (math.prod(blocks) * math.prod(sizes))",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a sequence's time axis counts samples",
+        "gpudrop/variants.py",
+        "batch_axis=int(axis == 0))",
+        "batch_axis=0)",
+        "family/test_monte_carlo.py",
+    ),
+    Mutant(
+        "a layer drops in eval mode",
+        "gpudrop/layers.py",
+        "training=self.training, rng=self.rng",
+        "training=True, rng=self.rng",
+        "family/test_layers.py",
+    ),
+    Mutant(
+        "keep_prob is p",
+        "gpudrop/layers.py",
+        'p = round(1 - check_p(keep_prob, "keep_prob"), 15)',
+        'p = check_p(keep_prob, "keep_prob")',
+        "unit/test_api.py",
+    ),
+    Mutant(
+        "a refused state is half loaded",
+        "gpudrop/layers.py",
+        'p, step = state["p"], check_uint64("step", state["step"])',
+        'p, step = state["p"], check_uint64("step", state["step"])\n        self.step = step',
+        "family/test_layers.py",
+    ),
+    Mutant(
+        "a schedule jumps a step late",
+        "gpudrop/schedules.py",
+        "float(progress >= 1)",
+        "float(progress > 1)",
+        "unit/test_schedules.py",
+    ),
+    Mutant(
+        "a variance of deviations from the old mean",
+        "gpudrop/monte_carlo.py",
+        "(deviation * (y - mean) - variance) / count",
+        "(deviation * deviation - variance) / count",
+        "family/test_monte_carlo.py",
+    ),
+    Mutant(
+        "warmup leaves out what prediction needs",
+        "gpudrop/warming.py",
+        "for dtype in dtypes for p in (0.5, 0)]",
+        "for dtype in dtypes for p in (0.5,)]",
+        "unit/test_cli.py",
+    ),
+    Mutant(
+        "an interrupt reaches Numba as it compiles",
+        "gpudrop/uninterrupted.py",
+        "if threading.current_thread() is not threading.main_thread():",
+        "if True:",
+        "faults/test_interrupts.py",
+    ),
+    # What tests and users rely on
+    Mutant(
+        "p-values are not adjusted",
+        "gpudrop/statistics.py",
+        "np.maximum.accumulate((n - np.arange(n)) * p_values[order])",
+        "np.maximum.accumulate(p_values[order])",
+        "unit/test_statistics.py",
+    ),
+    Mutant(
+        "correlations are ten times too likely",
+        "gpudrop/statistics.py",
+        "return two_sided(covariance / (q * (1 - q) * sqrt(a.size)))",
+        "return two_sided(covariance / (10 * q * (1 - q) * sqrt(a.size)))",
+        "unit/test_statistics.py",
+    ),
+    Mutant(
+        "the self-test compares nothing",
+        "gpudrop/selftest.py",
+        "assert not wrong.size, f",
+        "assert True, f",
+        "unit/test_selftest.py",
+    ),
+    Mutant(
+        "the reference has another constant",
+        "gpudrop/reference.py",
+        "(k1 + 0xBB67AE85) & LOW",
+        "(k1 + 0xBB67AE86) & LOW",
+        "unit/test_reference.py",
+    ),
+    Mutant(
+        "every error is 0 ulps",
+        "gpudrop/ulps.py",
+        "return np.where(rounded_same, 0.0, np.abs(got.astype(np.float64) - exact) / unit)",
+        "return np.where(rounded_same, 0.0, 0.0 * unit)",
+        "unit/test_ulps.py",
+    ),
+    Mutant(
+        "gpudrop bits writes whole blocks",
+        "gpudrop/cli.py",
+        "block if count is None else block[: count - position]",
+        "block",
+        "unit/test_cli.py",
+    ),
+    Mutant(
+        "a type says that block_size is text",
+        "gpudrop/signatures.py",
+        "        block_size: int\n",
+        "        block_size: str\n",
+        "docs/test_types.py",
+    ),
+    Mutant(
+        "the demo's gradient is of the sum of costs",
+        "gpudrop/demo.py",
+        "return cost, (exps / total - targets) / len(scores)",
+        "return cost, exps / total - targets",
+        "docs/test_demo.py",
+    ),
+    # PyTorch
+    Mutant(
+        "vmap uses one stream for all samples",
+        "gpudrop/torch/operators.py",
+        "streams = [to_tensor(Stream(seed, 0)) for seed in seeds]",
+        "streams = [to_tensor(Stream(seeds[0], 0)) for seed in seeds]",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "a torch.Generator is ignored",
+        "gpudrop/torch/operators.py",
+        "    if device is None:\n        return numbers.random_(-(2**63), None, generator=generator)",
+        "    if device is None:\n        return numbers.random_(-(2**63), None)",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "a backward pass obeys the block it runs in",
+        "gpudrop/torch/operators.py",
+        "with nullcontext() if as_called else within(on=True, first=first, part=part):",
+        "with nullcontext():",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "alpha dropout's mask is read from the sign of y",
+        "gpudrop/torch/operators.py",
+        'BY_SIGN |= {"token_dropout",',
+        'BY_SIGN |= {"alpha_dropout", "token_dropout",',
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "torch's generator moves on in eval",
+        "gpudrop/torch/functional.py",
+        "drawn = training and p > 0",
+        "drawn = p > 0",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "inplace is ignored",
+        "gpudrop/torch/functional.py",
+        "return x.copy_(y) if inplace else y",
+        "return y",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "a module drops in eval mode",
+        "gpudrop/torch/modules.py",
+        "p, self.training, self.inplace",
+        "p, True, self.inplace",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "an activation is fused in front of a hook",
+        "gpudrop/torch/adoption.py",
+        "fusing = sequential and before is not None and not child._forward_pre_hooks",
+        "fusing = sequential and before is not None",
+        "torch/test_adoption.py",
+    ),
+    Mutant(
+        "accelerate(True) ends with the next block",
+        "gpudrop/torch/adoption.py",
+        "after = _blocks > 0 or _process",
+        "after = _blocks > 0",
+        "torch/test_adoption.py",
+    ),
+    Mutant(
+        "causal attention is blind to itself",
+        "gpudrop/torch/attention.py",
+        ".triu_(1)",
+        ".triu_(0)",
+        "torch/test_adoption.py",
+    ),
+    Mutant(
+        "every rank's shard begins at 0",
+        "gpudrop/torch/sharding.py",
+        "            begin[placement.dim] += first\n",
+        "",
+        "torch/test_sharding.py",
+    ),
+    Mutant(
+        "a forked child waits for torch's threads",
+        "gpudrop/torch/threads.py",
+        "if os.getpid() != process:",
+        "if os.getpid() == process:",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "the kernels keep to their own threads",
+        "gpudrop/torch/__init__.py",
+        "threads.join()\n",
+        "",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "the demo's way does not use gpudrop",
+        "gpudrop/torch/demo.py",
+        'return accelerate() if way == "gpudrop" else contextlib.nullcontext()',
+        "return contextlib.nullcontext()",
+        "torch/test_demo.py",
+    ),
+    # The CPU's kernels
+    Mutant(
+        "the tail of a block is not drawn",
+        CPU,
+        "groups = (skip + last - first + GROUP * lanes - 1) // (GROUP * lanes)",
+        "groups = (skip + last - first) // (GROUP * lanes)",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "a window's pitch is ignored on the CPU",
+        CPU,
+        "np.uint64(line) * pitch + np.uint64(first - line * row)",
+        "np.uint64(line) * np.uint64(row) + np.uint64(first - line * row)",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "all samples of a weight get the first one's mask",
+        CPU,
+        "draw._replace(start=draw.start + k * part.size)",
+        "draw",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a broadcast mask goes back to its first period",
+        CPU,
+        "turn, base = lap % repeat, lap // repeat * period",
+        "turn, base = lap % repeat, 0",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "the CPU's pairs of deviates are both cosines",
+        CPU,
+        "normals[2 * i + 1] = r * sine(turn)",
+        "normals[2 * i + 1] = r * sine(np.uint32(turn + quarter))",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a stale cache is served",
+        CPU,
+        "(formulas.parse(fusion.element).digest + _SURROUNDINGS)",
+        "_SURROUNDINGS",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "DropBlock's blocks lack a column on the CPU",
+        CPU,
+        "j : j + columns] = 0",
+        "j : j + columns - 1] = 0",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a fork shares its parent's threads",
+        "kernels/threads.py",
+        "return _pool_of(os.getpid())",
+        "return _pool_of(0)",
+        "faults/test_forks.py",
+    ),
+    Mutant(
+        "slices go on after a failure",
+        "kernels/threads.py",
+        "lo = None if failures else next(starts, None)",
+        "lo = next(starts, None)",
+        "backends/test_threads.py",
+    ),
+    Mutant(
+        "a call does not wait for its helpers",
+        "kernels/threads.py",
+        "for busy in helpers:",
+        "for busy in ():",
+        "backends/test_threads.py",
+    ),
+    Mutant(
+        "exp's logarithm of 2 has eight digits",
+        "kernels/host_math.py",
+        "k * f32(-2.12194440e-4)\n    q =",
+        "k * f32(-2.12e-4)\n    q =",
+        "backends/test_values.py",
+    ),
+    Mutant(
+        "tanh of -0 is 0",
+        "kernels/host_math.py",
+        "sign = u32(_bits(x) & u32(0x80000000))",
+        "sign = u32(_bits(x) & u32(0))",
+        "backends/test_values.py backends/test_cpu.py",
+    ),
+    Mutant(
+        "bfloat16 is rounded half up",
+        "kernels/half.py",
+        "np.uint64(np.uint32(0x7FFF) + odd)",
+        "np.uint64(np.uint32(0x8000) + np.uint32(0) * odd)",
+        "backends/test_values.py",
+    ),
+    # CUDA kernels
+    Mutant(
+        "a window's last chunk is forgotten",
+        "kernels/__init__.py",
+        "(start % chunk if pitch % chunk == 0 else chunk - 1)",
+        "(start % chunk)",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "threads of half a warp exchange words",
+        "kernels/__init__.py",
+        "// (WARP * chunk)) * WARP",
+        "// chunk)",
+        "backends/test_masks.py",
+        simulated=True,
+    ),
+    Mutant(
+        "the normal CDF of 16-bit results is off",
+        "kernels/device_math.py",
+        "u = u * t + 7.30149344e-02",
+        "u = u * t + 7.3e-02",
+        "backends/test_values.py",
+    ),
+    Mutant(
+        "CuPy exchanges the wrong half in a warp",
+        CUPY,
+        "odd ? low : high, distance)",
+        "odd ? high : low, distance)",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "CuPy ignores a window's pitch",
+        CUPY,
+        "n.start + line * n.pitch;",
+        "n.start + line * n.row;",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "CuPy repeats a mask once too often",
+        CUPY,
+        "if (place.turn >= n.repeat) {",
+        "if (place.turn > n.repeat) {",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "CuPy misses a boundary within a chunk of a mask",
+        CUPY,
+        "const int64 after = place.at + place.base - ahead;",
+        "const int64 after = place.at + place.base;",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "CuPy gives chunks that share words the same lanes",
+        CUPY,
+        'f"j + static_cast<uint32>((number + own) % {fusion.shares}) * chunk",',
+        '"j",',
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "CuPy's blocks are a column too wide",
+        CUPY,
+        "max(column - columns + 1, 0LL)",
+        "max(column - columns, 0LL)",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "Numba exchanges the wrong half in a warp",
+        NUMBA,
+        "received = exchanged(low if odd else high, distance)",
+        "received = exchanged(high if odd else low, distance)",
+        "backends/test_masks.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba ignores a window's pitch",
+        NUMBA,
+        "origin = start + np.uint64(line) * pitch",
+        "origin = start + np.uint64(line) * np.uint64(row)",
+        "backends/test_parts.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba forgets the first element of a chunk at an end",
+        NUMBA,
+        "if inner + j >= 0 and inner + j < row:",
+        "if inner + j > 0 and inner + j < row:",
+        "backends/test_masks.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba repeats a mask once too often",
+        NUMBA,
+        "    if turn >= repeat:\n",
+        "    if turn > repeat:\n",
+        "family/test_family.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba's blocks are a column too wide",
+        NUMBA,
+        "range(max(column - columns + 1, 0)",
+        "range(max(column - columns, 0)",
+        "family/test_family.py",
+        simulated=True,
+    ),
+    Mutant(
+        "a generator on a device does not advance",
+        NUMBA,
+        "cuda.atomic.add(state, 1, np.uint64(1))",
+        "cuda.atomic.add(state, 1, np.uint64(0))",
+        "backends/test_device_generator.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba reads half of a stream in memory",
+        NUMBA,
+        "seed, call = stream[0], stream[1]",
+        "seed = stream[0]",
+        "backends/test_parts.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba's kernels divide 64-bit integers in their loop",
+        NUMBA,
+        "place = move_on(place, further_place, period, repeat, run)",
+        "place = find((i + threads) * chunk, period, repeat, run)",
+        "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "CuPy's stores are of single elements",
+        CUPY,
+        "*reinterpret_cast<Part*>(&out[m + s * apart]) = out_parts[s];",
+        "for (int k = 0; k < step; ++k) out[m + s * apart + k] = out_parts[s].lane[k];",
+        "backends/test_cuda_compile.py",
+    ),
+]
+
+LEFT_OUT = {
+    "gpudrop/__init__.py": "it has names alone",
+}
+"""Files without a breakage, and why."""
+
+CACHES = (".git", ".venv", ".venv-oldest", ".mypy_cache", ".ruff_cache", ".hypothesis", "dist", "*.egg-info")
+
+
+def copied(folder):
+    """A copy of the tree, with its compiled kernels, that imports its own files."""
+    tree = Path(folder) / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*CACHES))
+    # Where an import of gpudrop.kernels finds it before the installed package's way to the original.
+    (tree / "gpudrop" / "kernels").symlink_to("../kernels")
+    return tree
+
+
+@contextmanager
+def broken(tree, mutant):
+    """The tree with a breakage; afterwards the file is as it was, its time included, which caches go by."""
+    path = tree / mutant.file
+    text, times = path.read_text(), path.stat()
+    if (count := text.count(mutant.text)) != 1:
+        raise ValueError(f"{mutant.name}: the text must occur once in {mutant.file}, got {count} times")
+    path.write_text(text.replace(mutant.text, mutant.replacement))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+SIMULATED = ["tests/backends", "tests/family", "tests/docs/test_readme.py", "tests/unit/test_selftest.py"]
+"""As in the Makefile."""
+
+WHOLE = [([], False), (SIMULATED, True)]
+"""The default selection: paths, and whether they run in the simulator."""
+
+
+def failure(tree, paths, simulated):
+    """The first test that fails, or None."""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": str(int(simulated)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths]
+    command += ["--ignore", "tests/unit/test_mutants.py"]  # which sees every breakage by its text
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    return found[1] if found else f"status {done.returncode}: {(done.stdout + done.stderr)[-500:]}"
+
+
+def caught_by(tree, mutant):
+    """The test that sees a breakage, or None."""
+    nearest = [f"tests/{path}" for path in mutant.near.split()], mutant.simulated
+    with broken(tree, mutant):
+        return next(filter(None, (failure(tree, *run) for run in (nearest, *WHOLE))), None)
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; without any, all of the table")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    if unknown := set(options.names) - {mutant.name for mutant in MUTANTS}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    trees, began = queue.SimpleQueue(), time.monotonic()
+
+    def in_a_tree(function, *args):
+        tree, started = trees.get(), time.monotonic()
+        try:
+            return function(tree, *args), time.monotonic() - started
+        finally:
+            trees.put(tree)
+
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for k in range(options.jobs):
+            trees.put(copied(Path(folder) / str(k)))
+        for test, _ in pool.map(lambda run: in_a_tree(failure, *run), WHOLE):
+            if test is not None:
+                sys.exit(f"a test fails though nothing is broken: {test}")
+        waiting, caught = {pool.submit(in_a_tree, caught_by, mutant): mutant for mutant in chosen}, {}
+        for future in concurrent.futures.as_completed(waiting):
+            mutant, (test, seconds) = waiting[future], future.result()
+            caught[mutant] = test
+            print(f"{len(caught)}/{len(chosen)} {mutant.name}: {test or 'MISSED'} ({seconds:.0f} s)", flush=True)
+    table = Table("breakage", "file", "caught by")
+    for mutant in chosen:
+        table.add_row(mutant.name, mutant.file, caught[mutant] or "[red]MISSED")
+    console, missed = Console(), [mutant for mutant in chosen if caught[mutant] is None]
+    console.print(table)
+    minutes = (time.monotonic() - began) / 60
+    console.print(f"{len(chosen) - len(missed)} of {len(chosen)} breakages caught in {minutes:.0f} minutes")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

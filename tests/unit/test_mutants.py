@@ -1,0 +1,21 @@
+"""The table of breakages goes with the sources: each text is there once, and every file has one or a reason."""
+
+import pytest
+
+from tests import ROOT
+from tests.mutants import LEFT_OUT, MUTANTS
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_breakage_breaks_what_is_there(mutant):
+    text = (ROOT / mutant.file).read_text()
+    assert text.count(mutant.text) == 1
+    compile(text.replace(mutant.text, mutant.replacement), mutant.file, "exec")
+    assert all((ROOT / "tests" / path).is_file() for path in mutant.near.split())
+
+
+def test_breakages_have_names_of_their_own_and_reach_every_file():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    sources = [*(ROOT / "gpudrop").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    files = {source.relative_to(ROOT).as_posix() for source in sources}
+    assert files == {mutant.file for mutant in MUTANTS} | set(LEFT_OUT)
