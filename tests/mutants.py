@@ -637,14 +637,14 @@ MUTANTS = [
         "kernels/threads.py",
         "lo = None if failures else next(starts, None)",
         "lo = next(starts, None)",
-        "backends/test_threads.py",
+        "faults/test_interrupts.py",
     ),
     Mutant(
         "a call does not wait for its helpers",
         "kernels/threads.py",
         "for busy in helpers:",
         "for busy in ():",
-        "backends/test_threads.py",
+        "faults/test_interrupts.py",
     ),
     Mutant(
         "exp's logarithm of 2 has eight digits",

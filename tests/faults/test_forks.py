@@ -1,7 +1,9 @@
 """A forked child goes on, whatever the parent's other threads did at that moment."""
 
 import os
+from pathlib import Path
 
+import numba
 import pytest
 
 from tests.processes import run
@@ -87,3 +89,27 @@ gpudrop.dropout(np.ones(9, np.float32), rng=rng)  # and so does the parent
 @pytest.mark.parametrize("lock", ["drawing", "compiling"])
 def test_a_fork_waits_for_what_a_child_would_wait_for_in_vain(lock):
     run(FORK_WHILE_LOCKED, lock, clean=False)
+
+
+FORK_WITH_THREADS = """
+import os
+import numpy as np
+import gpudrop
+x = np.ones(1 << 22, np.float32)
+for _ in range(os.cpu_count()):  # so that the parent has all threads that it ever starts
+    gpudrop.dropout(x, 0.5)
+threads = len(os.listdir("/proc/self/task"))
+process = os.fork()
+if process == 0:
+    alone = len(os.listdir("/proc/self/task"))
+    gpudrop.dropout(x, 0.5)
+    os._exit(0 if alone == 1 < len(os.listdir("/proc/self/task")) else 3)
+assert threads > 1
+assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="nothing tells the threads of a process here")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
+def test_a_forked_child_starts_threads_of_its_own():
+    run(FORK_WITH_THREADS, clean=False)
