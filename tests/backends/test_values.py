@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import gpudrop
 from gpudrop import Stream, reference, ulps
 from gpudrop.activations import ACTIVATIONS
 from tests.conftest import SIMULATED
@@ -69,3 +70,12 @@ def test_backward_is_the_slope_of_forward(backend, name):
     _, dx = backend.both(x, np.full_like(x, 0.7), 0.3, **options)
     difference = (backend.forward(x + h, 0.3, **options) - backend.forward(x - h, 0.3, **options)) / (2 * h)
     np.testing.assert_allclose(dx, 0.7 * difference, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halfway_between_two_numbers_the_even_one_is_taken(backend, dtype):
+    """The mean of neighbours, which zoneout predicts at p = 0.5, is exact in float32."""
+    bits = np.arange(0x0400, 0x7B00, 1001 if SIMULATED else 7).astype(np.uint16)
+    x, following = bits.view(dtype), (bits + np.uint16(1)).view(dtype)
+    y = backend.get(gpudrop.zoneout(backend.put(x), backend.put(following), 0.5, training=False))
+    np.testing.assert_array_equal(y.view(np.uint16), bits + bits % 2)
