@@ -225,7 +225,14 @@ def test_a_digest_changes_with_everything_a_formula_is_made_of():
     def squared(x):
         return x * x
 
+    def of_the_same_name():
+        def plain(x):
+            return x * x
+
+        return plain
+
     assert parse(make(plain)).digest != parse(make(squared)).digest
+    assert parse(make(plain)).digest != parse(make(of_the_same_name())).digest
     assert parse(make(plain)).digest == parse(make(plain)).digest
 
 
