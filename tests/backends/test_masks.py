@@ -14,7 +14,8 @@ from tests.sampling import few
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 WIDTHS = list(itertools.product([8, 16, 32], DTYPES))
-SOME_WIDTHS = [row for row in WIDTHS if 16 in row or row[1] is np.float32]
+# With float64 and 8 bits two chunks of a CUDA kernel share the words of one Philox call, and with no others.
+SOME_WIDTHS = [row for row in WIDTHS if row[0] == 16 or row[1] is np.float32 or row == (8, np.float64)]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 
 
