@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import hypothesis
@@ -27,6 +28,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    from numba.cuda.simulator.kernel import BlockThread
+
+    def is_alive(thread):
+        """What the simulator asks each thread of a block again and again, and with it keeps them from running."""
+        if not thread.syncthreads_blocked:
+            thread.join(0.001)
+        return Thread.is_alive(thread)
+
+    BlockThread.is_alive = is_alive
 CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy_elementwise", "numba_cuda")]
 
 

@@ -35,6 +35,7 @@ import itertools
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -72,10 +73,16 @@ def own_options(name: str) -> dict[str, Any]:
     return {n: d for n, d in defaults.items() if n not in ("activation", "bits", *LACKING.get(name, ()))}
 
 
+def _constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compiler.assume_constant_result does, which imports the compiler: as long again as importing torch."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 _places = itertools.count(1)
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _place() -> int:
     return next(_places)
 
@@ -107,7 +114,7 @@ def _surroundings() -> Surroundings:
     return EVERYWHERE if torch.compiler.is_compiling() else here()
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _constant(*call: Any) -> tuple[Any, ...]:
     return _checked(*call)
 
@@ -122,7 +129,7 @@ def _checked(
     return name, json.dumps(given if training else given | {"training": False}), p, row.name, bits
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _know_sharded_tensors() -> None:
     importlib.import_module("gpudrop.torch.sharding")  # and with it torch's, which takes a third of a second
 

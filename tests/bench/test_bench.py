@@ -341,6 +341,7 @@ def test_torch_peak_is_measured_in_a_process_of_its_own(steps):
     assert 0 < steps.peak_bytes("small encoder", "accelerate") < large.nbytes
 
 
+@pytest.mark.slow
 def test_a_run_of_torch_steps_ends_in_tables_and_json(monkeypatch, steps, tmp_path, capsys):
     monkeypatch.setattr(steps, "peak_bytes", lambda name, way: None if way == "torch" else 123_400_000)
     monkeypatch.setitem(sys.modules, "transformers", None)

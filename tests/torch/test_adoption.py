@@ -101,7 +101,7 @@ def trained(model, inputs, steps=3):
     return [p.detach().clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("name", few(MODELS, "encoder", "convolutional", "gpt2"))
+@pytest.mark.parametrize("name", few(MODELS, "encoder", "convolutional"))
 def test_an_accelerated_model_never_draws_from_torchs_dropout(name):
     build, inputs = MODELS[name]
     model = build().train()
@@ -115,7 +115,7 @@ def test_an_accelerated_model_never_draws_from_torchs_dropout(name):
     assert "gpudrop::forward" not in ran(step)
 
 
-@pytest.mark.parametrize("name", few(MODELS, "encoder", "convolutional", "gpt2"))
+@pytest.mark.parametrize("name", few(MODELS, "encoder", "convolutional"))
 def test_a_model_that_drops_nothing_computes_what_it_did(name):
     build, inputs = MODELS[name]
     for model in (build().eval(), build(0.0).train()):
@@ -313,8 +313,8 @@ def test_attention_has_the_gradients_of_its_formula():
         torch.manual_seed(1)
         return gpudrop.torch.scaled_dot_product_attention(q, k, v, dropout_p=0.3)
 
-    assert torch.autograd.gradcheck(attend, (q, k, v))
-    assert torch.autograd.gradgradcheck(attend, (q, k, v))
+    assert torch.autograd.gradcheck(attend, (q, k, v), fast_mode=True)
+    assert torch.autograd.gradgradcheck(attend, (q, k, v), fast_mode=True)
     torch.manual_seed(1)
     want = functional.dropout(torch.softmax(q / 2 @ k.mT, -1), 0.3) @ v
     torch.testing.assert_close(attend(q, k, v), want)

@@ -18,7 +18,6 @@ if not dist.is_available():
 
 import gpudrop.torch  # noqa: E402
 from gpudrop.torch import functional, modules  # noqa: E402
-from tests.sampling import few  # noqa: E402
 
 SHAPE = (5, 4, 6, 16)  # of which the first divides by no number of ranks
 SHAPES = {"dropout1d": (5, 4, 16), "dropout3d": (5, 4, 6, 2, 8)}
@@ -147,8 +146,41 @@ def run(rank, world, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("rank", range(4))
+def test_a_rank_draws_its_part_of_the_mask(rank):
+    """In one process: what a rank computes by itself is its part of the whole, and needs no other."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+    try:
+        meshes = {shape: init_device_mesh("cpu", shape) for shape in ((4,), (2, 2))}
+        for name in ("dropout", "dropout2d", "locked_dropout"):
+            x = numbers(*SHAPE).requires_grad_()
+            want = seeded(getattr(functional, name), x, 0.4, activation="gelu")
+            (dx,) = torch.autograd.grad(want, x, numbers(*SHAPE, seed=9))
+            for shape, kinds in placements_of(4, len(SHAPE)):
+                sizes, begin = compute_local_shape_and_global_offset(SHAPE, meshes[shape], kinds)
+                part = tuple(slice(a, a + n) for a, n in zip(begin, sizes, strict=True))
+
+                def mine(whole, mesh=meshes[shape], kinds=kinds, part=part):
+                    sizes = {"shape": whole.shape, "stride": whole.stride()}
+                    return DTensor.from_local(whole.detach()[part].contiguous(), mesh, kinds, run_check=False, **sizes)
+
+                distributed = mine(x).requires_grad_()
+                y = seeded(getattr(functional, name), distributed, 0.4, activation="gelu")
+                assert torch.equal(y.to_local(), want[part]), kinds
+                (got,) = torch.autograd.grad(y, distributed, mine(numbers(*SHAPE, seed=9)))
+                assert torch.equal(got.to_local(), dx[part]), kinds
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo's file store")
-@pytest.mark.parametrize("world", few([1, 2, 4], 2))
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_one_network_on_any_number_of_ranks(world):
     with tempfile.TemporaryDirectory() as folder:
         try:
