@@ -2,7 +2,8 @@
 
 from gpudrop import layers, schedules
 from gpudrop.activations import register_activation
-from gpudrop.dropout import dropout, dropout_vjp, keep_mask, no_dropout
+from gpudrop.context import no_dropout
+from gpudrop.dropout import dropout, dropout_vjp, keep_mask
 from gpudrop.generator import Generator, Stream, manual_seed
 from gpudrop.layers import Dropout
 from gpudrop.monte_carlo import MonteCarlo, mc_samples

@@ -278,8 +278,10 @@ def _depth(tree: ast.AST) -> int:
     return depth
 
 
-def find_activation(name: str | None) -> Activation:
-    """The row for a name, or for None the identity; a ValueError lists the known names."""
+def find_activation(name: str | Activation | None) -> Activation:
+    """The row for a name, or for None the identity; a ValueError lists the known names. A row is what it is."""
+    if isinstance(name, Activation):
+        return name
     try:
         return ACTIVATIONS["identity" if name is None else name]
     except (KeyError, TypeError):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends
-from gpudrop.dropout import no_dropout
+from gpudrop.context import no_dropout
 from gpudrop.generator import Generator
 from gpudrop.layers import Dropout
 

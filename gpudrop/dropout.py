@@ -2,9 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -12,9 +10,10 @@ import numpy as np
 
 from gpudrop import backends
 from gpudrop.activations import Activation, find_activation
+from gpudrop.context import DEFAULT, Context, current, rng_of
 from gpudrop.fusion import REAL, STORAGE, Draw, Fusion
-from gpudrop.generator import Generator, Stream, check_rng, take
-from gpudrop.masks import Blocks, Part, Shared, check_mask_shape, rows, shared
+from gpudrop.generator import Generator, Stream, take
+from gpudrop.masks import Blocks, Shared, check_mask_shape, rows, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape
@@ -23,61 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
-
-
-class Surroundings(NamedTuple):
-    """What holds for every call within a block of the program."""
-
-    on: bool = True
-    rng: Generator | None = None  # what draws where no Stream is given
-    first: int = 0  # the number of an array's first sample in the whole batch
-    part: Part | None = None  # of which array the one that a call gets is a part
-
-
-EVERYWHERE = Surroundings()
-_surroundings = ContextVar("gpudrop_surroundings", default=EVERYWHERE)
-
-
-def here() -> Surroundings:
-    """The Surroundings of the code that runs now."""
-    return _surroundings.get()
-
-
-@contextmanager
-def within(**changes: Any) -> Iterator[None]:
-    """Change the surroundings for a block, in the current thread (and its asyncio task) alone."""
-    before = here()
-    try:  # and then change them, for an interrupt may come right after
-        _surroundings.set(before._replace(**changes))
-        yield
-    finally:
-        _surroundings.set(before)
-
-
-def rng_here(rng: Generator | Stream | None, surroundings: Surroundings) -> Generator | Stream:
-    """What a call draws from: the rng it is given, checked, or the surroundings' in the place of a Generator."""
-    rng, own = check_rng(rng), surroundings.rng
-    return rng if own is None or isinstance(rng, Stream) else own
-
-
-def no_dropout() -> AbstractContextManager[None]:
-    """Switch every dropout off within a block, as if training were False.
-
-    For gradient checks, and for looking at the cost. It holds for the current thread (and its asyncio
-    task) alone; blocks may be nested.
-
-    Returns
-    -------
-    context manager
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> with gpudrop.no_dropout():
-    ...     gpudrop.dropout(np.float32([1, 2, 3]), 0.9)
-    array([1., 2., 3.], dtype=float32)
-    """
-    return within(on=False)
 
 
 def dropout(
@@ -279,17 +223,17 @@ def keep_mask(
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
-    start, surroundings = check_uint64("start", start), here()
-    rng = rng_here(rng, surroundings)
+    start, context = check_uint64("start", start), current()
+    rng = rng_of(rng, context)
     shape, p, bits = _check_shape(shape), check_p(p), check_bits(bits)
     operand = backends.adopt("like", np.empty(0) if like is None else like)
     module = backends.choose(operand.kind, backend)
     mask = backends.empty(shape, np.bool_, operand)
-    if surroundings.first and mask.ndim and mask.size:
-        start += surroundings.first * (mask.size // mask.shape[0])
+    if context.first and mask.ndim and mask.size:
+        start += context.first * (mask.size // mask.shape[0])
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
-    numbers = DROPOUT.numbers(p, bits) if surroundings.on else None
+    numbers = DROPOUT.numbers(p, bits) if context.on else None
     bits, stored = (bits, rng.stored) if numbers else (0, False)
     fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], stored=stored)
     draw = Draw()
@@ -514,8 +458,8 @@ def prepare(
 ) -> Prepared:
     """Check a call and allocate for it. operand: x; how: the Variation."""
     strength, noise, prediction, mask, axis, other, copies = how
-    surroundings = here()
-    acts = training and surroundings.on
+    context = current()
+    acts = training and context.on
     # Numbers of the usual types are checked where a plan is made of them, once.
     p = strength if acts and type(strength) is float else noise.check(strength)
     bits = bits if type(bits) is int else check_bits(bits)
@@ -523,10 +467,10 @@ def prepare(
     if copies is not None:
         operand = backends.repeated(operand, copies)
     x, kind, _ = operand
-    activation, rng = find_activation(activation), rng_here(rng, surroundings)
+    activation, rng = find_activation(activation), rng_of(rng, context)
     counted, window, place = False, False, (0, x.size, 0)
-    if mask is not None or surroundings is not EVERYWHERE:
-        mask, place = _placed(x, mask, axis, surroundings)
+    if mask is not None or context is not DEFAULT:
+        mask, place = _placed(x, mask, axis, context)
         counted, window = (False, place[1] < x.size) if mask is None else (mask.counted, mask.window)
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
     module = backends.choose(kind, backend)
@@ -545,9 +489,9 @@ def prepare(
     return Prepared(operand, second, target, out, module, plan, mask, rooms, rng, place)
 
 
-def _placed(x: Any, mask: Any, axis: int | None, surroundings: Surroundings) -> tuple[Any, tuple[int, int, int]]:
+def _placed(x: Any, mask: Any, axis: int | None, context: Context) -> tuple[Any, tuple[int, int, int]]:
     """The mask as a Shared, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
-    part = surroundings.part
+    part = context.part
     shape = tuple(x.shape) if part is None else part.whole
     if isinstance(mask, Blocks):
         if part is not None:
@@ -557,10 +501,10 @@ def _placed(x: Any, mask: Any, axis: int | None, surroundings: Surroundings) -> 
     start, row, pitch = 0, x.size, 0
     if part is not None and mask is None and x.size:
         row, pitch, (start,) = rows(tuple(x.shape), part)
-    if surroundings.first and axis is not None and x.ndim and x.size:
-        start += surroundings.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
+    if context.first and axis is not None and x.ndim and x.size:
+        start += context.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
         if start + (math.prod(shape) if mask is None else mask.drawn) > 2**64:
-            raise ValueError(f"first must leave room for the mask below 2**64, got {surroundings.first}")
+            raise ValueError(f"first must leave room for the mask below 2**64, got {context.first}")
     return mask, (start, row, pitch)
 
 

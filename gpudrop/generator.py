@@ -16,7 +16,7 @@ from gpudrop.states import check_keys
 # Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
 lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lambda: _in_child())
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None, device: bool = False) -> None:
-        self._seed = secrets.randbits(64) if seed is None else check_uint64("seed", seed)
+        self._chosen = seed is not None  # by somebody, who then wants these numbers
+        self._seed = check_uint64("seed", seed) if self._chosen else secrets.randbits(64)
         self._call = 0
         self._array = backends.to_device(np.array([self._seed, 0], np.uint64)) if device else None
         self.stored = self._array is not None
@@ -168,7 +169,7 @@ class Generator:
         used_up = isinstance(state["call"], int) and state["call"] == 2**64
         call = state["call"] if used_up else check_uint64("call", state["call"])
         with lock:
-            self._seed, self._call = seed, call
+            self._seed, self._call, self._chosen = seed, call, True
         if self.stored:  # in place, since graphs have its address
             backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
 
@@ -188,8 +189,19 @@ class Generator:
 _default = Generator()
 
 
+def _in_child() -> None:
+    """After a fork: with a copy of the default generator, the parent and all children would draw the same masks."""
+    if not _default._chosen:
+        _default._seed, _default._call = secrets.randbits(64), 0
+    lock.release()
+
+
 def manual_seed(seed: int) -> Generator:
     """Restart the default generator, the one behind `rng=None`, from a seed.
+
+    Processes that are forked afterwards go on from this seed, all of them with the same masks; without it, each has a
+    seed of its own. In a worker that must have other masks, call it with another seed (`os.getpid()`, the worker's
+    number).
 
     Parameters
     ----------
@@ -209,6 +221,13 @@ def manual_seed(seed: int) -> Generator:
     """
     _default.load_state_dict({"seed": seed, "call": 0})
     return _default
+
+
+def spawned(rng: Generator | Stream | None, memo: dict[int, Any]) -> Any:
+    """The rng of a layer's deep copy: a Generator spawned from the layer's, one for all that shared it, by memo."""
+    if isinstance(rng, Generator) and id(rng) not in memo:
+        memo[id(rng)] = rng.spawn(1)[0]
+    return memo.get(id(rng), rng)
 
 
 def check_rng(rng: Generator | Stream | None) -> Generator | Stream:

@@ -1,5 +1,6 @@
 """Layers for hand-written training loops: a class for each variant, all of them alike."""
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gpudrop import noises, variants
 from gpudrop.activations import find_activation
 from gpudrop.dropout import dropout
-from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.generator import Generator, Stream, check_rng, spawned
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array
@@ -143,6 +144,14 @@ class Layer:
             check_keys("stream", state["rng"], ("seed", "call"))
             self.rng = Stream(**state["rng"])
         self.p, self.step = p, step
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
+        """A copy that draws other masks: its generator is spawned from the layer's, and uses up one of its streams."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        rng = spawned(self.rng, memo)
+        made.__setstate__(copy.deepcopy(self.__getstate__() | {"rng": None}, memo) | {"rng": rng})
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_backprop": None}  # a call is not saved, and its arrays with it

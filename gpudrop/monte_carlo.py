@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpudrop import backends
-from gpudrop.dropout import here, rng_here, within
+from gpudrop.context import Changes, current, rng_of
 from gpudrop.generator import Generator, Stream, spawned_seeds
 from gpudrop.random_bits import check_uint64
 
@@ -91,7 +91,7 @@ def mc_samples(
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, rng = check_uint64("n", n), check_uint64("first", first) + here().first, rng_here(rng, here())
+    n, first, rng = check_uint64("n", n), check_uint64("first", first) + current().first, rng_of(rng, current())
     if not callable(fn):
         raise TypeError(f"fn must be a function of x, got {type(fn).__name__}")
     if n == 0:
@@ -115,7 +115,7 @@ def _moments(fn: Callable[[Any], Any], x: Any, seeds: list[int], first: int) -> 
     """Mean and variance over the seeds, in one pass, after Welford, Technometrics 4 (1962)."""
     mean = variance = None
     for count, seed in enumerate(seeds, 1):
-        with within(rng=Generator(seed), first=first):
+        with Changes(rng=Generator(seed), first=first):
             y = fn(x)
         with np.errstate(invalid="ignore", over="ignore"):  # infinite results show in the moments
             try:

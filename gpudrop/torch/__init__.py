@@ -5,8 +5,8 @@ try:
 except ImportError as error:
     raise ImportError("gpudrop.torch needs PyTorch, which is the package torch") from error
 
-from gpudrop.torch import functional, threads
-from gpudrop.torch.adoption import accelerate, convert
+from gpudrop.torch import checkpoints, functional, threads
+from gpudrop.torch.adoption import accelerate, convert, revert
 from gpudrop.torch.attention import MultiheadAttention, scaled_dot_product_attention
 from gpudrop.torch.modules import (
     AlphaDropout,
@@ -31,6 +31,7 @@ from gpudrop.torch.modules import (
 )
 
 threads.join()
+checkpoints.join()
 
 __all__ = [
     "AlphaDropout",
@@ -56,5 +57,6 @@ __all__ = [
     "accelerate",
     "convert",
     "functional",
+    "revert",
     "scaled_dot_product_attention",
 ]

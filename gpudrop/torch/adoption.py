@@ -1,102 +1,164 @@
-"""One line for models that exist: accelerate reroutes torch's functions, convert replaces a model's modules."""
+"""One line for models that exist: accelerate reroutes torch's functions, convert gives modules other classes."""
 
-import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, TypeVar, overload
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.jit import _builtins
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
-from gpudrop.torch import attention, functional, modules
+from gpudrop.context import Block
+from gpudrop.torch import attention, functional, fused, modules
+from gpudrop.torch.activations import name_of
 
-DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
-"""How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""
-
-
-class Block(AbstractContextManager[None], Protocol):
-    """A context manager that is a decorator as well."""
-
-    def __call__(self, function: Decorated, /) -> Decorated: ...
+_lock = threading.Lock()
+_held: list["Accelerated"] = []  # what is in force: blocks, and what was asked for the process
+_everywhere = False  # whether attention on CUDA is rerouted too
 
 
-def _serves(x: Any, torchs: Callable[..., Any]) -> bool:
-    """Whether gpudrop does what this function of torch's does with x."""
-    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested:
-        return False
-    axes = AXES.get(torchs.__name__)
-    return x.dtype in DTYPES and x.device.type in ("cpu", "cuda") and (axes is None or x.dim() in axes)
+def _overrides(x: Any) -> bool:
+    """Whether its type says itself what torch's functions do with it."""
+    method = type(x).__torch_function__
+    inherited = getattr(method, "__func__", None) is getattr(torch.Tensor.__torch_function__, "__func__")  # noqa: B009
+    return method is not torch._C._disabled_torch_function_impl and not inherited
 
 
-def _rerouted(torchs: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
-    """gpudrop's function where it serves, and torch's for the devices, dtypes and layouts that only torch has."""
+def _rerouted(name: str, on: bool) -> Callable[..., Any]:
+    """gpudrop's function where it drops something and has kernels for it, and torch's, with its errors, elsewhere."""
+    torchs, own = getattr(F, name), getattr(functional, name)
 
     @functools.wraps(torchs)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs.get("input", kwargs.get("query"))
-        return (own if _serves(x, torchs) else torchs)(*args, **kwargs)
+    def function(input: Any, p: Any = 0.5, training: Any = on, inplace: Any = False) -> Any:
+        if has_torch_function_unary(input):
+            seen = torchs if _overrides(input) else function  # which may be in a table
+            return handle_torch_function(seen, (input,), input, p=p, training=training, inplace=inplace)
+        if p < 0.0 or p > 1.0 or not p > 0.0 or training is not True or not functional.serves(input, name):
+            return torchs(input, p, training, inplace)
+        return own(input, p if type(p) is float else float(p), True, inplace)
 
+    function.__prepare_scriptable__ = lambda: torchs  # type: ignore[attr-defined]  # what torch.jit.script compiles
     return function
 
 
-_names = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-_own = {name: getattr(functional, name) for name in _names}
-_own["scaled_dot_product_attention"] = attention.scaled_dot_product_attention
-_torchs = {name: getattr(F, name) for name in _own}
-_rerouting = {name: _rerouted(_torchs[name], own) for name, own in _own.items()}
-
-_lock, _blocks, _process = threading.Lock(), 0, False
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # and by name alone scale and enable_gqa
 
 
-def _count(blocks: int = 0, process: bool | None = None) -> None:
-    """Note that blocks begin or end, or what is asked for the process, and have torch's names mean what follows."""
-    global _blocks, _process
-    with _lock:
-        before = _blocks > 0 or _process
-        _blocks += blocks
-        _process = _process if process is None else process
-        after = _blocks > 0 or _process
-        if before != after:
-            for name, function in (_rerouting if after else _torchs).items():
-                setattr(F, name, function)
+def _rerouted_attention() -> Callable[..., Any]:
+    torchs = F.scaled_dot_product_attention
+
+    @functools.wraps(torchs)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        tensors: Any = [named.get(name) for name in _ARGUMENTS[:3]]
+        if not all(isinstance(x, torch.Tensor) for x in tensors) or len(named) != len(args) + len(kwargs):
+            return torchs(*args, **kwargs)
+        if has_torch_function_variadic(*tensors) and all(type(x) in functional.PLAIN for x in tensors):
+            return handle_torch_function(function, tensors, *args, **kwargs)
+        if not _serves_attention(tensors, named.get("attn_mask"), named.get("dropout_p", 0.0)):
+            return torchs(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return attention.scaled_dot_product_attention(*args, **kwargs)
+        try:
+            return attention.scaled_dot_product_attention(*args, **kwargs)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            return torchs(*args, **kwargs)  # whose error it then is
+
+    _builtins._register_builtin(function, "aten::scaled_dot_product_attention")  # what torch.jit.script compiles
+    return function
+
+
+def _serves_attention(tensors: list[torch.Tensor], mask: Any, p: Any) -> bool:
+    """Whether something is dropped of what gpudrop has kernels for, and torch takes these dtypes together."""
+    if not isinstance(p, float) or not 0 < p <= 1 or not all(functional.serves(x, "") for x in tensors):
+        return False
+    query, key, value = tensors
+    if not query.dtype == key.dtype == value.dtype or not query.device == key.device == value.device:
+        return False
+    if not _everywhere and query.device.type != "cpu":
+        return False
+    return attention.takes(query, mask) and min(x.dim() for x in tensors) >= 2
+
+
+_rerouting = {
+    name: _rerouted(name, on=name not in functional.OFF_BY_DEFAULT)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+}
+_rerouting["scaled_dot_product_attention"] = _rerouted_attention()
+_torchs = {name: getattr(F, name) for name in _rerouting}
+
+
+class Accelerated(Block):
+    """A block in which torch's functions are rerouted; attention as for `accelerate`."""
+
+    def __init__(self, attention: bool | None) -> None:
+        self.attention = attention
+
+    def __enter__(self) -> None:
+        with _lock:
+            _held.append(self)
+            _reroute()
+
+    def __exit__(self, *error: object) -> None:
+        with _lock:
+            for k in reversed(range(len(_held))):
+                if _held[k] is self:
+                    del _held[k]
+                    break
+            _reroute()
+
+
+def _reroute() -> None:
+    """Have torch's names mean what is in force."""
+    global _everywhere
+    _everywhere = any(held.attention for held in _held)
+    for name, function in (_rerouting if _held else _torchs).items():
+        if getattr(F, name) is not function:
+            setattr(F, name, function)
+    if any(held.attention is False for held in _held):
+        F.scaled_dot_product_attention = _torchs["scaled_dot_product_attention"]
+
+
+_process: list[Accelerated] = []
 
 
 @overload
-def accelerate(process: None = None) -> Block: ...
+def accelerate(process: None = None, *, attention: bool | None = None) -> Block: ...
 @overload
-def accelerate(process: bool) -> None: ...
-def accelerate(process: bool | None = None) -> Block | None:
+def accelerate(process: bool, *, attention: bool | None = None) -> None: ...
+def accelerate(process: bool | None = None, *, attention: bool | None = None) -> Block | None:
     """Have the dropout of torch.nn.functional, and so of every model that is built on it, drawn by gpudrop.
 
     Rerouted are dropout, dropout1d, dropout2d, dropout3d, alpha_dropout, feature_alpha_dropout and what
     scaled_dot_product_attention and multi_head_attention_forward drop, and with these functions torch's modules.
-    Without training, or with p = 0, they do what torch's do. Tensors of other devices, dtypes and layouts than
-    gpudrop's go to torch's functions.
+    Without training, with p = 0, and for tensors of other devices, dtypes and layouts than gpudrop's, they are torch's
+    own functions; so are their errors and warnings.
 
     Parameters
     ----------
     process : bool, optional
         True: from now on; False: no longer. Without it, for a block.
+    attention : bool, optional
+        Whether scaled_dot_product_attention is rerouted. None: on the CPU, but not on CUDA, where PyTorch's fused
+        kernels draw masks of their own and hold no weights. True: on CUDA too, where the weights then exist in memory,
+        batch * heads * length * length of them, and a call takes longer. False: nowhere.
 
     Returns
     -------
     context manager, or None if `process` is given
-        It serves as a decorator as well.
+        It is a decorator as well, and may be entered again.
 
     Notes
     -----
     It holds for the whole process, for all of its threads. What was imported by name before (`from
     torch.nn.functional import dropout`), `torch.dropout`, and torch.nn's recurrent layers stay torch's. A model whose
     activations are recomputed (`torch.utils.checkpoint`) needs its backward pass in the block too, for that runs
-    parts of the model again. torch.compile compiles a model for inside and for outside.
+    parts of the model again. torch.compile compiles a model for inside and for outside. Without CuPy, CUDA tensors are
+    left to torch, with a warning.
 
     Examples
     --------
@@ -105,54 +167,42 @@ def accelerate(process: bool | None = None) -> Block | None:
     >>> with gpudrop.torch.accelerate():
     ...     layer(torch.ones(3, 5, 16)).sum().backward()
     """
+    block = Accelerated(attention)
     if process is None:
-        return _block()
-    _count(process=bool(process))
+        return block
+    while _process:
+        _process.pop().__exit__()
+    if process:
+        _process.append(block)
+        block.__enter__()
     return None
 
 
-@contextmanager
-def _block() -> Iterator[None]:
-    _count(blocks=1)
-    try:
-        yield
-    finally:
-        _count(blocks=-1)
+# What convert makes of modules, by their exact class. A Sequential becomes another one where it may fuse something.
+CLASSES: dict[type[nn.Module], type[nn.Module]] = {torchs: cls for cls, torchs in modules.STANDS_FOR.items()} | {
+    nn.MultiheadAttention: attention.MultiheadAttention,
+    nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer: fused.TransformerDecoderLayer,
+}
+TORCHS = {cls: torchs for torchs, cls in CLASSES.items()} | {fused.Sequential: nn.Sequential}
 
 
-REPLACED = {cls.__bases__[1]: cls for cls in modules.Variant.__subclasses__() if len(cls.__bases__) > 1}
-"""torch's dropouts, and the modules that stand for them."""
-
-ACTIVATIONS: list[tuple[type[nn.Module], dict[str, Any], str]] = [
-    (nn.ReLU, {}, "relu"),
-    (nn.LeakyReLU, {"negative_slope": 0.01}, "leaky_relu"),
-    (nn.ELU, {"alpha": 1.0}, "elu"),
-    (nn.SELU, {}, "selu"),
-    (nn.GELU, {"approximate": "none"}, "gelu"),
-    (nn.GELU, {"approximate": "tanh"}, "gelu_tanh"),
-    (nn.SiLU, {}, "silu"),
-    (nn.Mish, {}, "mish"),
-    (nn.Softplus, {"beta": 1.0, "threshold": 20.0}, "softplus"),
-    (nn.Sigmoid, {}, "sigmoid"),
-    (nn.Tanh, {}, "tanh"),
-    (nn.Hardswish, {}, "hardswish"),
-]
-"""torch's activations, which arguments they must have, and what gpudrop calls them."""
-
-
-FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
-"""Those that torch's transformer layers have by name."""
+def _may_fuse(sequential: nn.Module) -> bool:
+    parts = list(sequential.children())
+    return any(name_of(a) is not None and type(b) in TORCHS for a, b in pairwise(parts))
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Replace torch's dropout modules in a model by gpudrop's, and fuse the activations before them.
+    """Give torch's dropout modules in a model gpudrop's classes, and have the activations before them fused.
 
     nn.Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout and FeatureAlphaDropout become the modules of that name
-    here, with their p, mode and hooks; nn.MultiheadAttention becomes `gpudrop.torch.MultiheadAttention`. Where an
-    activation module stands directly before a dropout in an nn.Sequential, the dropout applies it and nn.Identity
-    stands in its place, so that the names of parameters stay. The activation of nn.TransformerEncoderLayer and
-    nn.TransformerDecoderLayer is fused as well. Subclasses of torch's modules are left alone, and so is what a model
-    drops by calling functions: see `accelerate` for that.
+    here, nn.MultiheadAttention `gpudrop.torch.MultiheadAttention`. In an nn.Sequential, and in the feed-forward block
+    of nn.TransformerEncoderLayer and nn.TransformerDecoderLayer, an activation and the dropout directly after it run in
+    one pass. Each module stays the object that it was, with its parameters, its mode and its hooks, at its index.
+
+    But for masks and speed the model does what it did: a pass is fused only where nothing can tell, as hooks, modes and
+    in-place operations can, which is decided at each call. In evaluation, and with p = 0, the modules are torch's own.
+    Subclasses of torch's modules are left alone, and so is what a model drops by calling functions: see `accelerate`.
 
     Parameters
     ----------
@@ -162,72 +212,60 @@ def convert(model: nn.Module) -> nn.Module:
     Returns
     -------
     torch.nn.Module
-        The model, or what stands for it if it is a dropout itself.
+        The model.
+
+    See Also
+    --------
+    revert
+
+    Notes
+    -----
+    torch.jit.script can't compile a converted model, and says so.
 
     Examples
     --------
     >>> import torch, gpudrop.torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(0.1))
-    >>> gpudrop.torch.convert(model)
-    Sequential(
-      (0): Linear(in_features=4, out_features=8, bias=True)
-      (1): Identity()
-      (2): Dropout(p=0.1, inplace=False, activation='relu')
-    )
+    >>> type(gpudrop.torch.convert(model)[2])
+    <class 'gpudrop.torch.modules.Dropout'>
+    >>> type(gpudrop.torch.revert(model)[2])
+    <class 'torch.nn.modules.dropout.Dropout'>
     """
-    if type(model) in REPLACED:
-        return _standing_for(model)
-    # A module that is at several places stands at all of them again, if nothing different is fused at one.
-    made = {}
-    for parent in list(model.modules()):
-        if type(parent) is nn.MultiheadAttention:
-            parent.__class__ = attention.MultiheadAttention
-        before: Any = None
-        children: dict[str, Any] = parent._modules
-        sequential = type(parent).forward is nn.Sequential.forward
-        for name, child in list(children.items()):
-            if type(child) in REPLACED:
-                fusing = sequential and before is not None and not child._forward_pre_hooks
-                activation = _activation(children[before]) if fusing else None
-                if (child, activation) not in made:
-                    made[child, activation] = _standing_for(child, activation)
-                children[name] = made[child, activation]
-                if activation is not None:
-                    children[before] = nn.Identity()
-            before = name
-        if type(parent) in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
-            _fuse_feed_forward(parent)
+    return _with_classes(model, CLASSES)
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo `convert`: give gpudrop's modules in a model the classes that they stand for.
+
+    Left alone are modules that torch has none for: other variants, and those with an activation, a generator or a
+    Schedule of their own.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Examples
+    --------
+    >>> import torch, gpudrop.torch
+    >>> gpudrop.torch.revert(gpudrop.torch.convert(torch.nn.Dropout(0.1)))
+    Dropout(p=0.1, inplace=False)
+    """
+    return _with_classes(model, TORCHS)
+
+
+def _with_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:
+    for module in list(model.modules()):
+        cls = classes.get(type(module))
+        if cls is not None and not (isinstance(module, modules.Variant) and module.is_own()):
+            module.__class__ = cls
+    if classes is CLASSES:
+        for module in model.modules():
+            if type(module) is nn.Sequential and _may_fuse(module):
+                module.__class__ = fused.Sequential
     return model
-
-
-def _fuse_feed_forward(layer: Any) -> None:
-    """In a layer of torch's transformer the activation, a function or a module, stands before `dropout`."""
-    name, dropout = FUNCTIONS.get(layer.activation) or _activation(layer.activation), layer.dropout
-    plain = type(dropout) is modules.Dropout and dropout.activation is None and not dropout._forward_pre_hooks
-    if name is not None and plain:
-        del layer.activation
-        layer.activation = unchanged  # no module: copies of a decoder layer whose activation is one get relu instead
-        layer.dropout = copy.copy(dropout)  # which may stand in other places too
-        layer.dropout.activation = name
-
-
-def unchanged(x: Any) -> Any:
-    return x
-
-
-def _standing_for(dropout: Any, activation: str | None = None) -> nn.Module:
-    own = REPLACED[type(dropout)](dropout.p, activation=activation)
-    own.__dict__.update(vars(dropout))  # its mode, its hooks, inplace
-    return own
-
-
-def _activation(module: Any) -> str | None:
-    """The name of an activation that may be fused, or None: nothing may look at what it gives."""
-    if not isinstance(module, nn.Module) or getattr(module, "inplace", False):  # or change what it gets
-        return None
-    if any(value for name, value in vars(module).items() if name.endswith("_hooks")):
-        return None
-    for cls, arguments, name in ACTIVATIONS:
-        if type(module) is cls and all(getattr(module, a) == value for a, value in arguments.items()):
-            return name
-    return None

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
-from gpudrop.dropout import here
-from gpudrop.torch import functional, operators
+from gpudrop.context import current
+from gpudrop.torch import functional, modules, operators
 
 torchs_own = F.scaled_dot_product_attention
 
@@ -52,8 +53,8 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, options: dict[str, Any]
 ) -> torch.Tensor:
     attn_mask, scale = options["attn_mask"], options["scale"]
-    if attn_mask is not None and options["is_causal"]:
-        raise RuntimeError("attn_mask must be None where is_causal is True")
+    if not takes(query, attn_mask) or (attn_mask is not None and options["is_causal"]):
+        return torchs_own(query, key, value, dropout_p=dropout_p, **options)  # which raises
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -math.inf)
     if options["enable_gqa"]:
@@ -68,18 +69,26 @@ def _attend(
     return functional.dropout(weights, dropout_p) @ value
 
 
+def takes(query: torch.Tensor, attn_mask: Any) -> bool:
+    """Whether torch's function takes a mask of this kind with such a query."""
+    if attn_mask is None:
+        return True
+    return isinstance(attn_mask, torch.Tensor) and attn_mask.dtype in (torch.bool, torch.float32, query.dtype)
+
+
 def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None) -> bool:
     """Whether `_Attention` can do it: in eager mode, on tensors of no subclass, and nothing but these three learns."""
     inputs = (query, key, value)
     return (
         not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and all(type(x) in functional.PLAIN and x.dtype in (torch.float32, torch.float64) for x in inputs)
         and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         and min(*query.shape, *key.shape) > 0
         and query.device.type in ("cpu", "cuda")
         and not (attn_mask is not None and attn_mask.requires_grad)
-        and here().on
+        and current().on
     )
 
 
@@ -147,7 +156,13 @@ def _where(function: Any, **names: Any) -> Any:
     return copy
 
 
-_own = {"dropout": functional.dropout, "scaled_dot_product_attention": scaled_dot_product_attention}
+def _without_weights(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Attention of which nobody asks the weights: on CUDA torch's fused kernels, which don't hold them."""
+    attend = torchs_own if query.is_cuda else scaled_dot_product_attention
+    return attend(query, *args, **kwargs)
+
+
+_own = {"dropout": functional.dropout, "scaled_dot_product_attention": _without_weights}
 _functional = SimpleNamespace(
     **vars(F) | {"multi_head_attention_forward": _where(F.multi_head_attention_forward, **_own)}
 )
@@ -155,6 +170,8 @@ _functional = SimpleNamespace(
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` whose weights are dropped by `gpudrop.torch.functional.dropout`.
+
+    On CUDA, and called with need_weights=False, it is torch's: its fused kernels hold no weights.
 
     Examples
     --------
@@ -166,3 +183,5 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """
 
     forward = _where(torch.nn.MultiheadAttention.forward, F=_functional)
+
+    __prepare_scriptable__ = modules.refuse_scripts

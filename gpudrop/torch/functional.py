@@ -35,18 +35,23 @@ import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from gpudrop import layers
+from gpudrop import layers, variants
 from gpudrop.activations import find_activation
-from gpudrop.dropout import EVERYWHERE, Surroundings, here
+from gpudrop.context import Context, current, visible
+from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
 from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
 from gpudrop.torch import operators
+from gpudrop.torch.activations import TORCHS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +69,13 @@ OFF_BY_DEFAULT = ("alpha_dropout", "feature_alpha_dropout")  # as torch has it
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
+DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
+
+AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
+"""How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""
+
+_torchs_dropout2d = torch.nn.functional.dropout2d
+
 DROPOUT_BITS = layers.Dropout.defaults()["bits"]  # once, for a signature takes longer to read than a small call
 
 
@@ -79,6 +91,31 @@ def _constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def serves(x: Any, name: str) -> bool:
+    """Whether there are kernels for what torch's function of this name does with x."""
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested or x.dtype not in DTYPES:
+        return False
+    if x.numel() == 0:  # which torch returns as it is
+        return False
+    axes, device = AXES.get(name), x.device.type
+    if axes is not None and x.dim() not in axes:
+        return False
+    return device == "cpu" or (device == "cuda" and _have_cupy())
+
+
+@functools.cache
+def _have_cupy() -> bool:
+    """Whether CUDA tensors can be read; a warning, once, says why not."""
+    try:
+        importlib.import_module("cupy")
+    except ImportError as error:
+        warnings.warn(
+            f"gpudrop leaves CUDA tensors to PyTorch's own dropout, for CuPy can't be imported: {error}", stacklevel=4
+        )
+        return False
+    return True
+
+
 _places = itertools.count(1)
 
 
@@ -87,54 +124,105 @@ def _place() -> int:
     return next(_places)
 
 
-def _stream(
-    x: torch.Tensor,
-    generator: torch.Generator | None,
-    rng: Generator | Stream | None,
-    surroundings: Surroundings,
-) -> torch.Tensor:
-    """The two numbers of a call, as a tensor."""
+def _source(
+    generator: torch.Generator | None, rng: Generator | Stream | None, own: Generator | None
+) -> tuple[torch.Generator | None, Generator | Stream | None]:
+    """What a call draws from, checked; own is the context's generator, which draws in the place of any other."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
-    rng = surroundings.rng if rng is None and generator is None else rng
-    if rng is None:
-        if torch.compiler.is_compiling():
-            return torch.ops.gpudrop.stream(generator, _place(), x.device if x.is_cuda else None)
-        device = x.device if x.is_cuda and torch.cuda.is_current_stream_capturing() else None
-        if torch._C._are_functorch_transforms_active():
-            return torch.ops.gpudrop.stream(generator, 0, device)
-        return operators.stream(generator, 0, device)  # the same without torch's dispatcher
-    if check_rng(rng).stored:
+    if own is not None and not isinstance(rng, Stream):
+        return None, own
+    if rng is not None and check_rng(rng).stored:
         raise ValueError("rng must have its state on the host; in a captured graph, torch's own generator is moved on")
-    return operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
+    return generator, rng
 
 
-def _surroundings() -> Surroundings:
-    """Those of gpudrop.no_dropout and mc_samples, which a compiled graph knows nothing of."""
-    return EVERYWHERE if torch.compiler.is_compiling() else here()
+def _stream(
+    x: torch.Tensor, generator: torch.Generator | None, rng: Generator | Stream | None, context: Context
+) -> torch.Tensor:
+    """The two numbers of a call, as a tensor."""
+    generator, rng = _source(generator, rng, context.rng)
+    captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    if captured and generator is not None:
+        raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
+    transformed = torch._C._are_functorch_transforms_active()
+    traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
+    if transformed and not isinstance(rng, Stream):
+        torch.rand(0)  # which raises where vmap refuses randomness, and before a generator moves on
+
+    def draw() -> torch.Tensor:
+        if rng is None:
+            return operators.drawn(generator)
+        return operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
+
+    torchs = generator is None and rng is None  # its state is what checkpoints restore
+    if context.tape is not None and not (torchs and traced):
+        stream = context.tape.next(draw, torchs)
+    elif traced and rng is None:
+        stream = None
+    else:
+        stream = draw()
+    if traced:
+        _know_tracers()
+        with getattr(x, "fake_mode", None) or nullcontext():
+            stream = torch.ops.gpudrop.stream(stream, generator=generator, device="cpu")
+    return torch.ops.gpudrop.placed(stream, device=x.device) if captured else stream
+
+
+def _stream_in_graph(
+    x: torch.Tensor, generator: torch.Generator | None, rng: Generator | Stream | None
+) -> torch.Tensor:
+    """The same as a compiled graph has it, which draws when it runs."""
+    _know_tracers()
+    if generator is not None and rng is not None:
+        raise ValueError("give generator or rng, not both")
+    block = visible.draws and not isinstance(rng, Stream)
+    base = None if rng is None or block else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
+    generator = None if block else generator
+    stream = torch.ops.gpudrop.stream(base, generator=generator, place=_place(), block=visible.draws, device="cpu")
+    return torch.ops.gpudrop.placed(stream, device=x.device) if x.is_cuda else stream
 
 
 @_constant_in_graphs
-def _constant(*call: Any) -> tuple[Any, ...]:
-    return _checked(*call)
+def _know_tracers() -> None:
+    importlib.import_module("gpudrop.torch.tracing")  # and with it much of the compiler
+
+
+@_constant_in_graphs
+def _text(
+    name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], keeps_input: bool
+) -> tuple[Any, ...]:
+    """What the operators take of a call but for p, checked; options are pairs."""
+    bits, row = check_bits(bits), find_activation(activation)
+    given = {option: value for option, value in options if value is not None}
+    given |= {} if training else {"training": False}
+    given |= {"keeps": "input"} if keeps_input and row.slope_of == "output" else {}
+    return json.dumps(given), row.name, bits
 
 
 @functools.lru_cache(maxsize=1024)
 def _checked(
-    name: str, p: float, training: bool, activation: str | None, bits: int, options: tuple[Any, ...]
+    name: str,
+    p: float,
+    training: bool,
+    activation: str | None,
+    bits: int,
+    options: tuple[Any, ...],
+    keeps_input: bool = False,
 ) -> tuple[Any, ...]:
-    """The numbers and the text that the operators take; options are pairs."""
-    p, bits, row = VARIANTS[name].check(p), check_bits(bits), find_activation(activation)
-    given = {option: value for option, value in options if value is not None}
-    return name, json.dumps(given if training else given | {"training": False}), p, row.name, bits
+    """The numbers and the text that the operators take."""
+    p = VARIANTS[name].check(p)
+    text, activation, bits = _text(name, training, activation, bits, options, keeps_input)
+    return name, text, p, activation, bits
 
 
 @_constant_in_graphs
 def _know_sharded_tensors() -> None:
-    importlib.import_module("gpudrop.torch.sharding")  # and with it torch's, which takes a third of a second
+    if "torch.distributed.tensor" in sys.modules:  # else there are none
+        importlib.import_module("gpudrop.torch.sharding")
 
 
-def _apply(
+def apply(
     name: str,
     x: torch.Tensor,
     other: torch.Tensor | None,
@@ -145,27 +233,64 @@ def _apply(
     generator: torch.Generator | None,
     rng: Generator | Stream | None,
     bits: int,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
+    keeps_input: bool = False,
 ) -> torch.Tensor:
+    """A variant of x. keeps_input: whether the backward pass of relu goes by x, though y would do."""
     if type(x) not in PLAIN:
         _know_sharded_tensors()
-    surroundings = _surroundings()
-    training = bool(training) and surroundings.on
-    checked = _constant if torch.compiler.is_compiling() else _checked
-    call = checked(name, p, training, activation, bits, tuple(options.items()))
-    drawn = training and p > 0
-    if not drawn and other is None and activation is None:
-        return x
-    stream = _stream(x, generator, rng, surroundings) if drawn else torch.zeros(2, dtype=torch.int64, device="cpu")
-    y = torch.ops.gpudrop.forward(x, other, stream, *call, surroundings.first)
+    if name == "dropout2d" and x.dim() == 3:  # which torch reads as samples, channels and length
+        _torchs_dropout2d(x, training=False)  # and warns of
+        name = "dropout1d"
+    compiling = torch.compiler.is_compiling()
+    context: Any = visible if compiling else current()
+    training = bool(training) and context.on
+    if compiling:
+        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
+        call: tuple[Any, ...] = name, text, p, row, bits  # p may be a symbol: the operators check it
+    else:
+        p, pairs = p if type(p) is float else _number(p), _pairs(name, x, options)
+        call = _checked(name, p, training, activation, bits, pairs, keeps_input)
+        p = call[2]
+    drawn = training and p != 0
+    if not drawn and other is None:
+        if activation is None or activation == "identity":
+            return x
+        if activation in TORCHS:
+            y = TORCHS[activation].value(x)
+            return x.copy_(y) if inplace else y
+    if drawn:
+        stream = _stream_in_graph(x, generator, rng) if compiling else _stream(x, generator, rng, context)
+    else:
+        stream = torch.zeros(2, dtype=torch.int64, device="cpu")
+    y = torch.ops.gpudrop.forward(x, other, stream, *call, context.first)
     return x.copy_(y) if inplace else y
+
+
+def _number(p: Any) -> Any:
+    """p as a number of Python's: a tensor may have another value at the next call."""
+    return float(p) if isinstance(p, (torch.Tensor, np.generic)) else p
+
+
+def _pairs(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The options with values that have a hash and a JSON text."""
+    pairs = []
+    for option, value in options.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, (list, dict, set, np.ndarray, torch.Tensor)):  # of no option, or of another type than it
+            array = np.broadcast_to(np.float32(0), x.shape)
+            getattr(variants, name).prepare(array, 0, **{option: value})
+            raise TypeError(f"{option} must be a number or a tuple, got {value!r}")
+        pairs.append((option, value))
+    return tuple(pairs)
 
 
 def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:
     """What the operators take, after x, for a `dropout` of it in training: the stream and the rest of the call."""
-    surroundings = here()
-    stream = _stream(x, None, None, surroundings)
-    return stream, *_checked("dropout", p, True, None, DROPOUT_BITS, ()), surroundings.first
+    context = current()
+    call = _checked("dropout", p if type(p) is float else _number(p), True, None, DROPOUT_BITS, ())
+    return _stream(x, None, None, context), *call, context.first
 
 
 class Function(Protocol):
@@ -221,12 +346,17 @@ def _function(name: str) -> Any:
         options: dict[str, Any],
         previous: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        tensors = (input,) if previous is None else (input, previous)
+        if has_torch_function_variadic(*tensors):
+            named = {"activation": activation, "generator": generator, "rng": rng, "bits": bits} | options
+            handle: Any = handle_torch_function
+            return handle(made, tensors, *tensors, p, training, inplace, **named)
         for option in options:
             if option not in defaults:
                 raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        return _apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, options)
+        return apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, options)
 
     p_default, bits_default, on = layer.default(), layer.defaults()["bits"], name not in OFF_BY_DEFAULT
 
@@ -288,22 +418,3 @@ zoneout: FunctionOfTwo
 _module = sys.modules[__name__]
 for _name in VARIANTS:
     setattr(_module, _name, _function(_name))
-
-
-def _warning(channels_of_four: Function, channels_of_three: Function) -> Any:
-    """dropout2d with torch's reading of three axes."""
-
-    @functools.wraps(channels_of_four)
-    def dropout2d(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        if input.dim() != 3:
-            return channels_of_four(input, *args, **options)
-        warnings.warn(
-            "dropout2d: a 3-D input is read as (samples, channels, length), as torch reads it; dropout1d says so",
-            stacklevel=2,
-        )
-        return channels_of_three(input, *args, **options)
-
-    return dropout2d
-
-
-dropout2d = _warning(_module.dropout2d, _module.dropout1d)

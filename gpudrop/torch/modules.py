@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,9 +14,17 @@ from gpudrop.schedules import Schedule
 from gpudrop.torch import functional
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from gpudrop.signatures import Own
+
+
+def refuse_scripts(module: Any) -> Any:
+    """What torch.jit.script asks a module for."""
+    raise RuntimeError(
+        f"torch.jit.script can't compile gpudrop's {type(module).__name__}: apply gpudrop.torch.revert to the model "
+        "first, or use torch.compile or torch.export"
+    )
 
 
 class Variant(torch.nn.Module):
@@ -41,7 +50,12 @@ class Variant(torch.nn.Module):
     ----------
     step : int
         The training step that a Schedule is asked for: set it in the loop, on each of `model.modules()` that has one.
-        A compiled model is compiled anew for each p.
+
+    Notes
+    -----
+    A deep copy of a module with a generator of its own draws other masks: its generator is seeded by a number that the
+    module's generator draws. Modules that stand for torch's leave to torch the tensors that gpudrop has no kernels for:
+    other devices, dtypes and layouts, and numbers of dimensions.
 
     Examples
     --------
@@ -54,12 +68,22 @@ class Variant(torch.nn.Module):
     """
 
     variant: ClassVar[str]
+    torchs: ClassVar[type[torch.nn.Module] | None] = None  # the class that it stands for
+    overwrites: ClassVar[bool] = True  # whether inplace has an effect
     p: Any  # a float, as torch's classes have it, or a Schedule
+
+    # Of the class, for a module of torch's that becomes one of these has none.
+    activation: str | None = None
+    generator: torch.Generator | None = None
+    step = 0
+    bits: int
+    options: Mapping[str, Any]
 
     def __init_subclass__(cls, of: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         if of is not None:
-            cls.variant = of
+            cls.variant, cls.torchs = of, next(iter(cls.__bases__[1:]), None)
+            cls.bits, cls.options = functional.VARIANTS[of].defaults()["bits"], functional.own_options(of)
             cls.__doc__ = f"`gpudrop.{of}` as a module: see there, and `Variant` for what all of them take."
 
     def __init__(
@@ -85,11 +109,63 @@ class Variant(torch.nn.Module):
         self.bits = check_bits(defaults["bits"] if bits is None else bits)
         self.options = own | options
 
+    def is_own(self) -> bool:
+        """Whether it does what no module of torch's does."""
+        return self.activation is not None or self.generator is not None or isinstance(self.p, Schedule)
+
+    def probability(self) -> Any:
+        """p of this step."""
+        return self.p(self.step) if isinstance(self.p, Schedule) else self.p
+
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        function, p = getattr(functional, self.variant), self.p
-        p = p(self.step) if isinstance(p, Schedule) else p
-        keywords = {"activation": self.activation, "generator": self.generator, "bits": self.bits}
-        return function(*inputs, p, self.training, self.inplace, **keywords, **self.options)
+        if type(inputs[0]) not in functional.PLAIN and (traced := self._traced(inputs)) is not None:
+            return traced
+        if self.torchs is not None and self.activation is None and not functional.serves(inputs[0], self.variant):
+            return self.torchs.forward(self, *inputs)
+        return self.apply_to(*inputs)
+
+    def apply_to(
+        self,
+        *inputs: torch.Tensor,
+        activation: str | None = None,
+        inplace: bool | None = None,
+        keeps_input: bool = False,
+    ) -> torch.Tensor:
+        """The variant of the inputs, by default as the module's attributes say."""
+        return functional.apply(
+            self.variant,
+            inputs[0],
+            inputs[1] if len(inputs) > 1 else None,
+            self.probability(),
+            self.training,
+            (self.inplace if inplace is None else inplace) and self.overwrites,
+            self.activation if activation is None else activation,
+            self.generator,
+            None,
+            self.bits,
+            self.options,
+            keeps_input,
+        )
+
+    def _traced(self, inputs: tuple[Any, ...]) -> Any:
+        """In torch.fx's symbolic trace a call of the module, as torch's own modules are there, or None."""
+        proxy = next((x for x in inputs if isinstance(x, torch.fx.Proxy)), None)
+        if proxy is None:
+            return None
+        name = proxy.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        return proxy.tracer.create_proxy("call_module", name, inputs, {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        generator = self.generator
+        if generator is not None and id(generator) not in memo:  # one for all modules that share it
+            seed = torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
+            memo[id(generator)] = torch.Generator().manual_seed(int(seed))
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(vars(self), memo))
+        return made
+
+    __prepare_scriptable__ = refuse_scripts
 
     def extra_repr(self) -> str:
         text = f"p={self.p}, inplace={self.inplace}"
@@ -100,7 +176,7 @@ class Variant(torch.nn.Module):
         return ", ".join([text, *(f"{name}={value!r}" for name, value in shown.items())])
 
 
-# Named as the layers are. The second base is the torch class that one stands for.
+# Named as the layers are. The second base is the torch class that one stands for; two of those ignore inplace.
 class Dropout(Variant, torch.nn.Dropout, of="dropout"): ...
 
 
@@ -113,10 +189,12 @@ class Dropout2d(Variant, torch.nn.Dropout2d, of="dropout2d"): ...
 class Dropout3d(Variant, torch.nn.Dropout3d, of="dropout3d"): ...
 
 
-class AlphaDropout(Variant, torch.nn.AlphaDropout, of="alpha_dropout"): ...
+class AlphaDropout(Variant, torch.nn.AlphaDropout, of="alpha_dropout"):
+    overwrites = False
 
 
-class FeatureAlphaDropout(Variant, torch.nn.FeatureAlphaDropout, of="feature_alpha_dropout"): ...
+class FeatureAlphaDropout(Variant, torch.nn.FeatureAlphaDropout, of="feature_alpha_dropout"):
+    overwrites = False
 
 
 class DropPath(Variant, of="drop_path"): ...
@@ -153,6 +231,12 @@ class GaussianNoise(Variant, of="gaussian_noise"): ...
 
 
 class Zoneout(Variant, of="zoneout"): ...
+
+
+STANDS_FOR: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    cls: cls.torchs for cls in Variant.__subclasses__() if cls.torchs is not None
+}
+"""The modules that stand for torch's, and which these are."""
 
 
 class WeightDrop(torch.nn.Module):

@@ -1,63 +1,110 @@
 """The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
 
-    gpudrop::stream(Generator? generator, int place, Device? device) -> Tensor   two int64: seed and call
+    gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int place, bool block, Device device)
+        -> Tensor
+    gpudrop::placed(Tensor stream, *, Device device) -> Tensor
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
 
 CALL is the rest of a call, as numbers and text: which variant, its options as JSON, its p, activation, bits, and the
-number of the first sample. Where x is a part of a tensor, the options have its place as well: "part", the whole's shape
-and where in it the part begins. A mask is a function of the stream and CALL, so the backward pass gets those alone, and
-what runs either of them again (a checkpoint, a compiled graph) draws the same mask.
+number of the first sample. The options may hold two more: "part", where x is a part of a tensor, of which shape that
+is and where in it the part begins; and "keeps", "input" if the backward pass of relu gets x, though y would do.
 
-`stream` is the only one that has a state, torch's; place is another number at each place in a compiled graph, for torch
-merges equal calls. It gives the numbers on the host, and a kernel gets them as arguments; or on the GPU where a graph
-is captured or compiled, and the kernel reads them there, for arguments are the same at each replay.
+A mask is a function of the stream and CALL, so the backward pass gets those alone, and what runs either of them again
+draws the same mask. `stream` is what draws, so randomness is decided there: vmap asks it for a stream for each sample,
+and compilers that run parts of a graph again keep what it has drawn (`tracing`). It returns a seed and a call, int64 of
+shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save. place is
+another number at each call site in a compiled graph, for torch merges equal calls; block says that the graph was
+compiled for a block whose generator draws, as mc_samples makes one.
+
+A kernel gets the two numbers as arguments. Where a graph is captured or compiled for a GPU, `placed` brings them there
+and the kernel reads them, for arguments are the same at each replay.
 """
 
+import dataclasses
 import functools
 import json
+import math
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch._C import _functorch as functorch
+from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from gpudrop import variants
 from gpudrop.activations import find_activation
 from gpudrop.backends import adopt
-from gpudrop.dropout import dropout, here, within
+from gpudrop.context import Changes, current
+from gpudrop.dropout import dropout
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Part
+from gpudrop.torch.activations import TORCHS
 
-CALL = "str variant, str options, float p, str activation, int bits, int first"
+CALL = "str variant, str options, float p, str activation, int bits, SymInt first"
 
+one_level = getattr(autograd_function, "enable_single_level_autograd_function")  # noqa: B009  (not exported)
 library = torch.library.Library("gpudrop", "DEF")
-seeded = (torch.Tag.nondeterministic_seeded,)
-library.define("stream(Generator? generator=None, int place=0, Device? device=None) -> Tensor", tags=seeded)
+library.define(
+    "stream(Tensor? base=None, *, Generator? generator=None, SymInt[] batch=[], int place=0, bool block=False, "
+    "Device device) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+library.define("placed(Tensor stream, *, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tensor")
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
 
 
-def stream(generator=None, place=0, device=None):
-    """A seed and a call, all 128 bits of them from torch's generator on the host.
+def drawn(generator=None):
+    """A seed and a call, all 128 bits of them from torch's generator on the host."""
+    return torch.empty(2, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
 
-    Within a capture they are from torch's generator of the device instead, which a graph moves on at each replay.
+
+def _drawn_in_graph(generator, block):
+    """The same in a compiled graph, which was compiled for a context."""
+    context, again = current(), torch._C._current_graph_task_id() != -1  # in a backward pass, with the state of before
+    if again and block:
+        raise RuntimeError(
+            "what a compiled model has drawn within mc_samples can't be drawn again for a backward pass: call it under "
+            "torch.no_grad()"
+        )
+    if not again and (not context.on or (context.rng is not None) != block):
+        raise RuntimeError(
+            "a compiled model runs in another context than it was compiled for: don't call it in one asyncio task "
+            "while another one waits within no_dropout or mc_samples"
+        )
+    return to_tensor(context.rng.next()) if block and context.rng else drawn(generator)
+
+
+def stream(base=None, *, generator=None, batch=(), place=0, block=False, device):
+    """The stream of a call, or one for each sample: those of the generators that it spawns, as in mc_samples."""
+    if base is None:
+        base = _drawn_in_graph(generator, block) if place else drawn(generator)
+    if not batch:
+        return base.clone()
+    seeds = spawned_seeds(_to_stream(base), math.prod(batch))
+    return torch.tensor([[_signed(seed), 0] for seed in seeds], dtype=torch.int64, device="cpu").reshape(*batch, 2)
+
+
+def placed(stream, *, device):
+    """The stream in a GPU's memory; while a graph is captured, another one, which differs at each replay.
+
+    That one is drawn by torch's generator of the device, which a graph moves on.
     """
-    numbers = torch.empty(2, dtype=torch.int64, device="cpu")
-    if device is None:
-        return numbers.random_(-(2**63), None, generator=generator)
-    if not torch.cuda.is_current_stream_capturing():
-        return numbers.random_(-(2**63), None, generator=generator).to(device)
-    if generator is not None:
-        raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
-    return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty_like(stream, device=device).random_(-(2**63), None)
+    return stream.to(device)
 
 
 def to_tensor(stream):
     """A Stream as the operators take it: both numbers as signed ones, on the host."""
-    return torch.tensor([n - 2**64 * (n >= 2**63) for n in (stream.seed, stream.call)], device="cpu")
+    return torch.tensor([_signed(stream.seed), _signed(stream.call)], device="cpu")
+
+
+def _signed(number):
+    return number - 2**64 * (number >= 2**63)
 
 
 def _to_stream(tensor):
@@ -69,15 +116,36 @@ def _to_stream(tensor):
 
 @functools.lru_cache(maxsize=1024)
 def _options(text):
-    """The variant's own options, and the Part."""
+    """The variant's own options, the Part, and whether the backward pass of relu gets x."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-    part = read.pop("part", None)
-    return read, None if part is None else Part(*map(tuple, part))
+    part, keeps = read.pop("part", None), read.pop("keeps", None)
+    return read, None if part is None else Part(*map(tuple, part)), keeps == "input"
+
+
+@functools.cache
+def _of_input(name):
+    """The activation with a slope that is a function of x."""
+    return dataclasses.replace(find_activation(name), name=f"{name}_of_input", slope_of="input")
 
 
 @functools.cache
 def _variant(name):
     return dropout if name == "dropout" else getattr(variants, name)
+
+
+class _Memory:
+    """A tensor's memory on the host, for NumPy: through tensor.numpy() torch could never resize or free it again."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return torch._C._to_dlpack_versioned(self.tensor)
+
+    def __dlpack_device__(self):
+        return 1, 0
 
 
 def as_array(tensor):
@@ -88,7 +156,7 @@ def as_array(tensor):
 
         array = cupy.from_dlpack(bits.detach())  # __dlpack__ looks at requires_grad below autograd, too
     else:
-        array = bits.numpy()
+        array = np.from_dlpack(_Memory(bits))
     return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
 
 
@@ -118,21 +186,23 @@ def _allocate(device, size):
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.data_ptr(), size, memory, device.index or 0), 0)
 
 
-def _prepare(x, other, out, stream, variant, options, p, activation, bits, first):
+def _prepare(x, other, out, stream, call, backward=False):
     """The call, with torch's memory for its result: in torch's form, and of its allocator."""
+    variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
-    options, part = _options(options)
+    options, part, by_input = _options(options)
+    activation = _of_input(activation) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits, "out": adopt("out", as_array(out))} | options
-    around = here()
-    as_called = (around.on, around.first, around.part) == (True, first, part)  # wherever a backward pass runs
-    with nullcontext() if as_called else within(on=True, first=first, part=part):
+    context = current()
+    as_called = (context.on, context.first, context.part) == (True, first, part)  # wherever a backward pass runs
+    with nullcontext() if as_called else Changes(on=True, first=first, part=part):
         return _variant(variant).prepare(*inputs, p, rng=_to_stream(stream), **keywords)
 
 
 def forward(x, other, stream, *call):
     y = torch.empty_like(x)
     with on_stream_of(x):
-        _prepare(x, other, y, stream, *call).forward()
+        _prepare(x, other, y, stream, call).forward()
     return y
 
 
@@ -141,7 +211,7 @@ def backward(dy, saved, stream, *call, out=None):
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with on_stream_of(dy):
-        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, *numbers)
+        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, numbers, backward=True)
         prepared.backward(None if saved is None else as_array(saved), second)
     return dx
 
@@ -150,11 +220,17 @@ for name, implementation in (("forward", forward), ("backward", backward)):
     for device in ("CPU", "CUDA"):
         library.impl(name, implementation, device)
 library.impl("stream", stream, "CompositeExplicitAutograd")
+library.impl("placed", placed, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("gpudrop::stream", lib=library)
-def _(generator=None, place=0, device=None):
-    return torch.empty(2, dtype=torch.int64, device="cpu" if device is None else device)
+def _(base=None, *, batch=(), **options):
+    return torch.empty((*batch, 2), dtype=torch.int64, device="cpu")
+
+
+@torch.library.register_fake("gpudrop::placed", lib=library)
+def _(stream, *, device):
+    return torch.empty_like(stream, device=device)
 
 
 @torch.library.register_fake("gpudrop::forward", lib=library)
@@ -175,123 +251,189 @@ BY_SIGN |= {"token_dropout", "consistent_dropout", "drop_connect"}
 
 
 def _saved(ctx):
-    """What _save has kept, or None. Once a backward pass, for a checkpoint gives it out once."""
+    """What a pass has kept, or None. Once a backward pass, for a checkpoint gives it out once."""
     tensors = ctx.saved_tensors
     return tensors[0] if tensors else None
 
 
-def _save(ctx, inputs, output):
-    x, _, ctx.stream, *ctx.call = inputs
-    variant, activation = ctx.call[0], find_activation(ctx.call[3])
-    if activation.slope_of is not None:
-        by_sign = activation.slope_of == "output" and variant in BY_SIGN
-        ctx.save_for_backward(output if by_sign else x)
+class _Forward(torch.autograd.Function):
+    """y, and its derivatives: each element of y is a function of its own element of x."""
 
+    @staticmethod
+    def forward(ctx, keyset, x, other, stream, *call):
+        y = _below("forward", keyset, x, other, stream, *call)
+        ctx.stream, ctx.call = stream, call
+        if (kept := _kept(call, x, y)) is not None:
+            ctx.save_for_backward(kept)
+        return y
 
-def _gradient(ctx, dy):
-    saved, dx, dother = _saved(ctx), None, None
-    if ctx.needs_input_grad[0]:
-        dx = torch.ops.gpudrop.backward(dy, saved, ctx.stream, *ctx.call, False)
-    if ctx.needs_input_grad[1]:
-        dother = torch.ops.gpudrop.backward(dy, None, ctx.stream, *ctx.call, True)
-    return dx, dother, *(None,) * (1 + len(ctx.call))
-
-
-def _save_again(ctx, inputs, output):
-    _, saved, ctx.stream, *ctx.call, ctx.second = inputs
-    if saved is not None:
-        ctx.save_for_backward(saved)
-
-
-def _gradient_again(ctx, ddx):
-    """The backward pass is linear in dy; its slope has a derivative of its own only where it bends."""
-    saved, name = _saved(ctx), ctx.call[3]
-    if find_activation(name).slope_of == "input" and not ctx.second:
-        raise NotImplementedError(
-            f"gpudrop's backward pass of {name!r} can't be differentiated once more; for second derivatives apply the "
-            "activation by itself, before a dropout without one"
-        )
-    ddy = torch.ops.gpudrop.backward(ddx, saved, ctx.stream, *ctx.call, ctx.second)
-    return ddy, *(None,) * (3 + len(ctx.call))
-
-
-def _differentiable(name, save, gradient):
-    """Give an operator, whose first two arguments are differentiated, its derivative.
-
-    As torch.library.register_autograd does, which takes 20 microseconds longer at each call.
-    """
-    operator = getattr(torch.ops.gpudrop, name).default
-
-    def below(keyset, arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-
-    def forward(ctx, *arguments):
-        *inputs, keyset = arguments
-        output = below(keyset, inputs)
-        save(ctx, inputs, output)
-        return output
-
+    @staticmethod
     def backward(ctx, dy):
-        return *gradient(ctx, dy), None
+        saved, dx, dother = _saved(ctx), None, None
+        if ctx.needs_input_grad[1]:
+            dx = _through(dy, saved, ctx.stream, ctx.call, again=torch.is_grad_enabled())
+        if ctx.needs_input_grad[2]:
+            dother = torch.ops.gpudrop.backward(dy, None, ctx.stream, *ctx.call, True)
+        return None, dx, dother, *(None,) * (1 + len(ctx.call))
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function: Any = type(f"gpudrop_{name}", (torch.autograd.Function,), methods)
+
+def _kept(call, x, y):
+    """What the slope is a function of: x, y or neither."""
+    activation = find_activation(call[3])
+    if activation.slope_of is None:
+        return None
+    by_sign = activation.slope_of == "output" and call[0] in BY_SIGN and not _options(call[1])[2]
+    return y if by_sign else x
+
+
+def _through(dy, saved, stream, call, again):
+    """dy * dy/dx, in one pass; or, if it may be differentiated again, by torch's own slope of what bends."""
+    variant, options, p, name, *rest = call
+    if not (again and name in TORCHS and find_activation(name).slope_of == "input"):
+        return torch.ops.gpudrop.backward(dy, saved, stream, *call, False)
+    masked = torch.ops.gpudrop.backward(dy, None, stream, variant, options, p, "identity", *rest, False)
+    return TORCHS[name].slope(masked, saved)
+
+
+class _Backward(torch.autograd.Function):
+    """dx, as a function of dy, in which it is linear."""
+
+    @staticmethod
+    def forward(ctx, keyset, dy, saved, stream, *call):
+        dx = _below("backward", keyset, dy, saved, stream, *call)
+        ctx.stream, ctx.call = stream, call
+        if saved is not None:
+            ctx.save_for_backward(saved)
+        return dx
+
+    @staticmethod
+    def backward(ctx, ddx):
+        saved, name = _saved(ctx), ctx.call[3]
+        if ctx.needs_input_grad[2] and find_activation(name).slope_of == "input":
+            raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
+        ddy = torch.ops.gpudrop.backward(ddx, saved, ctx.stream, *ctx.call)
+        return None, ddy, *(None,) * (2 + len(ctx.call))
+
+
+NO_SECOND_DERIVATIVE = (
+    "the backward pass of {!r} can't be differentiated once more; for second derivatives apply the activation by "
+    "itself, before a dropout without one"
+)
+
+
+def _below(name, keyset, *arguments):
+    """What an operator computes, without its derivative."""
+    with torch._C._AutoDispatchBelowAutograd():
+        operator = getattr(torch.ops.gpudrop, name).default
+        return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _differentiable(name, function, tangent):
+    """Give an operator, whose first two arguments are differentiated, its derivatives.
+
+    As torch.library.register_autograd does, which takes 20 microseconds longer at each call and has no forward mode.
+    Within the transforms of torch.func an operator gets here once for each of them, as torch's own do, so the function
+    is applied to one level of them.
+
+    tangent(operator, primals, tangents, *others) is what it gives for dual numbers, by operators that take such.
+    """
+    apply, operator = super(torch.autograd.Function, function).apply, getattr(torch.ops.gpudrop, name)
 
     def kernel(keyset, first, second, *others):
         if forward_ad._current_level >= 0:
-            for x in (first, second):
-                if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-                    raise NotImplementedError("gpudrop has no forward-mode derivatives")
-        wanted = first.requires_grad or (second is not None and second.requires_grad)
-        if wanted and torch.is_grad_enabled():
-            return function.apply(first, second, *others, keyset)
-        return below(keyset, (first, second, *others))
+            primals, tangents = zip(*map(_unpacked, (first, second)), strict=True)
+            if any(t is not None for t in tangents):
+                return tangent(operator, primals, tangents, *others)
+        if not (torch.is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))):
+            return _below(name, keyset, first, second, *others)
+        if not torch._C._are_functorch_transforms_active():
+            return apply(keyset, first, second, *others)
+        with one_level():
+            return apply(keyset, first, second, *others)
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
-_differentiable("forward", _save, _gradient)
-_differentiable("backward", _save_again, _gradient_again)
+def _unpacked(tensor):
+    return (None, None) if tensor is None else forward_ad.unpack_dual(tensor)
+
+
+def _tangent(operator, primals, tangents, stream, *call):
+    """Each element of y is a function of its own element of x: its tangent is what a gradient would be."""
+    (x, other), (dx, dother), name = primals, tangents, call[3]
+    if x.requires_grad and dx is not None and find_activation(name).slope_of == "input":
+        # The gradient is to have a tangent as well, which it gets from an activation of torch's.
+        if name not in TORCHS:
+            raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
+        activated = TORCHS[name].value(forward_ad.make_dual(x, dx))
+        other = other if dother is None else forward_ad.make_dual(other, dother)
+        return operator(activated, other, stream, *call[:3], "identity", *call[4:])
+    y = operator(x, other, stream, *call)
+    dy = None if dother is None else torch.ops.gpudrop.backward(dother, None, stream, *call, True)
+    if dx is not None:
+        through = _through(dx, _kept(call, x, y), stream, call, again=True)
+        dy = through if dy is None else dy + through
+    return forward_ad.make_dual(y, dy)
+
+
+def _tangent_of_gradient(operator, primals, tangents, stream, *call):
+    (dy, saved), (ddy, dsaved) = primals, tangents
+    if dsaved is not None and find_activation(call[3]).slope_of == "input":
+        raise NotImplementedError(NO_SECOND_DERIVATIVE.format(call[3]))
+    dx = operator(dy, saved, stream, *call)
+    return dx if ddy is None else forward_ad.make_dual(dx, operator(ddy, saved, stream, *call))
+
+
+_differentiable("forward", _Forward, _tangent)
+_differentiable("backward", _Backward, _tangent_of_gradient)
 
 
 # torch.func.vmap
 
 
-def _each(info, run):
-    """run(i) for each sample, stacked."""
-    return torch.stack([run(i) for i in range(info.batch_size)]), 0
+def _streams_of_samples(base=None, *, batch=(), **options):
+    """What randomness says of this vmap: one stream for all of its samples, one for each, or an error, torch's own.
 
-
-def _select(tensor, dim, i):
-    return tensor if tensor is None or dim is None else tensor.select(dim, i)
-
-
-@torch.library.register_vmap("gpudrop::forward", lib=library)
-def _(info, in_dims, x, other, stream, *call):
-    """Streams as randomness says: one for all, or a sample's own.
-
-    A sample's own is that of the generators which the stream's would spawn, as in `gpudrop.mc_samples`.
+    A base is drawn already, or nothing random: that is no error.
     """
-    streams = [stream] * info.batch_size
-    if json.loads(call[1]).get("training", True) and call[2] > 0:
-        if info.randomness == "error":
-            raise RuntimeError("vmap: a dropout draws random numbers; say by randomness='different' or 'same' which")
-        if info.randomness == "different":
-            seeds = spawned_seeds(_to_stream(stream.cpu()), info.batch_size)
-            streams = [to_tensor(Stream(seed, 0)) for seed in seeds]
-
-    def run(i):
-        return torch.ops.gpudrop.forward(_select(x, in_dims[0], i), _select(other, in_dims[1], i), streams[i], *call)
-
-    return _each(info, run)
+    interpreter = functorch.peek_interpreter_stack()  # which vmap points to, and doesn't keep
+    vmap = functorch.CVmapInterpreterPtr(interpreter)
+    if base is None and vmap.randomness() == functorch.RandomnessType.Error:
+        torch.rand(0)
+    different = vmap.randomness() == functorch.RandomnessType.Different
+    batch = [vmap.batchSize(), *batch] if different else batch
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)):
+        streams = torch.ops.gpudrop.stream(base, batch=batch, **options)
+    return functorch._add_batch_dim(streams, 0, vmap.level()) if different else streams
 
 
-@torch.library.register_vmap("gpudrop::backward", lib=library)
-def _(info, in_dims, dy, saved, stream, *call):
-    """Whatever the randomness, the mask is the forward pass's: nothing is drawn."""
+library.impl("stream", _streams_of_samples, "FuncTorchVmapMode")
 
-    def run(i):
-        return torch.ops.gpudrop.backward(_select(dy, in_dims[0], i), _select(saved, in_dims[1], i), stream, *call)
 
-    return _each(info, run)
+def _each_sample(operator):
+    """The operator for each sample, one after another: a sample's mask is that of its own stream."""
+
+    def rule(info, in_dims, first, second, stream, *call):
+        tensors, dims = (first, second, stream), in_dims[:3]
+        if info.batch_size == 0:
+            shape = list(first.shape)
+            if dims[0] is not None:
+                del shape[dims[0]]
+            return first.new_empty((0, *shape)), 0
+
+        def sample(i):
+            mine = (x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True))
+            return operator(*mine, *call)
+
+        return torch.stack([sample(i) for i in range(info.batch_size)]), 0
+
+    torch.library.register_vmap(operator._name, rule, lib=library)
+
+
+_each_sample(torch.ops.gpudrop.forward.default)
+_each_sample(torch.ops.gpudrop.backward.default)
+
+
+@torch.library.register_vmap("gpudrop::placed", lib=library)
+def _(info, in_dims, stream, *, device):
+    return torch.ops.gpudrop.placed(stream, device=device), in_dims[0]

@@ -7,7 +7,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Stream
-from gpudrop.dropout import within
+from gpudrop.context import Changes
 from gpudrop.generator import StoredStream
 from gpudrop.masks import Part, rows
 from tests.conftest import SIMULATED
@@ -59,7 +59,7 @@ def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
     y, backprop = function.vjp(backend.put(x), 0.4, rng=STREAM, **options)
     want, dx_want = backend.get(y)[part], backend.get(backprop(backend.put(dy)))[part]
     mine, mine_dy = (backend.put(np.ascontiguousarray(array[part])) for array in (x, dy))
-    with within(part=Part(WHOLE, tuple(ends[0] for ends in PARTS[name]))):
+    with Changes(part=Part(WHOLE, tuple(ends[0] for ends in PARTS[name]))):
         y, backprop = function.vjp(mine, 0.4, rng=STREAM, **options)
     np.testing.assert_array_equal(backend.get(y), want)
     np.testing.assert_array_equal(backend.get(backprop(mine_dy)), dx_want)
@@ -69,7 +69,7 @@ def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
 def test_parts_of_strided_arrays(backend, poisoned, dtype):
     x = whole(dtype)
     want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))[:, :, :, 8:16]
-    with within(part=Part(WHOLE, (0, 0, 0, 8))):
+    with Changes(part=Part(WHOLE, (0, 0, 0, 8))):
         y = gpudrop.dropout(backend.put(x)[:, :, :, 8:16], 0.4, rng=STREAM)
     np.testing.assert_array_equal(backend.get(y), want)
 
@@ -86,13 +86,13 @@ def test_rows_of_parts():
 def test_a_part_larger_than_threads_take_at_a_time():
     x = np.ones((3000, 2000), np.float32)
     want = gpudrop.dropout(x, 0.5, activation="gelu", rng=STREAM)[:, 600:1631]
-    with within(part=Part(x.shape, (0, 600))):
+    with Changes(part=Part(x.shape, (0, 600))):
         y = gpudrop.dropout(np.ascontiguousarray(x[:, 600:1631]), 0.5, activation="gelu", rng=STREAM)
     np.testing.assert_array_equal(y, want)
 
 
 def test_the_whole_decides_what_is_wrong():
-    with within(part=Part((4, 6), (0, 3))):
+    with Changes(part=Part((4, 6), (0, 3))):
         with pytest.raises(ValueError, match=r"must broadcast against x, of shape \(4, 6\), got \(4, 3\)"):
             gpudrop.dropout(np.ones((4, 3), np.float32), 0.5, mask_shape=(4, 3))
         with pytest.raises(ValueError, match="blocks can't be dropped in a part"):
@@ -126,7 +126,7 @@ def test_later_samples_get_their_own_part(backend, poisoned, name, first):
     options = {"block_size": 2} if name == "dropblock2d" else {}
     x = np.random.default_rng(1).standard_normal((first + 2, 5, 3, 3)).astype(np.float32)
     whole, whole_backprop = variant.vjp(x, 0.4, rng=STREAM, **options)
-    with within(first=first):
+    with Changes(first=first):
         y, backprop = variant.vjp(backend.put(x[first:]), 0.4, rng=STREAM, **options)
     dx = backprop(backend.put(x[first:]))
     for got, want in ((backend.get(y), whole), (backend.get(dx), whole_backprop(x))):

@@ -114,3 +114,26 @@ assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
 def test_a_forked_child_starts_threads_of_its_own():
     run(FORK_WITH_THREADS, clean=False)
+
+
+FORKED = """
+import os, sys
+import gpudrop
+if sys.argv[1] == "seeded":
+    gpudrop.manual_seed(7)
+reads = []
+for _ in range(3):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, gpudrop.keep_mask(64, 0.5).tobytes())
+        os._exit(0)
+    os.wait()
+    reads.append(os.read(read, 64))
+reads.append(gpudrop.keep_mask(64, 0.5).tobytes())
+print(len(set(reads)))
+"""
+
+
+@pytest.mark.parametrize(("seeded", "masks"), [("unseeded", 4), ("seeded", 1)])
+def test_forked_processes_draw_masks_of_their_own_unless_somebody_has_seeded(seeded, masks):
+    assert run(FORKED, seeded).stdout == f"{masks}\n"

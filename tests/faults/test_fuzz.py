@@ -142,15 +142,15 @@ def test_nothing_is_seen_where_nothing_is_wrong(monkeypatch):
 
 
 def test_a_stream_that_is_drawn_too_early_is_seen(monkeypatch):
-    rng_here = gpudrop.dropout.__globals__["rng_here"]
+    rng_of = gpudrop.dropout.__globals__["rng_of"]
 
-    def early(rng, surroundings):
-        chosen = rng_here(rng, surroundings)
+    def early(rng, context):
+        chosen = rng_of(rng, context)
         if isinstance(chosen, Generator):
             chosen.next()
         return chosen
 
-    monkeypatch.setitem(gpudrop.dropout.__globals__, "rng_here", early)
+    monkeypatch.setitem(gpudrop.dropout.__globals__, "rng_of", early)
     found = problems(monkeypatch)
     assert "a generator or a state moved on before an error" in found and "2 streams were drawn" in found
 

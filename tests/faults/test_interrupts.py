@@ -17,7 +17,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Stream
-from gpudrop.dropout import EVERYWHERE, here
+from gpudrop.context import DEFAULT, current
 from gpudrop.kernels import cpu, threads
 from tests.processes import HEEDS, run
 from tests.sampling import few
@@ -237,7 +237,7 @@ import numpy as np
 import gpudrop
 if sys.argv[1] == "torch":
     import gpudrop.torch  # whose threads the kernels then run on
-from gpudrop.dropout import EVERYWHERE, here
+from gpudrop.context import DEFAULT, current
 x = np.ones(1 << 22, np.float32)
 y, rng, word, calls = np.empty_like(x), gpudrop.Generator(0), "ready", 0
 want = gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5))
@@ -252,7 +252,7 @@ while True:
     except KeyboardInterrupt:
         y.fill(7)
     calls, before = rng.state_dict()["call"], calls
-    assert calls >= before and here() is EVERYWHERE
+    assert calls >= before and current() is DEFAULT
     mask = gpudrop.keep_mask(999, 0.5, rng)
     assert np.array_equal(mask, gpudrop.keep_mask(999, 0.5, gpudrop.Stream(0, calls)))
     assert np.array_equal(gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5)), want)
@@ -301,5 +301,5 @@ def test_an_interrupt_as_dropout_is_switched_off_leaves_it_on():
     finally:
         sys.setprofile(None)
     assert moments == []
-    assert here() is EVERYWHERE
+    assert current() is DEFAULT
     assert gpudrop.dropout(np.ones(9, np.float32), 1).sum() == 0

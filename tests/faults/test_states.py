@@ -31,7 +31,7 @@ pickle.dump(results, open(sys.argv[2], "wb"))
 
 
 def test_layers_go_on_in_another_process(tmp_path):
-    """Pickled, copied and pickled, or from a state in JSON, with a schedule and without, at the next mask."""
+    """Pickled, or from a state in JSON, with a schedule and without, at the next mask."""
     saved, want = [], []
     for cls in CLASSES:
         for p in (0.4, schedules.linear(0.1, 0.5, 10)):
@@ -39,13 +39,13 @@ def test_layers_go_on_in_another_process(tmp_path):
             inputs = arrays(layer)
             layer.step = 7
             layer(*inputs)
-            for kind in ("pickle", "copy", "json"):
+            for kind in ("pickle", "json"):
                 if kind == "json":
                     layer = cls(p, rng=layer.rng)  # with options as there
                     layer.step = 7
                     how = json.dumps([cls.__name__, layer.state_dict(), 0.2])
                 else:
-                    how = pickle.dumps(copy.deepcopy(layer) if kind == "copy" else layer)
+                    how = pickle.dumps(layer)
                 saved.append((kind, how, inputs))
                 want.append((layer, inputs))
     (tmp_path / "saved").write_bytes(pickle.dumps(saved))

@@ -9,7 +9,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream
-from gpudrop.dropout import EVERYWHERE, here
+from gpudrop.context import DEFAULT, current
 
 
 def at_once(count, call):
@@ -93,7 +93,7 @@ def test_tasks_switch_dropout_off_for_themselves():
         return await asyncio.gather(off(*events), on(*events))
 
     assert asyncio.run(both()) == [[300, 300], 0]
-    assert here() is EVERYWHERE
+    assert current() is DEFAULT
 
 
 def test_tasks_get_each_mask_of_the_default_generator_once():

@@ -1,0 +1,170 @@
+"""What holds for a block of the program: whether dropout is on, which generator draws, which part of an array this is.
+
+A context belongs to a thread, or to an asyncio task. It is read once in each call, at the public face.
+"""
+
+import functools
+import inspect
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.masks import Part
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Context(NamedTuple):
+    """What holds for every call within a block."""
+
+    on: bool = True
+    rng: Generator | None = None  # what draws where no Stream is given
+    first: int = 0  # the number of an array's first sample in the whole batch
+    part: Part | None = None  # of which array the one that a call gets is a part
+    tape: Any = None  # records the streams of a function that will be run again, and then repeats them
+    owner: int = 0  # the id of the block
+    outer: "Context | None" = None  # what holds after it
+
+
+DEFAULT = Context()
+_context = ContextVar("gpudrop_context", default=DEFAULT)
+
+
+class _Visible(threading.local):
+    """The context of the thread, as far as torch.compile guards on it, which can't read a context variable."""
+
+    def __init__(self) -> None:
+        self.on, self.draws, self.first = True, False, 0
+
+
+visible = _Visible()
+
+
+def current() -> Context:
+    """The Context of the code that runs now."""
+    return _context.get()
+
+
+def _set(context: Context) -> None:
+    _context.set(context)
+    visible.on, visible.draws, visible.first = context.on, context.rng is not None, context.first
+
+
+def rng_of(rng: Generator | Stream | None, context: Context) -> Generator | Stream:
+    """What a call draws from: the rng it is given, checked, or the context's in the place of a Generator."""
+    rng, own = check_rng(rng), context.rng
+    return rng if own is None or isinstance(rng, Stream) else own
+
+
+class Block(ABC):
+    """A context manager that may be entered again, also within itself, and that decorates functions.
+
+    A generator function is within the block whenever its body runs, a coroutine function until it returns.
+    """
+
+    @abstractmethod
+    def __enter__(self) -> None: ...
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+    def __call__(self, function: Decorated, /) -> Decorated:
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(f"an asynchronous generator can't be decorated, got {function.__name__}")
+        wrapper: Any
+        if inspect.isgeneratorfunction(function):
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                generator = function(*args, **kwargs)
+                step, argument = generator.send, None
+                while True:
+                    try:
+                        with self:
+                            item = step(argument)
+                    except StopIteration as stop:
+                        return stop.value
+                    try:
+                        step, argument = generator.send, (yield item)
+                    except GeneratorExit:
+                        with self:
+                            generator.close()
+                        raise
+                    except BaseException as error:
+                        step, argument = generator.throw, error
+
+        elif inspect.iscoroutinefunction(function):
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return function(*args, **kwargs)
+
+        decorated: Any = functools.wraps(function)(wrapper)
+        return decorated
+
+
+class Changes(Block):
+    """A block in which some fields of the context have other values."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+
+    def __enter__(self) -> None:
+        before = current()
+        try:
+            _set(before._replace(**self.changes, owner=id(self), outer=before))
+        except BaseException:  # an interrupt, say
+            _set(before)
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        before = current().outer or DEFAULT
+        try:
+            _set(before)
+        except BaseException:
+            _set(before)
+            raise
+
+    def __del__(self) -> None:
+        if current().owner == id(self):  # an interrupt came before __exit__ could do anything
+            Changes.__exit__(self)
+
+
+def no_dropout() -> Block:
+    """Switch every dropout off within a block, as if training were False.
+
+    For gradient checks, and for looking at the cost. It holds for the current thread (and its asyncio
+    task) alone; blocks may be nested, and entered again.
+
+    Returns
+    -------
+    context manager
+        It is a decorator as well, of functions, generator functions and coroutine functions.
+
+    Notes
+    -----
+    What PyTorch computes again in a checkpoint does what the forward pass did. A model compiled by torch.compile is
+    compiled once for inside and once for outside; such a model must not be called by one asyncio task while another
+    one of the same thread waits within a block.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> with gpudrop.no_dropout():
+    ...     gpudrop.dropout(np.float32([1, 2, 3]), 0.9)
+    array([1., 2., 3.], dtype=float32)
+    >>> @gpudrop.no_dropout()
+    ... def cost(x):
+    ...     return gpudrop.dropout(x, 0.9).sum()
+    >>> float(cost(np.float32([1, 2, 3])))
+    6.0
+    """
+    return Changes(on=False)

@@ -1,0 +1,72 @@
+"""Activations that torch has too: which of its modules and functions they are, and its derivatives of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gpudrop.activations import SELU_ALPHA, SELU_SCALE
+
+aten = torch.ops.aten
+
+
+class Torchs(NamedTuple):
+    """An activation as torch has it.
+
+    slope(dy, x) is dy * d value / d x, by operators that torch differentiates once more, in either mode.
+    """
+
+    value: Callable[[Any], Any]
+    slope: Callable[[Any, Any], Any]
+
+
+def _silu_slope(dy: Any, x: Any) -> Any:
+    s = x.sigmoid()
+    return dy * (s + x * s * (1 - s))
+
+
+def _mish_slope(dy: Any, x: Any) -> Any:
+    t = F.softplus(x).tanh()
+    return dy * (t + x * x.sigmoid() * (1 - t * t))
+
+
+def _quick_gelu_slope(dy: Any, x: Any) -> Any:
+    s = (1.702 * x).sigmoid()
+    return dy * (s + 1.702 * x * s * (1 - s))
+
+
+ACTIVATIONS: list[tuple[type[nn.Module], dict[str, Any], str, Callable[[Any, Any], Any]]] = [
+    (nn.ReLU, {}, "relu", lambda dy, x: aten.threshold_backward(dy, x, 0)),
+    (nn.LeakyReLU, {"negative_slope": 0.01}, "leaky_relu", lambda dy, x: aten.leaky_relu_backward(dy, x, 0.01, False)),
+    (nn.ELU, {"alpha": 1.0}, "elu", lambda dy, x: aten.elu_backward(dy, 1.0, 1.0, 1.0, False, x)),
+    (nn.SELU, {}, "selu", lambda dy, x: aten.elu_backward(dy, SELU_ALPHA, SELU_SCALE, 1.0, False, x)),
+    (nn.GELU, {"approximate": "none"}, "gelu", lambda dy, x: aten.gelu_backward(dy, x)),
+    (nn.GELU, {"approximate": "tanh"}, "gelu_tanh", lambda dy, x: aten.gelu_backward(dy, x, approximate="tanh")),
+    (nn.SiLU, {}, "silu", _silu_slope),
+    (nn.Mish, {}, "mish", _mish_slope),
+    (nn.Softplus, {"beta": 1.0, "threshold": 20.0}, "softplus", lambda dy, x: aten.softplus_backward(dy, x, 1.0, 20.0)),
+    (nn.Sigmoid, {}, "sigmoid", lambda dy, x: aten.sigmoid_backward(dy, x.sigmoid())),
+    (nn.Tanh, {}, "tanh", lambda dy, x: aten.tanh_backward(dy, x.tanh())),
+    (nn.Hardswish, {}, "hardswish", lambda dy, x: aten.hardswish_backward(dy, x)),
+]
+"""Torch's modules, which arguments they must have, what gpudrop calls them, and their slopes."""
+
+FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
+"""Those that torch's transformer layers have by name."""
+
+TORCHS = {name: Torchs(cls(**arguments), slope) for cls, arguments, name, slope in ACTIVATIONS}
+TORCHS["relu2"] = Torchs(lambda x: F.relu(x).square(), lambda dy, x: dy * 2 * F.relu(x))
+TORCHS["quick_gelu"] = Torchs(lambda x: x * (1.702 * x).sigmoid(), _quick_gelu_slope)
+"""By gpudrop's names, all that it has but for users' own."""
+
+
+def name_of(activation: Any) -> str | None:
+    """What gpudrop calls an activation module of torch's, or a function of FUNCTIONS; None for any other."""
+    if not isinstance(activation, nn.Module):
+        return FUNCTIONS.get(activation)
+    for cls, arguments, name, _ in ACTIVATIONS:
+        if type(activation) is cls and all(getattr(activation, a) == value for a, value in arguments.items()):
+            return name
+    return None

@@ -1,0 +1,106 @@
+"""torch.utils.checkpoint: what it computes again is in the context of the forward pass, and draws the same streams.
+
+Torch itself restores the state of its own generators and autocast for that. It calls a function again after a block
+of `no_dropout` or `mc_samples` has ended, or in another thread, and knows nothing of other generators.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+
+from gpudrop.context import Block, Changes, Context, current
+
+
+class Tape:
+    """The streams that a function draws, in order: recorded as it runs, and handed out again as it runs once more."""
+
+    def __init__(self, outer: "Tape | None" = None) -> None:
+        self.streams: list[torch.Tensor] = []
+        self.outer = outer  # of the function that calls this one
+
+    def next(self, draw: Callable[[], torch.Tensor], in_step: bool) -> torch.Tensor:
+        """The next stream. in_step: whether draw has to be called in any case, for others draw from its generator."""
+        stream = draw() if self.outer is None else self.outer.next(draw, in_step)
+        self.streams.append(stream)
+        return stream
+
+
+class Replay(Tape):
+    """A Tape that hands out what another one has recorded."""
+
+    def __init__(self, recorded: Tape) -> None:
+        super().__init__()
+        self.left = iter(recorded.streams)
+
+    def next(self, draw: Callable[[], torch.Tensor], in_step: bool) -> torch.Tensor:
+        stream = next(self.left, None)
+        drawn = draw() if in_step or stream is None else None
+        return drawn if stream is None else stream  # type: ignore[return-value]  # one of them is a tensor
+
+
+def _again(context: Context, tape: Tape) -> Block:
+    """The context of a forward pass, in which it is computed again."""
+    return Changes(on=context.on, rng=context.rng, first=context.first, part=context.part, tape=Replay(tape))
+
+
+def _recording(context: Context) -> tuple[Tape, Block]:
+    tape = Tape(context.tape)
+    return tape, Changes(tape=tape)
+
+
+def _reentrant(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """CheckpointFunction.forward, which keeps the function that its backward calls again."""
+
+    @functools.wraps(forward)
+    def wrapper(ctx: Any, function: Callable[..., Any], *args: Any) -> Any:
+        context = current()
+        tape, recording = _recording(context)
+        blocks = iter((recording,))
+
+        def run(*inputs: Any) -> Any:
+            with next(blocks, None) or _again(context, tape):
+                return function(*inputs)
+
+        return forward(ctx, run, *args)
+
+    return wrapper
+
+
+def _not_reentrant(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """What prepares the other kind of checkpoint; the function itself runs while this generator waits."""
+
+    @functools.wraps(generator)
+    def wrapper(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[None]:
+        context = current()
+        tape, recording = _recording(context)
+
+        def again(*inputs: Any, **options: Any) -> Any:
+            with _again(context, tape):
+                return function(*inputs, **options)
+
+        steps = generator(again, *args, **kwargs)
+        next(steps)
+        try:
+            with recording:
+                yield
+        except BaseException as error:
+            steps.throw(error)  # type: ignore[attr-defined]  # a generator
+            raise
+        yield from steps
+
+    return wrapper
+
+
+def join() -> None:
+    """Have torch's two kinds of checkpoint do this."""
+    checkpoint: Any = torch.utils.checkpoint
+    name = "_checkpoint_without_reentrant_generator"
+    checkpoint.CheckpointFunction.forward = staticmethod(_reentrant(checkpoint.CheckpointFunction.forward))
+    wrapper = _not_reentrant(getattr(checkpoint, name))
+    for module in (checkpoint, sys.modules.get("torch.distributed._composable.checkpoint_activation")):
+        if module is not None:  # who imports it later gets it from torch.utils.checkpoint
+            setattr(module, name, wrapper)

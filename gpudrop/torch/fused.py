@@ -1,0 +1,123 @@
+"""Modules of torch's that apply an activation and the dropout after it in one pass, where nobody can tell.
+
+`convert` gives these classes to modules that exist. They keep their parts and their names; whether two parts are fused
+is decided at each call, for hooks come and go.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from gpudrop.torch import functional, modules
+from gpudrop.torch.activations import name_of
+
+LINEAR = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+MAKES_ITS_OUTPUT = frozenset([*LINEAR, *TRANSPOSED, *NORMS])
+"""Modules whose output is a new tensor, which they don't keep, and that don't write into their input."""
+
+KEEPS_ITS_OUTPUT = ("relu", "sigmoid", "tanh")
+"""Activations for whose gradient torch keeps the output: their input may be overwritten before the backward pass."""
+
+WIDENED = ("softplus",)
+"""Activations that autocast computes in float32."""
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether calling the module is calling the forward of its class, and nothing looks at what goes in and out."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
+def _is_watched() -> bool:
+    """Whether something looks at all modules, or at all functions of torch's."""
+    if _has_any_global_hook():
+        return True
+    return not torch.compiler.is_compiling() and any(
+        not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+    )
+
+
+def _drops(dropout: Any, x: Any) -> bool:
+    """Whether this module drops some of x, and does it by gpudrop's kernels."""
+    return (
+        type(dropout) in modules.STANDS_FOR
+        and dropout.training
+        and dropout.activation is None
+        and type(x) in functional.PLAIN
+        and functional.serves(x, dropout.variant)
+        and dropout.probability() != 0
+    )
+
+
+def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any, x: Any) -> Any:
+    """dropout(activation(x)), in one pass where that makes no difference; before made x, after gets the result."""
+    if not _drops(dropout, x):
+        return dropout(activation(x))
+    name, is_module = name_of(activation), isinstance(activation, nn.Module)
+    fresh = type(before) in MAKES_ITS_OUTPUT and _is_plain(before)
+    if (
+        name is None
+        or (is_module and (getattr(activation, "inplace", False) or not _is_plain(activation)))
+        or not _is_plain(dropout)
+        or _is_watched()
+        or (name in KEEPS_ITS_OUTPUT and not fresh)
+        or (name in WIDENED and torch.is_autocast_enabled(x.device.type))
+    ):
+        return dropout(activation(x))
+    # Where nobody else can write into the result, the gradient of relu can go by it, and needs no x.
+    keeps_input = not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
+    return dropout.apply_to(x, activation=name, inplace=False, keeps_input=keeps_input)
+
+
+class Sequential(nn.Sequential):
+    """`torch.nn.Sequential` that fuses activations with the dropout after them."""
+
+    def forward(self, x: Any) -> Any:
+        parts: list[Any] = [None, *self._modules.values(), None]
+        k = 1
+        while k < len(parts) - 1:
+            before, part, after = parts[k - 1 : k + 2]
+            if type(after) in modules.STANDS_FOR and name_of(part) is not None:
+                x = activated_and_dropped(before, part, after, parts[k + 2], x)
+                k += 2
+            else:
+                x = part(x)
+                k += 1
+        return x
+
+    __prepare_scriptable__ = modules.refuse_scripts
+
+
+class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """`torch.nn.TransformerEncoderLayer` that fuses its activation with the dropout after it."""
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear1(x)
+        return self.dropout2(
+            self.linear2(activated_and_dropped(self.linear1, self.activation, self.dropout, self.linear2, x))
+        )
+
+    __prepare_scriptable__ = modules.refuse_scripts
+
+
+class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+    """`torch.nn.TransformerDecoderLayer` that fuses its activation with the dropout after it."""
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear1(x)
+        return self.dropout3(
+            self.linear2(activated_and_dropped(self.linear1, self.activation, self.dropout, self.linear2, x))
+        )
+
+    __prepare_scriptable__ = modules.refuse_scripts

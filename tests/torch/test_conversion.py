@@ -1,0 +1,438 @@
+"""convert: but for masks and speed, a converted model does what the model did, and revert makes it that model again."""
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import gpudrop.torch  # noqa: E402
+from gpudrop.torch import accelerate, convert, functional, fused, modules, revert  # noqa: E402
+from gpudrop.torch.activations import ACTIVATIONS  # noqa: E402
+from tests.sampling import few  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SAVED = torch.autograd.graph.saved_tensors_hooks
+
+
+def numbers(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def forwards(function):
+    """How many passes of gpudrop's run, and with which activations."""
+    found = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is torch.ops.gpudrop.forward.default:
+                found.append(args[6])
+            return operator(*args, **(kwargs or {}))
+
+    with Seen():
+        function()
+    return found
+
+
+# What becomes of the modules
+
+
+def test_modules_stay_the_objects_that_they_are():
+    shared, alone = nn.Dropout(0.2), nn.Dropout(0.1, inplace=True)
+    model = nn.ModuleDict(
+        {
+            "fused": nn.Sequential(nn.Linear(4, 4), nn.GELU(approximate="tanh"), shared, nn.Linear(4, 4)),
+            "twice": nn.ModuleList([shared, shared]),
+            "plain": nn.Sequential(alone, nn.Linear(4, 4)),
+            "list": nn.ModuleList([nn.ReLU(), nn.Dropout3d(0.4)]),
+            "attention": nn.MultiheadAttention(8, 2, dropout=0.1),
+            "encoder": nn.TransformerEncoderLayer(8, 2, 16),
+        }
+    )
+    alone.eval()
+    before, names, text = list(model.modules()), list(model.state_dict()), repr(model)
+    assert convert(model) is model and list(model.state_dict()) == names and repr(model) == text
+    assert all(a is b for a, b in zip(before, model.modules(), strict=True))
+    assert type(shared) is modules.Dropout and shared.p == 0.2 and type(model["fused"]) is fused.Sequential
+    assert type(alone) is modules.Dropout and alone.inplace and not alone.training
+    assert type(model["plain"]) is nn.Sequential and type(model["list"][0]) is nn.ReLU
+    assert type(model["attention"]) is gpudrop.torch.MultiheadAttention
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), convert(model)):
+        assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+    assert revert(model) is model
+    assert all(type(module).__module__.startswith("torch.nn.") for module in model.modules())
+    alone = nn.AlphaDropout(0.3)
+    assert convert(alone) is alone and type(alone) is modules.AlphaDropout
+
+
+def test_revert_leaves_what_torch_has_no_module_for():
+    own = [modules.DropPath(0.1), modules.Dropout(0.1, activation="gelu")]
+    own += [modules.Dropout(0.1, generator=torch.Generator()), modules.Dropout(gpudrop.schedules.linear(0, 1, 10))]
+    model = revert(nn.Sequential(*own, modules.Dropout(0.2)))
+    assert [type(module) for module in model] == [modules.DropPath, *(modules.Dropout,) * 3, nn.Dropout]
+    assert model[4](torch.ones(4000)).mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_subclasses_are_left_alone():
+    class Own(nn.Dropout):
+        pass
+
+    class Skipping(nn.Sequential):
+        def forward(self, x):
+            return self[1](x)
+
+    model = convert(nn.ModuleList([Own(0.5), Skipping(nn.ReLU(), nn.Dropout(0.5))]))
+    assert type(model[0]) is Own and type(model[1]) is Skipping
+    y = model[1](x := numbers(100))
+    assert (y[y != 0] == 2 * x[y != 0]).all()
+
+
+# Where it fuses, and where it doesn't
+
+
+FUSED = [row[:3] for row in ACTIVATIONS]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "name"), few(FUSED, *(FUSED[k] for k in (0, 4, 5, 10))))
+def test_an_activation_after_a_linear_layer_is_fused(cls, arguments, name):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), cls(**arguments), nn.Dropout(0.5)), numbers(4, 8)
+    model[0].weight.data *= 3
+    want = model[1](model[0](x))
+    convert(model)
+    assert forwards(lambda: model(x)) == [name]
+    y = model(x)
+    torch.testing.assert_close(y[y != 0], 2 * want[y != 0], rtol=1e-5, atol=1e-6)
+    assert forwards(lambda: model.eval()(x)) == [] and torch.equal(model(x), want)
+    other = convert(nn.Sequential(nn.Linear(8, 16), cls(), nn.Dropout(0.5)))
+    assert forwards(lambda: other(x)) == [name] if name != "gelu_tanh" else ["gelu"]
+
+
+def hooked(module, kind):
+    getattr(module, f"register_{kind}")(lambda *args: None)
+
+
+UNFUSED = {
+    "hook of the activation": lambda m: hooked(m[1], "forward_hook"),
+    "pre-hook of the dropout": lambda m: hooked(m[2], "forward_pre_hook"),
+    "hook of the dropout": lambda m: hooked(m[2], "forward_hook"),
+    "backward hook": lambda m: hooked(m[2], "full_backward_hook"),
+    "backward pre-hook": lambda m: hooked(m[1], "full_backward_pre_hook"),
+    "a forward of its own": lambda m: setattr(m[2], "forward", m[2].forward),
+    "in place": lambda m: setattr(m[1], "inplace", True),
+    "no p": lambda m: setattr(m[2], "p", 0.0),
+    "another slope": lambda m: m.__setitem__(1, nn.LeakyReLU(0.2)),
+}
+
+
+@pytest.mark.parametrize("case", UNFUSED)
+def test_what_could_be_told_is_not_fused(case):
+    model = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)))
+    x = numbers(4, 8).requires_grad_()
+    assert forwards(lambda: model(x)) == ["relu"]
+    UNFUSED[case](model)
+    assert forwards(lambda: model(x)) == ([] if case == "no p" else ["identity"])
+
+
+def test_hooks_of_all_modules_and_modes_see_every_module():
+    model, x, seen = convert(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Dropout(0.5))), numbers(4, 8), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *args: seen.append(type(module).__name__))
+    try:
+        assert forwards(lambda: model(x)) == ["identity"] and seen == ["Linear", "GELU", "Dropout", "Sequential"]
+    finally:
+        handle.remove()
+    with torch.device("cpu"):  # a mode of torch's own, which only tells where new tensors are made
+        assert forwards(lambda: model(x)) == ["gelu"]
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Seen():
+        model(x)
+    assert F.gelu in seen
+
+
+@pytest.mark.parametrize(("after", "kept"), [([], False), ([nn.Linear(16, 4)], True), ([nn.Identity()], False)])
+def test_relu_keeps_its_output_only_where_nobody_can_write_into_it(after, kept):
+    model, found = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), *after)), []
+    with SAVED(lambda t: found.append(t) or t, lambda t: t):
+        model(numbers(4, 8))
+    assert all(t.lt(0).any() for t in found if t.shape == (4, 16)) != kept
+    if kept:
+        after[0].register_forward_pre_hook(lambda *args: None)
+        found.clear()
+        with SAVED(lambda t: found.append(t) or t, lambda t: t):
+            model(numbers(4, 8))
+        assert any(t.lt(0).any() for t in found if t.shape == (4, 16))
+
+
+@pytest.mark.parametrize("operation", ["add", "mask", "item", "module"])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Tanh()])
+def test_the_output_may_be_overwritten(activation, operation):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), activation, nn.Dropout(0.5)), numbers(4, 8)
+    model = convert(nn.Sequential(*model, nn.Hardtanh(inplace=True)) if operation == "module" else model)
+
+    def gradient(out_of_place):
+        model.zero_grad()
+        torch.manual_seed(3)
+        y = model[:3](x) if operation == "module" and out_of_place else model(x)
+        if operation == "add":
+            y = y + x if out_of_place else y.add_(x)
+        elif operation == "mask":
+            y = y.masked_fill(x > 0, 7) if out_of_place else y.masked_fill_(x > 0, 7)
+        elif operation == "item":
+            y = torch.cat([torch.zeros(1, 8), y[1:]]) if out_of_place else y.index_fill_(0, torch.tensor(0), 0)
+        elif out_of_place:
+            y = y.clamp(-1, 1)
+        y.square().sum().backward()
+        return model[0].weight.grad.clone()
+
+    torch.testing.assert_close(gradient(False), gradient(True))
+
+
+def test_the_input_may_be_overwritten_where_torch_lets_it():
+    """Torch keeps the output of these activations, so what they got may change."""
+    for before, cls in itertools.product(([], [nn.Identity()]), (nn.ReLU, nn.Sigmoid, nn.Tanh)):
+        model = convert(nn.Sequential(*before, cls(), nn.Dropout(0.5)))
+        x = numbers(50).requires_grad_()
+        z = x * 1
+        y = model(z)
+        z.zero_()
+        y.sum().backward()
+        assert torch.equal(x.grad != 0, y != 0)
+
+
+def test_an_in_place_dropout_writes_into_what_the_activation_made():
+    for training in (True, False):
+        model, x = convert(nn.Sequential(nn.GELU(), nn.Dropout(0.5, inplace=True))).train(training), numbers(40)
+        before = x.clone()
+        model(x)
+        assert torch.equal(x, before)
+        model(x.requires_grad_()).sum().backward()  # a leaf, which could not be written to
+        alone = convert(nn.Dropout(0.5, inplace=True)).train(training)
+        z = before.clone()
+        assert alone(z) is z
+    alpha, x = convert(nn.AlphaDropout(0.5, inplace=True)), numbers(40)
+    assert torch.equal(x, numbers(40)) and alpha(x) is not x  # as torch's, which ignores it
+
+
+# The property
+
+
+ACTIVATION_MODULES = [cls for cls, *_ in ACTIVATIONS] + [nn.Hardtanh, nn.PReLU, nn.ReLU6, nn.Identity]
+IN_PLACE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.ReLU6)
+DROPOUTS = [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout]
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+class Residual(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+@st.composite
+def models(draw):
+    """A function that makes a model, always the same one, and a shape of its input."""
+    parts = []
+    for _ in range(draw(st.integers(1, 6))):
+        kind = draw(st.sampled_from(["linear", "norm", "activation", "activation", "dropout", "dropout", "conv"]))
+        if kind == "activation":
+            cls = draw(st.sampled_from(ACTIVATION_MODULES))
+            parts.append((cls, {"inplace": True} if cls in IN_PLACE and draw(st.booleans()) else {}))
+        elif kind == "dropout":
+            p = draw(st.sampled_from([0.0, 0.3, 0.5]))
+            parts.append((draw(st.sampled_from(DROPOUTS)), {"p": p, "inplace": draw(st.booleans())}))
+        elif kind == "linear":
+            parts.append((nn.Linear, {"in_features": 6, "out_features": 6}))
+        elif kind == "norm":
+            parts.append((draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm])), {"normalized_shape": 6}))
+        else:
+            parts.append((nn.Conv1d, {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1}))
+    hooks = draw(st.lists(st.tuples(st.integers(0, len(parts) - 1), st.sampled_from(HOOKS)), max_size=2))
+    residual, layer = draw(st.booleans()), draw(st.sampled_from([None, None, "encoder", "decoder"]))
+    activation = draw(st.sampled_from(["relu", "gelu"]))
+
+    def make(p=None):
+        torch.manual_seed(0)
+        made = [cls(**(options | ({"p": p} if p is not None and "p" in options else {}))) for cls, options in parts]
+        records = []
+        for k, kind in hooks:
+            getattr(made[k], f"register_{kind}")(
+                lambda module, *values, kind=kind, k=k: records.append(
+                    (k, kind, [v.detach().clone() for group in values for v in group if isinstance(v, torch.Tensor)])
+                )
+            )
+        model = nn.Sequential(*made)
+        model = nn.Sequential(nn.Linear(6, 6), Residual(model)) if residual else model
+        if layer:
+            cls = nn.TransformerEncoderLayer if layer == "encoder" else nn.TransformerDecoderLayer
+            drop = 0.3 if p is None else p
+            model = nn.ModuleList([model, cls(6, 2, 8, drop, activation=activation, batch_first=True)])
+        return model, records
+
+    return make, layer
+
+
+def ran(make, layer, p, mode, convert=lambda m: m, seed=7):
+    """Output, gradients and records of the hooks; or the error."""
+    model, records = make(p)
+    model = convert(model.double().train(mode))
+    x = numbers(2, 4, 6).double().requires_grad_()
+    torch.manual_seed(seed)
+    try:
+        z = x * 1
+        y = model(z) if layer is None else model[0](z)
+        if layer is not None:
+            y = model[1](y) if layer == "encoder" else model[1](y, y)
+        y.square().sum().backward()
+    except RuntimeError:
+        return None, records
+    return [y.detach(), x.grad, z.detach(), *(q.grad for q in model.parameters())], records
+
+
+def assert_alike(got, want):
+    (values, records), (wanted, wanted_records) = got, want
+    if wanted is not None:  # else torch's own refuses what overwrites what a gradient needs
+        assert values is not None
+        for a, b in zip(values, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+        assert [r[:2] for r in records] == [r[:2] for r in wanted_records]
+        for (*_, a), (*_, b) in zip(records, wanted_records, strict=True):
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(x, y)
+
+
+@hypothesis.given(models())
+def test_a_converted_model_does_what_the_model_did(drawn):
+    make, layer = drawn
+    for p, mode in ((0.0, True), (None, False), (0.5, False)):
+        want = ran(make, layer, p, mode)
+        assert_alike(ran(make, layer, p, mode, convert), want)
+        assert_alike(ran(make, layer, p, mode, lambda model: revert(convert(model))), want)
+    with accelerate():  # the same masks, by torch's own modules
+        want = ran(make, layer, None, True)
+    assert_alike(ran(make, layer, None, True, convert), want)
+
+
+# Beyond eager tensors on the host
+
+
+def test_slices_and_indices_are_the_models():
+    model, x = convert(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.Linear(4, 2))), numbers(3, 4)
+    torch.testing.assert_close(model[:2](x), F.gelu(model[0](x)))
+    assert type(model[1]) is nn.GELU and (model[2](torch.ones(100)) == 0).any()
+    assert type(model[1:]) is fused.Sequential
+
+
+ROWS = [torch.ones(2, 4), torch.ones(3, 4)]
+OTHERS = {
+    "matrices": (nn.Dropout2d, lambda: torch.ones(3, 4)),
+    "volumes": (nn.Dropout2d, lambda: torch.ones(2, 3, 4, 4, 4)),
+    "sequences": (nn.Dropout3d, lambda: torch.ones(2, 3, 4)),
+    "images without samples": (nn.Dropout2d, lambda: torch.ones(3, 4, 4)),
+    "nested": (nn.Dropout, lambda: torch.nested.nested_tensor(ROWS)),
+    "jagged": (nn.Dropout, lambda: torch.nested.nested_tensor(ROWS, layout=torch.jagged)),
+    "meta": (nn.Dropout, lambda: torch.ones(3, device="meta")),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("case", OTHERS)
+def test_torch_serves_what_gpudrop_does_not(case, mode):
+    cls, make = OTHERS[case]
+
+    def told(module):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            y = module.train(mode)(make())
+        return y, [str(w.message) for w in caught if "nested" not in str(w.message)]
+
+    (want, warned), (got, said) = told(cls(0.5)), told(convert(cls(0.5)))
+    assert said == warned and got.is_nested == want.is_nested and got.device == want.device
+    if not want.is_nested:
+        assert got.shape == want.shape
+    chain = convert(nn.Sequential(nn.GELU(), cls(0.5))).train(mode)
+    assert chain(make()).is_nested == want.is_nested
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_second_and_forward_derivatives(mode):
+    for activation in (nn.Tanh(), nn.LeakyReLU(), nn.Softplus()):
+        model = (
+            convert(nn.Sequential(nn.Linear(1, 8), activation, nn.Dropout(0.1), nn.Linear(8, 1))).train(mode).double()
+        )
+
+        def output(x, model=model):
+            torch.manual_seed(1)
+            return model(x)
+
+        x = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(output, (x,), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(output, (x,), check_fwd_over_rev=True)
+
+
+def test_symbolic_traces():
+    model = convert(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Dropout(0.5)))
+    trace = torch.fx.symbolic_trace(model)
+    assert [node.op for node in trace.graph.nodes] == ["placeholder", *("call_module",) * 3, "output"]
+    x = torch.ones(50, 2)
+    torch.manual_seed(1)
+    want = model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(trace(x), want)
+    torch.testing.assert_close(trace.eval()(x), model.eval()(x))
+    whole = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), modules.Dropout(0.5, activation="relu")))
+    assert whole(x).shape == (50, 2)
+
+    def function(x):
+        return functional.drop_path(x, 0.5, activation="gelu") + 1
+
+    assert (torch.fx.symbolic_trace(function)(x) == 1).any()
+
+
+def test_scripts_are_refused_in_so_many_words():
+    sequential = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    for model in (sequential, nn.TransformerEncoderLayer(4, 1), nn.MultiheadAttention(4, 1)):
+        convert(model)
+        with pytest.raises(RuntimeError, match=r"apply gpudrop\.torch\.revert to the model first"):
+            torch.jit.script(model)
+        torch.jit.script(revert(model))
+
+
+def test_state_dicts_go_both_ways():
+    def build():
+        return nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1), nn.MultiheadAttention(4, 2))
+
+    plain, converted = build(), convert(build())
+    converted.load_state_dict(plain.state_dict())
+    plain.load_state_dict(converted.state_dict())
+    assert all(map(torch.equal, plain.state_dict().values(), converted.state_dict().values()))
+
+
+def test_copies_of_a_module_with_a_generator_have_other_masks():
+    module = modules.Dropout(0.5, generator=torch.Generator().manual_seed(0))
+    copies = [copy.deepcopy(module) for _ in range(4)]
+    assert len({tuple(twin(torch.ones(64)).tolist()) for twin in copies}) == 4
+    again = pickle.loads(pickle.dumps(module))  # goes on alike
+    assert torch.equal(again(torch.ones(64)), module(torch.ones(64)))
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
+    model.layers[0].dropout = model.layers[0].dropout1 = module
+    twin = copy.deepcopy(model)
+    assert twin.layers[0].dropout is twin.layers[0].dropout1 is not module
+    pair = copy.deepcopy(nn.ModuleList([module, modules.DropPath(generator=module.generator)]))
+    assert pair[0].generator is pair[1].generator is not module.generator

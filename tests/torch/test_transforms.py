@@ -1,0 +1,259 @@
+"""The transforms of torch.func, and derivatives of every order: as torch's activation times the mask has them."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
+
+import gpudrop  # noqa: E402
+import gpudrop.torch  # noqa: E402
+from gpudrop import Stream  # noqa: E402
+from gpudrop.activations import ACTIVATIONS  # noqa: E402
+from gpudrop.torch import accelerate, convert, functional, modules  # noqa: E402
+from gpudrop.torch.activations import TORCHS  # noqa: E402
+from tests.sampling import few  # noqa: E402
+
+STREAM = Stream(2**63 + 5, 2**40 + 3)
+X = torch.linspace(-2, 2, 7, dtype=torch.float64)
+
+func = torch.func
+TRANSFORMS = {
+    "grad": lambda f: func.grad(lambda x: f(x).sum())(X),
+    "vjp": lambda f: func.vjp(f, X)[1](X)[0],
+    "jvp": lambda f: func.jvp(f, (X,), (X.flip(0),))[1],
+    "jacrev": lambda f: func.jacrev(f)(X),
+    "jacfwd": lambda f: func.jacfwd(f)(X),
+    "linearize": lambda f: func.linearize(f, X)[1](X),
+    "hessian": lambda f: func.hessian(lambda x: f(x).sum())(X),
+    "reverse over reverse": lambda f: func.jacrev(func.jacrev(lambda x: f(x).sum()))(X),
+    "forward over forward": lambda f: func.jacfwd(func.jacfwd(lambda x: f(x).sum()))(X),
+    "reverse over forward": lambda f: func.jacrev(func.jacfwd(lambda x: f(x).sum()))(X),
+    "per sample": lambda f: func.vmap(func.grad(lambda x: f(x.expand(7)).sum()))(X),
+    "third, per sample": lambda f: func.vmap(func.grad(func.grad(func.grad(lambda x: f(x.expand(7)).sum()))))(X),
+}
+MOST = ("grad", "jvp", "hessian", "forward over forward", "third, per sample")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("transform", few(TRANSFORMS, *MOST))
+@pytest.mark.parametrize("activation", few(ACTIVATIONS, "identity", "relu", "leaky_relu", "gelu", "silu"))
+def test_derivatives_are_those_of_torchs_activation_under_the_mask(activation, transform):
+    mask = functional.dropout(torch.ones_like(X), 0.4, rng=STREAM)
+
+    def torchs(x):
+        return (x if activation == "identity" else TORCHS[activation].value(x)) * mask
+
+    got = TRANSFORMS[transform](lambda x: functional.dropout(x, 0.4, activation=activation, rng=STREAM))
+    torch.testing.assert_close(got, TRANSFORMS[transform](torchs))
+
+
+NEED = {"dropout1d": (2, 3, 4), "dropout2d": (2, 3, 2, 2), "dropout3d": (1, 3, 2, 2, 2), "embedding_dropout": (6, 2)}
+NEED |= {"locked_dropout": (2, 3, 4), "token_dropout": (2, 4, 3), "feature_alpha_dropout": (2, 3, 4)}
+NEED |= {"dropblock1d": (1, 2, 9), "dropblock2d": (1, 2, 8, 8)}
+
+
+@pytest.mark.parametrize("activation", few([None, "relu", "leaky_relu", "tanh"], "leaky_relu"))
+@pytest.mark.parametrize("name", few(functional.VARIANTS, "dropout", "alpha_dropout", "zoneout", "gaussian_noise"))
+def test_both_modes_of_every_variant(name, activation):
+    shape, count = NEED.get(name, (3, 5)), 2 if name == "zoneout" else 1
+    inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(count))
+
+    def function(*x):
+        return getattr(functional, name)(*x, 0.4, training=True, activation=activation, rng=STREAM)
+
+    both = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
+    assert torch.autograd.gradcheck(function, inputs, **both)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_dual_numbers():
+    """Forward mode without torch.func, of one input of two as well, and over the backward pass."""
+    x, t = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, t)
+        y = functional.dropout(dual, 0.5, activation="gelu", rng=STREAM)
+        got = forward_ad.unpack_dual(y)
+        for pair in ((dual, x), (x, dual)):
+            moved = forward_ad.unpack_dual(functional.zoneout(*pair, 0.5, rng=STREAM)).tangent
+            want = functional.zoneout(*(t if one is dual else torch.zeros(6).double() for one in pair), 0.5, rng=STREAM)
+            torch.testing.assert_close(moved, want)
+        learns = forward_ad.make_dual(x.clone().requires_grad_(), t)
+        slope = torch.autograd.grad(functional.dropout(learns, 0.5, activation="gelu", rng=STREAM).sum(), learns)[0]
+        bent = forward_ad.unpack_dual(slope).tangent
+    mask = functional.dropout(torch.ones(6), 0.5, rng=STREAM)
+    torch.testing.assert_close(got.primal, F.gelu(x) * mask)
+    torch.testing.assert_close(got.tangent, func.jvp(F.gelu, (x,), (t,))[1] * mask)
+    torch.testing.assert_close(bent, func.jvp(func.grad(lambda x: (F.gelu(x) * mask).sum()), (x,), (t,))[1])
+
+
+def test_second_derivatives_of_a_users_activation_are_refused():
+    name = "cubic_of_a_test"
+    if name not in ACTIVATIONS:
+
+        def cubic(x):
+            return x * x * x
+
+        def cubic_slope(x):
+            return 3 * x * x
+
+        gpudrop.register_activation(name, cubic, cubic_slope)
+    x = torch.randn(5).requires_grad_()
+    y = functional.dropout(x, 0.5, activation=name, rng=STREAM)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"{name!r} can't be differentiated once more"):
+        gradient.sum().backward()
+    with pytest.raises(NotImplementedError, match="apply the activation by itself"):
+        func.hessian(lambda x: functional.dropout(x, 0.5, activation=name, rng=STREAM).sum())(x.detach())
+    del ACTIVATIONS[name]
+
+
+# vmap: randomness is decided where a stream is drawn
+
+
+class Network(nn.Module):
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+X_OF_ALL = torch.ones(2, 30, 8)
+CALLS = {
+    "function": lambda x: functional.dropout(x, 0.5),
+    "activation": lambda x: functional.dropout(x, 0.5, activation="gelu"),
+    "generator": lambda x: functional.dropout(x, 0.5, generator=GENERATOR),
+    "own generator": lambda x: functional.dropout(x, 0.5, rng=OWN),
+    "channels": lambda x: functional.dropout1d(x, 0.5),
+    "two inputs": lambda x: functional.zoneout(x, torch.zeros_like(x), 0.5),
+    "module": Network(modules.Dropout(0.5)),
+    "converted": convert(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.5))),
+    "accelerated": lambda x: accelerated(lambda: F.dropout(x, 0.5)),
+    "attention": lambda x: accelerated(lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)),
+}
+GENERATOR, OWN = torch.Generator(), gpudrop.Generator(1)
+
+
+def accelerated(call):
+    with accelerate():
+        return call()
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap_asks_for_a_mask_for_each_sample_or_one_for_all(name, batched):
+    call, numbers = CALLS[name], X_OF_ALL.expand(4, *X_OF_ALL.shape)
+
+    def sample(x):
+        return call(x if batched else X_OF_ALL)
+
+    with torch.no_grad():
+        different = func.vmap(sample, randomness="different")(numbers)
+        assert len(torch.unique(different.flatten(1), dim=0)) == 4
+        same = func.vmap(sample, randomness="same")(numbers)
+        assert len(torch.unique(same.flatten(1), dim=0)) == 1
+        states = GENERATOR.get_state(), torch.get_rng_state(), OWN.state_dict()
+        with pytest.raises(RuntimeError, match="called random operation while in randomness error mode"):
+            func.vmap(sample)(numbers)
+        assert torch.equal(states[0], GENERATOR.get_state()) and torch.equal(states[1], torch.get_rng_state())
+        assert states[2] == OWN.state_dict()
+        empty = func.vmap(sample, randomness="different")(numbers[:0])
+        assert empty.shape == (0, *same.shape[1:])
+
+
+def test_a_stream_is_not_random():
+    """The caller has drawn: each sample gets its own of one, or all of them the same."""
+    want = functional.dropout(X_OF_ALL[0], 0.5, rng=STREAM)
+
+    def call(x):
+        return functional.dropout(x, 0.5, rng=STREAM)
+
+    for randomness in ("error", "same"):
+        assert all(torch.equal(y, want) for y in func.vmap(call, randomness=randomness)(X_OF_ALL))
+    different = func.vmap(call, randomness="different")(torch.ones(6, 100))
+    assert len(torch.unique(different, dim=0)) == 6
+    spawned = gpudrop.Generator(STREAM.seed)
+    spawned.load_state_dict({"seed": STREAM.seed, "call": STREAM.call})
+    for y, rng in zip(different, spawned.spawn(6), strict=True):  # as in mc_samples
+        assert torch.equal(y, functional.dropout(torch.ones(100), 0.5, rng=rng))
+    off = func.vmap(lambda x: functional.dropout(x, 0.5, training=False, activation="relu"))(-X_OF_ALL)
+    assert torch.equal(off, torch.zeros_like(X_OF_ALL))
+
+
+@pytest.mark.parametrize("outer", ["same", "different"])
+@pytest.mark.parametrize("inner", ["same", "different"])
+def test_nested(outer, inner):
+    def row(_):
+        return func.vmap(lambda _: functional.dropout(torch.ones(40), 0.5), randomness=inner)(torch.arange(3))
+
+    y = func.vmap(row, randomness=outer)(torch.arange(2))
+    masks = torch.unique(y.reshape(6, 40), dim=0)
+    assert len(masks) == (3 if inner == "different" else 1) * (2 if outer == "different" else 1)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("activation", few([None, "relu", "gelu"], "gelu"))
+def test_gradients_per_sample_go_through_the_masks_of_the_outputs(activation, randomness):
+    layer = nn.Linear(6, 8, dtype=torch.float64)
+    parameters, x = dict(layer.named_parameters()), torch.randn(5, 6, dtype=torch.float64)
+
+    def cost(parameters, x):
+        hidden = func.functional_call(layer, parameters, x)
+        y = functional.dropout(hidden, 0.5, activation=activation)
+        return y.square().sum(), (y, hidden)
+
+    gradients, (y, hidden) = func.vmap(func.grad(cost, has_aux=True), (None, 0), randomness=randomness)(parameters, x)
+    slope = 1 if activation is None else func.vmap(func.vmap(func.grad(TORCHS[activation].value)))(hidden.detach())
+    want = torch.where(y != 0, 2 * y * 2 * slope, 0)
+    torch.testing.assert_close(gradients["bias"], want)
+    assert (len(torch.unique((y == 0), dim=0)) == 1) == (randomness == "same" and activation != "relu")
+
+
+def test_ensembles_by_functional_call():
+    models = [nn.Sequential(nn.Linear(4, 16), nn.Tanh(), modules.Dropout(0.5), nn.Linear(16, 2)) for _ in range(3)]
+    parameters, buffers = func.stack_module_state(models)
+
+    def call(parameters, buffers, x):
+        return func.functional_call(models[0], (parameters, buffers), (x,))
+
+    y = func.vmap(call, (0, 0, None), randomness="different")(parameters, buffers, torch.ones(5, 4))
+    assert y.shape == (3, 5, 2)
+    y.sum().backward()
+    assert all(p.grad is not None for p in parameters.values())
+
+
+@pytest.mark.parametrize("randomness", ["error", "same"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_vmap_over_the_gradient_has_the_mask_of_the_forward_pass(activation, randomness):
+    x = torch.randn(6, 5).requires_grad_()
+    y = functional.dropout(x, 0.5, rng=STREAM, activation=activation)
+
+    def gradient(dy):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    batch = torch.randn(4, *x.shape)
+    got = func.vmap(gradient, randomness=randomness)(batch)
+    assert torch.equal(got, torch.stack([gradient(dy) for dy in batch]))
+    assert torch.equal(got, torch.autograd.grad(y, x, batch, is_grads_batched=True)[0])
+
+
+def test_attention_in_forward_mode():
+    q = torch.randn(2, 3, 4, dtype=torch.float64)
+    with gpudrop.no_dropout():
+        want = func.jvp(lambda q: F.scaled_dot_product_attention(q, q, q), (q,), (q,))[1]
+
+    def attend(q):
+        torch.manual_seed(1)
+        return gpudrop.torch.scaled_dot_product_attention(q, q, q, dropout_p=0.3)
+
+    got = func.jvp(attend, (q,), (q,))[1]
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(attend(forward_ad.make_dual(q, q))).tangent
+    torch.testing.assert_close(got, dual)
+    step = (attend(q + 1e-6 * q) - attend(q - 1e-6 * q)) / 2e-6
+    torch.testing.assert_close(got, step, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(got, want)
