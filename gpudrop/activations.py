@@ -5,6 +5,8 @@ and CuPy compile it; a bare number in it has the type of x. Slopes are d value /
 """
 
 import ast
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -276,6 +278,12 @@ def _depth(tree: ast.AST) -> int:
     while level:
         level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
     return depth
+
+
+@functools.cache
+def of_input(activation: Activation) -> Activation:
+    """The activation with a slope that is a function of x, for a backward pass that must not rely on y."""
+    return dataclasses.replace(activation, name=f"{activation.name}_of_input", slope_of="input")
 
 
 def find_activation(name: str | Activation | None) -> Activation:

@@ -9,6 +9,7 @@ from gpudrop import noises, variants
 from gpudrop.activations import find_activation
 from gpudrop.dropout import dropout
 from gpudrop.generator import Generator, Stream, check_rng, spawned
+from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits, check_p, check_uint64
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array
@@ -73,6 +74,8 @@ class Layer:
         self.p = p if isinstance(p, Schedule) else self.check(p)
         self.options: dict[str, Any] = {**defaults, **options}
         find_activation(self.options["activation"])
+        if self.options.get("mask_shape") is not None:
+            self.options["mask_shape"] = check_mask_shape(self.options["mask_shape"])
         self.options["bits"] = check_bits(self.options["bits"])
         check_rng(rng)
         self.rng = rng  # None stays None: the default generator, which a copy of the layer shares

@@ -96,11 +96,14 @@ class Shared:
 
 
 def check_mask_shape(mask_shape):
-    """mask_shape as a tuple of Python's integers and None, or a TypeError."""
+    """mask_shape as a tuple of Python's integers and None, or a TypeError; a ValueError if it can be none's."""
     try:
-        return tuple(None if n is None else operator.index(n) for n in mask_shape)
+        sizes = tuple(None if n is None else operator.index(n) for n in mask_shape)
     except TypeError:
         raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape!r}") from None
+    if any(n is not None and n < 0 for n in sizes):
+        raise ValueError(f"mask_shape must not be negative, got {mask_shape!r}")
+    return sizes
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends, variants
-from gpudrop.activations import ACTIVATIONS, find_activation
+from gpudrop.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.dropout import dropout, keep_mask
 from gpudrop.generator import Stream
 
@@ -55,14 +55,15 @@ def warmup(
 
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}")
-    names = list(ACTIVATIONS) if activations is None else [find_activation(name).name for name in activations]
+    rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
     function: Any = dropout if variant == "dropout" else getattr(variants, variant)
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
     options: dict[str, Any] = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
-    for name, dtype, p in progress([(name, dtype, p) for name in names for dtype in dtypes for p in (0.5, 0)]):
+    rows += [of_input(row) for row in rows if row.slope_of == "output"]  # as a converted PyTorch model needs it
+    for row, dtype, p in progress([(row, dtype, p) for row in rows for dtype in dtypes for p in (0.5, 0)]):
         x = backends.of(backend, np.zeros((8,) * axes, dtype))
         others = (x,) if variant == "zoneout" else ()
-        y, backprop = function.vjp(x, *others, p, activation=name, **options)
+        y, backprop = function.vjp(x, *others, p, activation=row, **options)
         backprop(y)

@@ -71,8 +71,8 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
-AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5)}
-"""How many axes gpudrop takes, of the functions that take more of them in torch, some with a warning."""
+AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5), "feature_alpha_dropout": range(2, 65)}
+"""How many axes gpudrop takes, of the functions that take others in torch, some with a warning, or refuse them."""
 
 _torchs_dropout2d = torch.nn.functional.dropout2d
 

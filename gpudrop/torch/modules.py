@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from gpudrop.activations import find_activation
+from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
 from gpudrop.schedules import Schedule
 from gpudrop.torch import functional
@@ -107,6 +108,8 @@ class Variant(torch.nn.Module):
         self.p, self.step = p if isinstance(p, Schedule) else layer.check(p), 0
         self.inplace, self.activation, self.generator = bool(inplace), activation, generator
         self.bits = check_bits(defaults["bits"] if bits is None else bits)
+        if options.get("mask_shape") is not None:
+            options["mask_shape"] = check_mask_shape(options["mask_shape"])
         self.options = own | options
 
     def is_own(self) -> bool:

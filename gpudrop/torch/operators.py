@@ -21,7 +21,6 @@ A kernel gets the two numbers as arguments. Where a graph is captured or compile
 and the kernel reads them, for arguments are the same at each replay.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -35,7 +34,7 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from gpudrop import variants
-from gpudrop.activations import find_activation
+from gpudrop.activations import find_activation, of_input
 from gpudrop.backends import adopt
 from gpudrop.context import Changes, current
 from gpudrop.dropout import dropout
@@ -123,12 +122,6 @@ def _options(text):
 
 
 @functools.cache
-def _of_input(name):
-    """The activation with a slope that is a function of x."""
-    return dataclasses.replace(find_activation(name), name=f"{name}_of_input", slope_of="input")
-
-
-@functools.cache
 def _variant(name):
     return dropout if name == "dropout" else getattr(variants, name)
 
@@ -191,7 +184,7 @@ def _prepare(x, other, out, stream, call, backward=False):
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
     options, part, by_input = _options(options)
-    activation = _of_input(activation) if backward and by_input else activation
+    activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits, "out": adopt("out", as_array(out))} | options
     context = current()
     as_called = (context.on, context.first, context.part) == (True, first, part)  # wherever a backward pass runs

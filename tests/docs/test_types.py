@@ -148,6 +148,7 @@ x = torch.ones(4, 3)
 assert_type(functional.dropout2d(x, 0.5, True, generator=torch.Generator(), rng=Stream(0, 0)), torch.Tensor)
 assert_type(gpudrop.torch.scaled_dot_product_attention(x, x, x, dropout_p=0.1), torch.Tensor)
 assert_type(gpudrop.torch.convert(torch.nn.Linear(1, 1)), torch.nn.Module)
+assert_type(gpudrop.torch.revert(torch.nn.Linear(1, 1)), torch.nn.Module)
 drop: torch.nn.Dropout = gpudrop.torch.Dropout(schedules.constant(0.1), activation="gelu")
 path: gpudrop.torch.DropPath = gpudrop.torch.DropPath(0.1)
 gpudrop.torch.WeightDrop(torch.nn.LSTM(1, 1), ["weight_hh_l0"], 0.5)
@@ -157,7 +158,7 @@ with gpudrop.torch.accelerate():
 def loss(x: torch.Tensor) -> float:
     return 0.0
 assert_type(loss(x), float)
-gpudrop.torch.accelerate(True)
+gpudrop.torch.accelerate(True, attention=False)
 """
 
 WRONG_IN_TORCH = {

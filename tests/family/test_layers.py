@@ -49,6 +49,16 @@ def test_a_pickled_layer_goes_on_alike(cls):
         np.testing.assert_array_equal(twin(*inputs), layer(*inputs))
 
 
+@pytest.mark.parametrize("shape", ["Invalid", (0.5, 1), (-1, 4), (2, "a"), 3])
+def test_a_mask_shape_that_can_never_be_one_is_refused_at_once(shape):
+    with pytest.raises((TypeError, ValueError), match="mask_shape must") as refused:
+        layers.Dropout(0.5, mask_shape=shape)
+    with pytest.raises(type(refused.value)) as again:
+        gpudrop.dropout(np.ones((2, 4), np.float32), 0.5, mask_shape=shape)
+    assert str(again.value) == str(refused.value)
+    assert layers.Dropout(0.5, mask_shape=[20, 1, np.int64(10), None]).options["mask_shape"] == (20, 1, 10, None)
+
+
 def test_a_deep_copy_draws_other_masks():
     x, layer = np.ones(200, np.float32), layers.Dropout(0.5, rng=Generator(4), activation="relu", bits=8)
     layer.step = 3

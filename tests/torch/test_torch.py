@@ -460,6 +460,13 @@ def test_kernels_run_on_torchs_threads(environment):
 # Arguments and memory
 
 
+def test_modules_check_a_mask_shape_when_they_are_made():
+    for shape in ("Invalid", (0.5, 1), (-1, 4)):
+        with pytest.raises((TypeError, ValueError), match="mask_shape must"):
+            modules.Dropout(0.5, mask_shape=shape)
+    assert modules.Dropout(0.5, mask_shape=[None, np.int64(1)]).options["mask_shape"] == (None, 1)
+
+
 def test_p_may_be_any_number_and_change():
     p, x = torch.tensor(0.0), torch.ones(20_000)
     for value in (0.1, 0.5, 0.9):

@@ -69,6 +69,7 @@ def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
         "gelu",
         "relu",
         "identity",
+        "relu_of_input",
     }  # that of zoneout's other array
     assert {fusion.dtype for fusion in applied} == {"float16"}
     assert {fusion.direction for fusion in applied} == {"forward", "backward"}
