@@ -608,7 +608,7 @@ MUTANTS = [
         "gpudrop/torch/activations.py",
         "lambda dy, x: aten.tanh_backward(dy, x.tanh())",
         "lambda dy, x: aten.sigmoid_backward(dy, x.sigmoid())",
-        "torch/test_transforms.py",
+        "torch/test_conversion.py",
     ),
     Mutant(
         "torch's generator moves on in eval",

@@ -194,7 +194,7 @@ def _text(
 ) -> tuple[Any, ...]:
     """What the operators take of a call but for p, checked; options are pairs."""
     bits, row = check_bits(bits), find_activation(activation)
-    given = {option: value for option, value in options if value is not None}
+    given = {o: v.item() if isinstance(v, np.generic) else v for o, v in options if v is not None}
     given |= {} if training else {"training": False}
     given |= {"keeps": "input"} if keeps_input and row.slope_of == "output" else {}
     return json.dumps(given), row.name, bits
@@ -273,17 +273,13 @@ def _number(p: Any) -> Any:
 
 
 def _pairs(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The options with values that have a hash and a JSON text."""
-    pairs = []
+    """The options with values that have a hash."""
     for option, value in options.items():
-        if isinstance(value, np.generic):
-            value = value.item()
         if isinstance(value, (list, dict, set, np.ndarray, torch.Tensor)):  # of no option, or of another type than it
             array = np.broadcast_to(np.float32(0), x.shape)
             getattr(variants, name).prepare(array, 0, **{option: value})
             raise TypeError(f"{option} must be a number or a tuple, got {value!r}")
-        pairs.append((option, value))
-    return tuple(pairs)
+    return tuple(options.items())
 
 
 def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:

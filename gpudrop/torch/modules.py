@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from gpudrop.activations import find_activation
@@ -110,7 +111,8 @@ class Variant(torch.nn.Module):
         self.bits = check_bits(defaults["bits"] if bits is None else bits)
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        self.options = own | options
+        # NumPy's numbers are arrays to torch.compile.
+        self.options = own | {n: v.item() if isinstance(v, np.generic) else v for n, v in options.items()}
 
     def is_own(self) -> bool:
         """Whether it does what no module of torch's does."""

@@ -74,6 +74,16 @@ def test_parts_of_strided_arrays(backend, poisoned, dtype):
     np.testing.assert_array_equal(backend.get(y), want)
 
 
+@pytest.mark.parametrize("pitch", [37, 45])
+def test_rows_that_begin_at_different_places_in_a_chunk(backend, poisoned, pitch):
+    x = np.random.default_rng(0).normal(size=(5, pitch)).astype(np.float32)
+    want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))
+    for begin, end in ((0, 8), (0, 17), (3, 19), (8, 24)):
+        with Changes(part=Part(x.shape, (0, begin))):
+            y = gpudrop.dropout(backend.put(np.ascontiguousarray(x[:, begin:end])), 0.4, rng=STREAM)
+        np.testing.assert_array_equal(backend.get(y), want[:, begin:end])
+
+
 def test_rows_of_parts():
     assert rows((4, 6), Part((4, 6), (0, 0))) == (24, 24, (0,))
     assert rows((2, 6), Part((4, 6), (2, 0))) == (12, 24, (12,))

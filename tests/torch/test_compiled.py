@@ -152,6 +152,14 @@ def test_a_compiled_module_follows_its_p(make):
         compiled(x)
 
 
+def test_options_of_numpys_in_a_compiled_module():
+    module, x = modules.DropBlock2d(0.2, block_size=np.int64(3)), torch.ones(2, 3, 9, 9)
+    torch.manual_seed(1)
+    want = module(x)
+    torch.manual_seed(1)
+    assert torch.equal(torch.compile(module, backend="aot_eager", fullgraph=True)(x), want)
+
+
 def test_a_compiled_model_obeys_the_blocks_it_runs_in():
     module, x = modules.Dropout(0.5), torch.ones(8, 40)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

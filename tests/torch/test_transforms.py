@@ -165,6 +165,15 @@ def test_vmap_asks_for_a_mask_for_each_sample_or_one_for_all(name, batched):
         assert empty.shape == (0, *same.shape[1:])
 
 
+def test_the_operator_itself_refuses_where_vmap_does():
+    """As compiled graphs call it."""
+    with pytest.raises(RuntimeError, match="called random operation while in randomness error mode"):
+        func.vmap(lambda _: torch.ops.gpudrop.stream(device="cpu"))(torch.arange(3))
+    compiled = torch.compile(func.vmap(lambda x: functional.dropout(x, 0.5)), backend="aot_eager")
+    with pytest.raises(Exception, match="called random operation while in randomness error mode"):
+        compiled(torch.ones(3, 4))
+
+
 def test_a_stream_is_not_random():
     """The caller has drawn: each sample gets its own of one, or all of them the same."""
     want = functional.dropout(X_OF_ALL[0], 0.5, rng=STREAM)
