@@ -403,6 +403,10 @@ def test_attention_on_cuda_stays_torchs_unless_it_is_asked_for(monkeypatch):
         assert rerouted(gpu)
         accelerate(True)
         assert rerouted(host) and not rerouted(gpu)
+        with accelerate(attention=True):
+            accelerate(False)  # which ends what holds for the process, not the block
+            assert rerouted(gpu)
+        assert is_torchs()
     finally:
         accelerate(False)
     assert is_torchs()
@@ -493,6 +497,22 @@ def test_attention_with_a_mask_that_learns():
         gpudrop.torch.scaled_dot_product_attention(q, k, v, bias, dropout_p=0.4, is_causal=True)
     with pytest.raises(ValueError, match="between 0 and 1"):
         gpudrop.torch.scaled_dot_product_attention(q, k, v, dropout_p=1.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.complex64])
+def test_attention_refuses_the_masks_that_torch_refuses(dtype):
+    q, mask = numbers(1, 1, 2, 4), torch.tensor([[1, 0], [1, 1]]).to(dtype)
+    with pytest.raises(
+        RuntimeError, match="Expected attn_mask dtype to be bool or float or to match query dtype"
+    ) as torchs:
+        F.scaled_dot_product_attention(q, q, q, attn_mask=mask, dropout_p=0.5)
+    with accelerate():
+        for attend in (F.scaled_dot_product_attention, gpudrop.torch.scaled_dot_product_attention):
+            with pytest.raises(RuntimeError) as own:
+                attend(q, q, q, attn_mask=mask, dropout_p=0.5)
+            assert str(own.value) == str(torchs.value)
+    half, wide = numbers(1, 1, 2, 4).bfloat16(), torch.zeros(2, 2)  # a mask of float32 goes with any query
+    assert gpudrop.torch.scaled_dot_product_attention(half, half, half, wide, dropout_p=0.5).dtype == torch.bfloat16
 
 
 def test_attention_under_autocast_has_torchs_dtype():
