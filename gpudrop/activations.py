@@ -53,7 +53,7 @@ def relu(x):
 
 
 def relu_slope(y):
-    return 1 if y > 0 else 0
+    return 0 if y <= 0 else 1  # a gradient of nan shows where y is nan
 
 
 def leaky_relu(x):

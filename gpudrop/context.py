@@ -5,9 +5,10 @@ A context belongs to a thread, or to an asyncio task. It is read once in each ca
 
 import functools
 import inspect
+import itertools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,8 +26,8 @@ class Context(NamedTuple):
     first: int = 0  # the number of an array's first sample in the whole batch
     part: Part | None = None  # of which array the one that a call gets is a part
     tape: Any = None  # records the streams of a function that will be run again, and then repeats them
-    owner: int = 0  # the id of the block
-    outer: "Context | None" = None  # what holds after it
+    entry: "tuple[int, Mapping[str, Any]]" = (0, {})  # the number of the innermost block's entry, and what it changes
+    outer: "Context | None" = None  # what holds around it
 
 
 DEFAULT = Context()
@@ -111,30 +112,52 @@ class Block(ABC):
         return decorated
 
 
+_entries = itertools.count(1)
+
+
+def _without(context: Context, number: int) -> Context:
+    """The context as it is without one of its entries, which need not be the last."""
+    if context.outer is None:
+        return context
+    if context.entry[0] == number:
+        return context.outer
+    outer = _without(context.outer, number)
+    return context if outer is context.outer else outer._replace(**context.entry[1], entry=context.entry, outer=outer)
+
+
 class Changes(Block):
     """A block in which some fields of the context have other values."""
 
     def __init__(self, **changes: Any) -> None:
         self.changes = changes
+        self.entered: set[int] = set()
 
     def __enter__(self) -> None:
-        before = current()
+        number, before = next(_entries), current()
         try:
-            _set(before._replace(**self.changes, owner=id(self), outer=before))
+            self.entered.add(number)
+            _set(before._replace(**self.changes, entry=(number, self.changes), outer=before))
         except BaseException:  # an interrupt, say
             _set(before)
             raise
 
     def __exit__(self, *error: object) -> None:
-        before = current().outer or DEFAULT
+        """End the innermost entry that is this block's and of this thread or task, if there is one."""
+        context: Context | None = current()
+        while context is not None and context.entry[0] not in self.entered:
+            context = context.outer
+        if context is None:
+            return
+        number = context.entry[0]
         try:
-            _set(before)
+            _set(_without(current(), number))
         except BaseException:
-            _set(before)
+            _set(_without(current(), number))
             raise
+        self.entered.discard(number)
 
     def __del__(self) -> None:
-        if current().owner == id(self):  # an interrupt came before __exit__ could do anything
+        if self.entered:  # an interrupt came before __exit__ could do anything
             Changes.__exit__(self)
 
 

@@ -96,7 +96,7 @@ def tanh_slope(x):
 # At a kink a slope is that of the left side, but 1 at hardswish's 3; the slope at nan is nobody's promise.
 ACTIVATIONS = {
     "identity": (lambda x: x, np.ones_like),
-    "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0)),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x <= 0, 0.0, 1.0)),
     "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1.0, 0.01)),
     "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
     "elu": (lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), lambda x: np.exp(np.minimum(x, 0))),

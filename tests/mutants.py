@@ -243,9 +243,23 @@ MUTANTS = [
     Mutant(
         "no_dropout never ends",
         "gpudrop/context.py",
-        "        before = current().outer or DEFAULT",
-        "        before = current()",
-        "unit/test_api.py",
+        "        try:\n            _set(_without(current(), number))\n",
+        "        try:\n            pass\n",
+        "unit/test_context.py",
+    ),
+    Mutant(
+        "a block ends what other blocks have begun",
+        "gpudrop/context.py",
+        "    if context.entry[0] == number:\n        return context.outer\n",
+        "    if True:\n        return context.outer\n",
+        "unit/test_context.py",
+    ),
+    Mutant(
+        "an outer transform sees no derivative",
+        "gpudrop/torch/operators.py",
+        "    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):\n        yield",
+        "    yield",
+        "torch/test_transforms.py",
     ),
     Mutant(
         "every part of a batch begins at its first sample",

@@ -65,7 +65,7 @@ TORCHS["quick_gelu"] = Torchs(lambda x: x * (1.702 * x).sigmoid(), _quick_gelu_s
 def name_of(activation: Any) -> str | None:
     """What gpudrop calls an activation module of torch's, or a function of FUNCTIONS; None for any other."""
     if not isinstance(activation, nn.Module):
-        return FUNCTIONS.get(activation)
+        return next((name for function, name in FUNCTIONS.items() if function is activation), None)
     for cls, arguments, name, _ in ACTIVATIONS:
         if type(activation) is cls and all(getattr(activation, a) == value for a, value in arguments.items()):
             return name

@@ -23,7 +23,7 @@ _everywhere = False  # whether attention on CUDA is rerouted too
 
 def _overrides(x: Any) -> bool:
     """Whether its type says itself what torch's functions do with it."""
-    method = type(x).__torch_function__
+    method = getattr(type(x), "__torch_function__", torch._C._disabled_torch_function_impl)
     inherited = getattr(method, "__func__", None) is getattr(torch.Tensor.__torch_function__, "__func__")  # noqa: B009
     return method is not torch._C._disabled_torch_function_impl and not inherited
 
@@ -34,17 +34,19 @@ def _rerouted(name: str, on: bool) -> Callable[..., Any]:
 
     @functools.wraps(torchs)
     def function(input: Any, p: Any = 0.5, training: Any = on, inplace: Any = False) -> Any:
-        if has_torch_function_unary(input):
-            seen = torchs if _overrides(input) else function  # which may be in a table
+        if has_torch_function_unary(input):  # who looks sees torch's function, but for one that drops
+            drops = training is True and isinstance(p, (int, float)) and p > 0 and not _overrides(input)
+            seen = function if drops else torchs
             return handle_torch_function(seen, (input,), input, p=p, training=training, inplace=inplace)
         if p < 0.0 or p > 1.0 or not p > 0.0 or training is not True or not functional.serves(input, name):
-            return torchs(input, p, training, inplace)
+            return torchs(input, p, training if functional.is_on() else False, inplace)
         return own(input, p if type(p) is float else float(p), True, inplace)
 
     function.__prepare_scriptable__ = lambda: torchs  # type: ignore[attr-defined]  # what torch.jit.script compiles
     return function
 
 
+ATTENTION = "scaled_dot_product_attention"
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # and by name alone scale and enable_gqa
 
 
@@ -57,10 +59,12 @@ def _rerouted_attention() -> Callable[..., Any]:
         tensors: Any = [named.get(name) for name in _ARGUMENTS[:3]]
         if not all(isinstance(x, torch.Tensor) for x in tensors) or len(named) != len(args) + len(kwargs):
             return torchs(*args, **kwargs)
-        if has_torch_function_variadic(*tensors) and all(type(x) in functional.PLAIN for x in tensors):
-            return handle_torch_function(function, tensors, *args, **kwargs)
+        if not functional.is_on():
+            return torchs(**named | {"dropout_p": 0.0})
         if not _serves_attention(tensors, named.get("attn_mask"), named.get("dropout_p", 0.0)):
             return torchs(*args, **kwargs)
+        if has_torch_function_variadic(*tensors):
+            return handle_torch_function(function, tensors, *args, **kwargs)
         if torch.compiler.is_compiling():
             return attention.scaled_dot_product_attention(*args, **kwargs)
         try:
@@ -74,6 +78,8 @@ def _rerouted_attention() -> Callable[..., Any]:
 
 def _serves_attention(tensors: list[torch.Tensor], mask: Any, p: Any) -> bool:
     """Whether something is dropped of what gpudrop has kernels for, and torch takes these dtypes together."""
+    if any(type(x) not in functional.PLAIN and _overrides(x) for x in tensors):
+        return False
     if not isinstance(p, float) or not 0 < p <= 1 or not all(functional.serves(x, "") for x in tensors):
         return False
     query, key, value = tensors
@@ -88,8 +94,8 @@ _rerouting = {
     name: _rerouted(name, on=name not in functional.OFF_BY_DEFAULT)
     for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 }
-_rerouting["scaled_dot_product_attention"] = _rerouted_attention()
-_torchs = {name: getattr(F, name) for name in _rerouting}
+_rerouting[ATTENTION] = _rerouted_attention()
+_before: dict[str, Callable[..., Any]] = {}  # what the names meant
 
 
 class Accelerated(Block):
@@ -113,14 +119,17 @@ class Accelerated(Block):
 
 
 def _reroute() -> None:
-    """Have torch's names mean what is in force."""
+    """Have torch's names mean what is in force; a name gets back what it meant before, which may be somebody else's."""
     global _everywhere
     _everywhere = any(held.attention for held in _held)
-    for name, function in (_rerouting if _held else _torchs).items():
-        if getattr(F, name) is not function:
+    for name, function in _rerouting.items():
+        wanted = bool(_held) and not (name == ATTENTION and any(held.attention is False for held in _held))
+        is_ours = getattr(F, name) is function
+        if wanted and not is_ours:
+            _before[name] = getattr(F, name)
             setattr(F, name, function)
-    if any(held.attention is False for held in _held):
-        F.scaled_dot_product_attention = _torchs["scaled_dot_product_attention"]
+        elif not wanted and is_ours:
+            setattr(F, name, _before[name])
 
 
 _process: list[Accelerated] = []

@@ -153,19 +153,24 @@ def _where(function: Any, **names: Any) -> Any:
     surroundings = {name: value for name, value in function.__globals__.items() if name != "__name__"}
     copy = FunctionType(function.__code__, surroundings | names, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__globals__[function.__name__] = copy  # which it hands to modes, and they call
     return copy
 
 
 def _without_weights(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Attention of which nobody asks the weights: on CUDA torch's fused kernels, which don't hold them."""
-    attend = torchs_own if query.is_cuda else scaled_dot_product_attention
-    return attend(query, *args, **kwargs)
+    if query.is_cuda and functional.is_on():
+        return torchs_own(query, *args, **kwargs)
+    return scaled_dot_product_attention(query, *args, **kwargs)
 
 
 _own = {"dropout": functional.dropout, "scaled_dot_product_attention": _without_weights}
 _functional = SimpleNamespace(
     **vars(F) | {"multi_head_attention_forward": _where(F.multi_head_attention_forward, **_own)}
 )
+
+
+_forward = _where(torch.nn.MultiheadAttention.forward, F=_functional)
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -182,6 +187,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     torch.Size([5, 3, 8])
     """
 
-    forward = _where(torch.nn.MultiheadAttention.forward, F=_functional)
+    @modules.like(torch.nn.MultiheadAttention.forward)
+    def forward(self, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        traced = modules.proxy_of(self, query, *args, **kwargs)
+        return _forward(self, query, *args, **kwargs) if traced is None else traced
 
     __prepare_scriptable__ = modules.refuse_scripts

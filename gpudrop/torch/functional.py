@@ -91,6 +91,11 @@ def _constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def is_on() -> bool:
+    """Whether dropout is on where the code runs that runs now, or is compiled."""
+    return visible.on if torch.compiler.is_compiling() else current().on
+
+
 def serves(x: Any, name: str) -> bool:
     """Whether there are kernels for what torch's function of this name does with x."""
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested or x.dtype not in DTYPES:

@@ -83,8 +83,9 @@ def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any
 class Sequential(nn.Sequential):
     """`torch.nn.Sequential` that fuses activations with the dropout after them."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, input: Any) -> Any:
         parts: list[Any] = [None, *self._modules.values(), None]
+        x = input
         k = 1
         while k < len(parts) - 1:
             before, part, after = parts[k - 1 : k + 2]
@@ -102,6 +103,11 @@ class Sequential(nn.Sequential):
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer` that fuses its activation with the dropout after it."""
 
+    @modules.like(nn.TransformerEncoderLayer.forward)
+    def forward(self, src: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        traced = modules.proxy_of(self, src, *args, **kwargs)
+        return super().forward(src, *args, **kwargs) if traced is None else traced
+
     def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
         x = self.linear1(x)
         return self.dropout2(
@@ -113,6 +119,11 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     """`torch.nn.TransformerDecoderLayer` that fuses its activation with the dropout after it."""
+
+    @modules.like(nn.TransformerDecoderLayer.forward)
+    def forward(self, tgt: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        traced = modules.proxy_of(self, tgt, *args, **kwargs)
+        return super().forward(tgt, *args, **kwargs) if traced is None else traced
 
     def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
         x = self.linear1(x)

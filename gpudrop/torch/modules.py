@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from gpudrop.signatures import Own
+
+
+def like(function: Any) -> Any:
+    """A decorator of a method that takes what another one takes."""
+    return functools.wraps(function)
+
+
+def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """In torch.fx's symbolic trace a call of the module, as torch's own modules are there; else None."""
+    if type(args[0]) in functional.PLAIN:
+        return None
+    proxy = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.fx.Proxy)), None)
+    if proxy is None:
+        return None
+    tracer: Any = proxy.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 
 def refuse_scripts(module: Any) -> Any:
@@ -122,12 +139,12 @@ class Variant(torch.nn.Module):
         """p of this step."""
         return self.p(self.step) if isinstance(self.p, Schedule) else self.p
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        if type(inputs[0]) not in functional.PLAIN and (traced := self._traced(inputs)) is not None:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if (traced := proxy_of(self, input)) is not None:
             return traced
-        if self.torchs is not None and self.activation is None and not functional.serves(inputs[0], self.variant):
-            return self.torchs.forward(self, *inputs)
-        return self.apply_to(*inputs)
+        if self.torchs is not None and self.activation is None and not functional.serves(input, self.variant):
+            return input if self.training and not functional.is_on() else self.torchs.forward(self, input)
+        return self.apply_to(input)
 
     def apply_to(
         self,
@@ -151,14 +168,6 @@ class Variant(torch.nn.Module):
             self.options,
             keeps_input,
         )
-
-    def _traced(self, inputs: tuple[Any, ...]) -> Any:
-        """In torch.fx's symbolic trace a call of the module, as torch's own modules are there, or None."""
-        proxy = next((x for x in inputs if isinstance(x, torch.fx.Proxy)), None)
-        if proxy is None:
-            return None
-        name = proxy.tracer.path_of_module(self)  # type: ignore[attr-defined]
-        return proxy.tracer.create_proxy("call_module", name, inputs, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         generator = self.generator
@@ -235,7 +244,10 @@ class UniformDropout(Variant, of="uniform_dropout"): ...
 class GaussianNoise(Variant, of="gaussian_noise"): ...
 
 
-class Zoneout(Variant, of="zoneout"): ...
+class Zoneout(Variant, of="zoneout"):
+    def forward(self, input: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        traced = proxy_of(self, input, previous)
+        return self.apply_to(input, previous) if traced is None else traced
 
 
 STANDS_FOR: dict[type[torch.nn.Module], type[torch.nn.Module]] = {

@@ -254,7 +254,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset, x, other, stream, *call):
-        y = _below("forward", keyset, x, other, stream, *call)
+        with _as_called():
+            y = _below("forward", keyset, x, other, stream, *call)
         ctx.stream, ctx.call = stream, call
         if (kept := _kept(call, x, y)) is not None:
             ctx.save_for_backward(kept)
@@ -293,7 +294,8 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset, dy, saved, stream, *call):
-        dx = _below("backward", keyset, dy, saved, stream, *call)
+        with _as_called():
+            dx = _below("backward", keyset, dy, saved, stream, *call)
         ctx.stream, ctx.call = stream, call
         if saved is not None:
             ctx.save_for_backward(saved)
@@ -312,6 +314,16 @@ NO_SECOND_DERIVATIVE = (
     "the backward pass of {!r} can't be differentiated once more; for second derivatives apply the activation by "
     "itself, before a dropout without one"
 )
+
+
+@contextmanager
+def _as_called():
+    """Outer transforms of torch.func differentiate what a Function computes, in which torch has switched that off."""
+    if not torch._C._are_functorch_transforms_active():
+        yield
+        return
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
 
 
 def _below(name, keyset, *arguments):

@@ -359,6 +359,35 @@ def test_functions_stay_visible_to_modes_and_subclasses():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_somebody_elses_function_comes_back(monkeypatch):
+    def patched(*args, **kwargs):
+        return "patched"
+
+    monkeypatch.setattr(F, ATTENTION, patched)
+    with accelerate(attention=False):
+        assert F.scaled_dot_product_attention is patched
+    with accelerate():
+        assert F.scaled_dot_product_attention is not patched
+    assert F.scaled_dot_product_attention is patched
+    with accelerate():
+        monkeypatch.setattr(F, "dropout", patched)
+    assert F.dropout is patched
+
+
+def test_modes_see_torchs_function_where_nothing_is_dropped():
+    seen = []
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with accelerate(), Seen():
+        F.dropout(torch.ones(3), 0.5, False)
+        F.dropout(torch.ones(3), 0.0)
+    assert seen.count(TORCHS["dropout"]) == 2
+
+
 def test_scripts_are_of_torchs_functions():
     class Attending(nn.Module):
         def forward(self, x):

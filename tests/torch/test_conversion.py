@@ -1,6 +1,8 @@
 """convert: but for masks and speed, a converted model does what the model did, and revert makes it that model again."""
 
+import contextlib
 import copy
+import dataclasses
 import itertools
 import pickle
 import warnings
@@ -14,6 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import gpudrop  # noqa: E402
 import gpudrop.torch  # noqa: E402
 from gpudrop.torch import accelerate, convert, functional, fused, modules, revert  # noqa: E402
 from gpudrop.torch.activations import ACTIVATIONS  # noqa: E402
@@ -403,6 +406,68 @@ def test_symbolic_traces():
         return functional.drop_path(x, 0.5, activation="gelu") + 1
 
     assert (torch.fx.symbolic_trace(function)(x) == 1).any()
+
+
+def test_calls_by_name_and_modules_in_larger_traces():
+    model, x = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.5))), numbers(3, 4)
+    assert model(input=x).shape == x.shape and convert(nn.Dropout(0.5))(input=x).shape == x.shape
+    for wrong in ((), (x, x)):
+        with pytest.raises(TypeError, match="positional argument"):
+            convert(nn.Dropout(0.5))(*wrong)
+    batch = {"input": {0: torch.export.Dim("batch")}}
+    torch.export.export(model.eval(), (x,), dynamic_shapes=batch)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.attention = nn.TransformerEncoderLayer(8, 2, 16), nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.attention(self.layer(x), x, value=x, need_weights=False)[0]
+
+    trace, x = torch.fx.symbolic_trace(convert(Outer())), numbers(3, 2, 8)
+    assert [node.op for node in trace.graph.nodes].count("call_module") == 2
+    assert trace(x).shape == x.shape
+
+
+def test_an_activation_without_a_hash():
+    @dataclasses.dataclass
+    class Shifted:
+        by: float
+
+        def __call__(self, x):
+            return x + self.by
+
+    layer = convert(nn.TransformerEncoderLayer(8, 2, 16, activation=Shifted(0.5)))
+    assert layer(numbers(3, 2, 8)).shape == (3, 2, 8)
+
+
+def test_a_gradient_of_relu_shows_nan():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(1e-9), nn.Linear(4, 1))
+    x = torch.tensor([[float("nan"), 1, 1, 1]], requires_grad=True)
+    (want,) = torch.autograd.grad(model(x).sum(), x)
+    (got,) = torch.autograd.grad(convert(model)(x).sum(), x)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("kind", ["nested", "attention", "device"])
+def test_off_is_off_for_what_torch_serves_too(kind):
+    x = numbers(5, 3, 8)
+    if kind == "nested":
+        module, call = nn.Dropout(0.5), lambda m: m(torch.nested.nested_tensor(ROWS)).to_padded_tensor(1)
+        function = lambda: F.dropout(torch.nested.nested_tensor(ROWS), 0.5).to_padded_tensor(1)  # noqa: E731
+    else:
+        module, call = nn.MultiheadAttention(8, 2, dropout=0.5), lambda m: m(x, x, x)[0]
+        function = lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)  # noqa: E731
+    convert(module)
+    with torch.device("cpu") if kind == "device" else contextlib.nullcontext():
+        torch.manual_seed(1)
+        masked = call(module)
+        with gpudrop.no_dropout(), accelerate():
+            assert torch.equal(call(module), call(module)) and torch.equal(function(), function())
+            assert not torch.equal(call(module), masked)
+    torch.manual_seed(1)
+    assert torch.equal(call(module), masked)  # the same mask, whatever modes there are
 
 
 def test_scripts_are_refused_in_so_many_words():

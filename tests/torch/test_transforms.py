@@ -89,6 +89,38 @@ def test_dual_numbers():
     torch.testing.assert_close(bent, func.jvp(func.grad(lambda x: (F.gelu(x) * mask).sum()), (x,), (t,))[1])
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_derivatives_of_what_follows_the_dropout_count_too(activation):
+    """At each level of the transforms: the second derivative of a square is that of the dropout's output as well."""
+    layer = nn.Linear(7, 7, dtype=torch.float64)
+    torchs = TORCHS[activation].value if activation in TORCHS else nn.Identity()
+    mask = functional.dropout(torch.ones_like(X), 0.4, rng=STREAM)
+
+    def own(x):
+        return functional.dropout(layer(x), 0.4, activation=activation, rng=STREAM).tanh().square().sum()
+
+    def want(x):
+        return (torchs(layer(x)) * mask).tanh().square().sum()
+
+    for transform, inputs in (
+        (func.hessian, X),
+        (lambda f: func.jacrev(func.jacrev(f)), X),
+        (lambda f: func.jacfwd(func.jacfwd(f)), X),
+        (lambda f: func.jacrev(func.jacfwd(f)), X),
+        (lambda f: func.vmap(func.hessian(f)), X.expand(2, 7)),
+        (lambda f: func.grad(lambda x: func.grad(lambda x: func.grad(f)(x).sum())(x).sum()), X),
+    ):
+        torch.testing.assert_close(transform(own)(inputs), transform(want)(inputs))
+    with torch.no_grad():
+        inner = func.grad(own)(X)
+
+    def constant(x):
+        with torch.no_grad():
+            return func.grad(own)(x).sum()
+
+    assert inner.any() and not func.grad(constant)(X).any()  # as for torch's own operators
+
+
 def test_second_derivatives_of_a_users_activation_are_refused():
     name = "cubic_of_a_test"
     if name not in ACTIVATIONS:

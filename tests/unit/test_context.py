@@ -141,6 +141,36 @@ def test_an_interrupt_as_a_block_ends_leaves_it():
     assert current() is DEFAULT
 
 
+def test_blocks_end_once_and_alone_in_whatever_order():
+    """In a context that was copied, as that of a new task is, and between generators that wait within blocks."""
+    import contextvars
+
+    with gpudrop.no_dropout():
+        copied = contextvars.copy_context()
+
+    def later():
+        with gpudrop.no_dropout():
+            pass
+        return drops()
+
+    assert copied.run(later) is False and drops()
+
+    def within(value):
+        with Changes(first=value):
+            yield current().first
+            yield current().first
+
+    first, second = within(1), within(2)
+    assert (next(first), next(second)) == (1, 2)
+    first.close()
+    assert next(second) == 2
+    second.close()
+    assert current() is DEFAULT
+    block = gpudrop.no_dropout()
+    block.__exit__(None, None, None)  # that was never entered
+    assert current() is DEFAULT and drops()
+
+
 def test_a_generator_in_a_block_draws_in_the_place_of_all_others():
     with Changes(rng=Generator(7)):
         first, second = gpudrop.keep_mask(50, 0.5, Generator(1)), gpudrop.keep_mask(50, 0.5, Stream(9, 9))
