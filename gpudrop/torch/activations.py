@@ -53,6 +53,10 @@ ACTIVATIONS: list[tuple[type[nn.Module], dict[str, Any], str, Callable[[Any, Any
 ]
 """Torch's modules, which arguments they must have, what gpudrop calls them, and their slopes."""
 
+BY_CLASS: dict[type[nn.Module], list[tuple[dict[str, Any], str]]] = {}
+for _cls, _arguments, _name, _ in ACTIVATIONS:
+    BY_CLASS.setdefault(_cls, []).append((_arguments, _name))
+
 FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
 """Those that torch's transformer layers have by name."""
 
@@ -64,9 +68,7 @@ TORCHS["quick_gelu"] = Torchs(lambda x: x * (1.702 * x).sigmoid(), _quick_gelu_s
 
 def name_of(activation: Any) -> str | None:
     """What gpudrop calls an activation module of torch's, or a function of FUNCTIONS; None for any other."""
-    if not isinstance(activation, nn.Module):
-        return next((name for function, name in FUNCTIONS.items() if function is activation), None)
-    for cls, arguments, name, _ in ACTIVATIONS:
-        if type(activation) is cls and all(getattr(activation, a) == value for a, value in arguments.items()):
-            return name
-    return None
+    if isinstance(activation, nn.Module):
+        rows = BY_CLASS.get(type(activation), ())
+        return next((name for arguments, name in rows if arguments.items() <= vars(activation).items()), None)
+    return next((name for function, name in FUNCTIONS.items() if function is activation), None)

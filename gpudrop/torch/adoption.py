@@ -39,7 +39,7 @@ def _rerouted(name: str, on: bool) -> Callable[..., Any]:
             seen = function if drops else torchs
             return handle_torch_function(seen, (input,), input, p=p, training=training, inplace=inplace)
         if p < 0.0 or p > 1.0 or not p > 0.0 or training is not True or not functional.serves(input, name):
-            return torchs(input, p, training if functional.is_on() else False, inplace)
+            return torchs(input, p, training if not training or functional.is_on() else False, inplace)
         return own(input, p if type(p) is float else float(p), True, inplace)
 
     function.__prepare_scriptable__ = lambda: torchs  # type: ignore[attr-defined]  # what torch.jit.script compiles

@@ -122,7 +122,7 @@ class _Attention(torch.autograd.Function):
         weights = _weights(query, key, attn_mask, *fixed)
         ctx.fixed, ctx.stream, ctx.call = fixed, stream, call
         ctx.save_for_backward(query, key, value, attn_mask, weights)
-        return torch.ops.gpudrop.forward(weights, None, stream, *call) @ value
+        return operators.FORWARD(weights, None, stream, *call) @ value
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
@@ -135,11 +135,11 @@ def _attention_gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
     scale, again = ctx.fixed[1], torch.is_grad_enabled()
     if again:  # somebody differentiates this once more
         weights = _weights(query, key, attn_mask, *ctx.fixed)
-    dvalue = torch.ops.gpudrop.forward(weights, None, ctx.stream, *ctx.call).mT @ dy
+    dvalue = operators.FORWARD(weights, None, ctx.stream, *ctx.call).mT @ dy
     dscores = dy @ value.mT
     batched = torch._C._functorch.is_legacy_batchedtensor(dscores)  # by is_grads_batched
     if again or batched or torch._C._functorch.is_functorch_wrapped_tensor(dscores):
-        dscores = torch.ops.gpudrop.backward(dscores, None, ctx.stream, *ctx.call, False)
+        dscores = operators.BACKWARD(dscores, None, ctx.stream, *ctx.call, False)
         dscores = weights * (dscores - (dscores * weights).sum(-1, keepdim=True))
     else:
         operators.backward(dscores, None, ctx.stream, *ctx.call, False, out=dscores)

@@ -45,7 +45,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from gpudrop import layers, variants
 from gpudrop.activations import find_activation
-from gpudrop.context import Context, current, visible
+from gpudrop.context import DEFAULT, Context, current, visible
 from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
 from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.masks import check_mask_shape
@@ -98,14 +98,13 @@ def is_on() -> bool:
 
 def serves(x: Any, name: str) -> bool:
     """Whether there are kernels for what torch's function of this name does with x."""
-    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_nested or x.dtype not in DTYPES:
+    if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
         return False
     if x.numel() == 0:  # which torch returns as it is
         return False
-    axes, device = AXES.get(name), x.device.type
-    if axes is not None and x.dim() not in axes:
+    if name in AXES and x.dim() not in AXES[name]:
         return False
-    return device == "cpu" or (device == "cuda" and _have_cupy())
+    return x.is_cpu or (x.device.type == "cuda" and _have_cupy())
 
 
 @functools.cache
@@ -146,12 +145,14 @@ def _stream(
     x: torch.Tensor, generator: torch.Generator | None, rng: Generator | Stream | None, context: Context
 ) -> torch.Tensor:
     """The two numbers of a call, as a tensor."""
+    transformed = torch._C._are_functorch_transforms_active()
+    traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
+    if generator is None and rng is None and context is DEFAULT and not traced and x.is_cpu:
+        return operators.drawn()  # as most calls do
     generator, rng = _source(generator, rng, context.rng)
     captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
     if captured and generator is not None:
         raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
-    transformed = torch._C._are_functorch_transforms_active()
-    traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
     if transformed and not isinstance(rng, Stream):
         torch.rand(0)  # which raises where vmap refuses randomness, and before a generator moves on
 
@@ -170,8 +171,8 @@ def _stream(
     if traced:
         _know_tracers()
         with getattr(x, "fake_mode", None) or nullcontext():
-            stream = torch.ops.gpudrop.stream(stream, generator=generator, device="cpu")
-    return torch.ops.gpudrop.placed(stream, device=x.device) if captured else stream
+            stream = operators.STREAM(stream, generator=generator, device="cpu")
+    return operators.PLACED(stream, device=x.device) if captured else stream
 
 
 def _stream_in_graph(
@@ -184,8 +185,8 @@ def _stream_in_graph(
     block = visible.draws and not isinstance(rng, Stream)
     base = None if rng is None or block else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
     generator = None if block else generator
-    stream = torch.ops.gpudrop.stream(base, generator=generator, place=_place(), block=visible.draws, device="cpu")
-    return torch.ops.gpudrop.placed(stream, device=x.device) if x.is_cuda else stream
+    stream = operators.STREAM(base, generator=generator, place=_place(), block=visible.draws, device="cpu")
+    return operators.PLACED(stream, device=x.device) if x.is_cuda else stream
 
 
 @_constant_in_graphs
@@ -254,8 +255,12 @@ def apply(
         text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
         call: tuple[Any, ...] = name, text, p, row, bits  # p may be a symbol: the operators check it
     else:
-        p, pairs = p if type(p) is float else _number(p), _pairs(name, x, options)
-        call = _checked(name, p, training, activation, bits, pairs, keeps_input)
+        p, pairs = p if type(p) is float else _number(p), tuple(options.items())
+        try:
+            call = _checked(name, p, training, activation, bits, pairs, keeps_input)
+        except TypeError:
+            _check_as_numpys(name, x, options)
+            raise
         p = call[2]
     drawn = training and p != 0
     if not drawn and other is None:
@@ -268,7 +273,7 @@ def apply(
         stream = _stream_in_graph(x, generator, rng) if compiling else _stream(x, generator, rng, context)
     else:
         stream = torch.zeros(2, dtype=torch.int64, device="cpu")
-    y = torch.ops.gpudrop.forward(x, other, stream, *call, context.first)
+    y = operators.FORWARD(x, other, stream, *call, context.first)
     return x.copy_(y) if inplace else y
 
 
@@ -277,14 +282,12 @@ def _number(p: Any) -> Any:
     return float(p) if isinstance(p, (torch.Tensor, np.generic)) else p
 
 
-def _pairs(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The options with values that have a hash."""
+def _check_as_numpys(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> None:
+    """Raise what gpudrop's function of arrays does, for options that have no hash."""
     for option, value in options.items():
-        if isinstance(value, (list, dict, set, np.ndarray, torch.Tensor)):  # of no option, or of another type than it
+        if isinstance(value, (list, dict, set, np.ndarray, torch.Tensor)):
             array = np.broadcast_to(np.float32(0), x.shape)
             getattr(variants, name).prepare(array, 0, **{option: value})
-            raise TypeError(f"{option} must be a number or a tuple, got {value!r}")
-    return tuple(options.items())
 
 
 def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:

@@ -43,9 +43,9 @@ def _is_watched() -> bool:
     """Whether something looks at all modules, or at all functions of torch's."""
     if _has_any_global_hook():
         return True
-    return not torch.compiler.is_compiling() and any(
-        not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
-    )
+    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
+        return False
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
 def _drops(dropout: Any, x: Any) -> bool:
@@ -62,21 +62,19 @@ def _drops(dropout: Any, x: Any) -> bool:
 
 def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any, x: Any) -> Any:
     """dropout(activation(x)), in one pass where that makes no difference; before made x, after gets the result."""
-    if not _drops(dropout, x):
-        return dropout(activation(x))
-    name, is_module = name_of(activation), isinstance(activation, nn.Module)
-    fresh = type(before) in MAKES_ITS_OUTPUT and _is_plain(before)
+    name = name_of(activation)
     if (
         name is None
-        or (is_module and (getattr(activation, "inplace", False) or not _is_plain(activation)))
+        or not _drops(dropout, x)
+        or (isinstance(activation, nn.Module) and not (_is_plain(activation) and not getattr(activation, "inplace", 0)))
         or not _is_plain(dropout)
         or _is_watched()
-        or (name in KEEPS_ITS_OUTPUT and not fresh)
+        or (name in KEEPS_ITS_OUTPUT and not (type(before) in MAKES_ITS_OUTPUT and _is_plain(before)))
         or (name in WIDENED and torch.is_autocast_enabled(x.device.type))
     ):
         return dropout(activation(x))
     # Where nobody else can write into the result, the gradient of relu can go by it, and needs no x.
-    keeps_input = not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
+    keeps_input = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
     return dropout.apply_to(x, activation=name, inplace=False, keeps_input=keeps_input)
 
 
@@ -89,7 +87,7 @@ class Sequential(nn.Sequential):
         k = 1
         while k < len(parts) - 1:
             before, part, after = parts[k - 1 : k + 2]
-            if type(after) in modules.STANDS_FOR and name_of(part) is not None:
+            if type(after) in modules.STANDS_FOR:
                 x = activated_and_dropped(before, part, after, parts[k + 2], x)
                 k += 2
             else:

@@ -56,6 +56,11 @@ library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tens
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
 
 
+# The overloads themselves, which take less time to call.
+STREAM, PLACED = torch.ops.gpudrop.stream.default, torch.ops.gpudrop.placed.default
+FORWARD, BACKWARD = torch.ops.gpudrop.forward.default, torch.ops.gpudrop.backward.default
+
+
 def drawn(generator=None):
     """A seed and a call, all 128 bits of them from torch's generator on the host."""
     return torch.empty(2, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
@@ -254,8 +259,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset, x, other, stream, *call):
-        with _as_called():
-            y = _below("forward", keyset, x, other, stream, *call)
+        y = _computed(FORWARD, keyset, x, other, stream, *call)
         ctx.stream, ctx.call = stream, call
         if (kept := _kept(call, x, y)) is not None:
             ctx.save_for_backward(kept)
@@ -267,7 +271,7 @@ class _Forward(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dx = _through(dy, saved, ctx.stream, ctx.call, again=torch.is_grad_enabled())
         if ctx.needs_input_grad[2]:
-            dother = torch.ops.gpudrop.backward(dy, None, ctx.stream, *ctx.call, True)
+            dother = BACKWARD(dy, None, ctx.stream, *ctx.call, True)
         return None, dx, dother, *(None,) * (1 + len(ctx.call))
 
 
@@ -284,8 +288,8 @@ def _through(dy, saved, stream, call, again):
     """dy * dy/dx, in one pass; or, if it may be differentiated again, by torch's own slope of what bends."""
     variant, options, p, name, *rest = call
     if not (again and name in TORCHS and find_activation(name).slope_of == "input"):
-        return torch.ops.gpudrop.backward(dy, saved, stream, *call, False)
-    masked = torch.ops.gpudrop.backward(dy, None, stream, variant, options, p, "identity", *rest, False)
+        return BACKWARD(dy, saved, stream, *call, False)
+    masked = BACKWARD(dy, None, stream, variant, options, p, "identity", *rest, False)
     return TORCHS[name].slope(masked, saved)
 
 
@@ -294,8 +298,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset, dy, saved, stream, *call):
-        with _as_called():
-            dx = _below("backward", keyset, dy, saved, stream, *call)
+        dx = _computed(BACKWARD, keyset, dy, saved, stream, *call)
         ctx.stream, ctx.call = stream, call
         if saved is not None:
             ctx.save_for_backward(saved)
@@ -306,7 +309,7 @@ class _Backward(torch.autograd.Function):
         saved, name = _saved(ctx), ctx.call[3]
         if ctx.needs_input_grad[2] and find_activation(name).slope_of == "input":
             raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
-        ddy = torch.ops.gpudrop.backward(ddx, saved, ctx.stream, *ctx.call)
+        ddy = BACKWARD(ddx, saved, ctx.stream, *ctx.call)
         return None, ddy, *(None,) * (2 + len(ctx.call))
 
 
@@ -316,24 +319,21 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-@contextmanager
-def _as_called():
-    """Outer transforms of torch.func differentiate what a Function computes, in which torch has switched that off."""
-    if not torch._C._are_functorch_transforms_active():
-        yield
-        return
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-        yield
-
-
-def _below(name, keyset, *arguments):
+def _below(operator, keyset, *arguments):
     """What an operator computes, without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
-        operator = getattr(torch.ops.gpudrop, name).default
         return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
-def _differentiable(name, function, tangent):
+def _computed(operator, keyset, *arguments):
+    """The same in a Function, where torch has switched derivatives off: outer transforms of torch.func want theirs."""
+    if not torch._C._are_functorch_transforms_active():
+        return _below(operator, keyset, *arguments)
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        return _below(operator, keyset, *arguments)
+
+
+def _differentiable(operator, function, tangent):
     """Give an operator, whose first two arguments are differentiated, its derivatives.
 
     As torch.library.register_autograd does, which takes 20 microseconds longer at each call and has no forward mode.
@@ -342,7 +342,7 @@ def _differentiable(name, function, tangent):
 
     tangent(operator, primals, tangents, *others) is what it gives for dual numbers, by operators that take such.
     """
-    apply, operator = super(torch.autograd.Function, function).apply, getattr(torch.ops.gpudrop, name)
+    apply = super(torch.autograd.Function, function).apply
 
     def kernel(keyset, first, second, *others):
         if forward_ad._current_level >= 0:
@@ -350,13 +350,13 @@ def _differentiable(name, function, tangent):
             if any(t is not None for t in tangents):
                 return tangent(operator, primals, tangents, *others)
         if not (torch.is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))):
-            return _below(name, keyset, first, second, *others)
+            return _below(operator, keyset, first, second, *others)
         if not torch._C._are_functorch_transforms_active():
             return apply(keyset, first, second, *others)
         with one_level():
             return apply(keyset, first, second, *others)
 
-    library.impl(name, kernel, "Autograd", with_keyset=True)
+    library.impl(operator._schema.name, kernel, "Autograd", with_keyset=True)
 
 
 def _unpacked(tensor):
@@ -374,7 +374,7 @@ def _tangent(operator, primals, tangents, stream, *call):
         other = other if dother is None else forward_ad.make_dual(other, dother)
         return operator(activated, other, stream, *call[:3], "identity", *call[4:])
     y = operator(x, other, stream, *call)
-    dy = None if dother is None else torch.ops.gpudrop.backward(dother, None, stream, *call, True)
+    dy = None if dother is None else BACKWARD(dother, None, stream, *call, True)
     if dx is not None:
         through = _through(dx, _kept(call, x, y), stream, call, again=True)
         dy = through if dy is None else dy + through
@@ -389,8 +389,8 @@ def _tangent_of_gradient(operator, primals, tangents, stream, *call):
     return dx if ddy is None else forward_ad.make_dual(dx, operator(ddy, saved, stream, *call))
 
 
-_differentiable("forward", _Forward, _tangent)
-_differentiable("backward", _Backward, _tangent_of_gradient)
+_differentiable(FORWARD, _Forward, _tangent)
+_differentiable(BACKWARD, _Backward, _tangent_of_gradient)
 
 
 # torch.func.vmap
@@ -408,7 +408,7 @@ def _streams_of_samples(base=None, *, batch=(), **options):
     different = vmap.randomness() == functorch.RandomnessType.Different
     batch = [vmap.batchSize(), *batch] if different else batch
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)):
-        streams = torch.ops.gpudrop.stream(base, batch=batch, **options)
+        streams = STREAM(base, batch=batch, **options)
     return functorch._add_batch_dim(streams, 0, vmap.level()) if different else streams
 
 
@@ -435,10 +435,10 @@ def _each_sample(operator):
     torch.library.register_vmap(operator._name, rule, lib=library)
 
 
-_each_sample(torch.ops.gpudrop.forward.default)
-_each_sample(torch.ops.gpudrop.backward.default)
+_each_sample(FORWARD)
+_each_sample(BACKWARD)
 
 
 @torch.library.register_vmap("gpudrop::placed", lib=library)
 def _(info, in_dims, stream, *, device):
-    return torch.ops.gpudrop.placed(stream, device=device), in_dims[0]
+    return PLACED(stream, device=device), in_dims[0]

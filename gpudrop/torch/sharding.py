@@ -8,6 +8,8 @@ import json
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from gpudrop.torch import operators
+
 WHOLE = ("dropblock1d", "dropblock2d")
 """The variants that need the whole tensor: DropBlock's scale counts what is kept in all of it."""
 
@@ -51,5 +53,5 @@ def _placement(variant):
     return placement
 
 
-for _operator in (torch.ops.gpudrop.forward.default, torch.ops.gpudrop.backward.default):
+for _operator in (operators.FORWARD, operators.BACKWARD):
     _sharded(_operator)

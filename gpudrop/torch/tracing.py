@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch._functorch import config
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
+
+from gpudrop.torch import operators
 
 
 def _recorded(operator: Any) -> None:
@@ -26,5 +27,5 @@ def _recorded(operator: Any) -> None:
     operator.py_impl(ProxyTorchDispatchMode)(record)
 
 
-_recorded(torch.ops.gpudrop.stream.default)
-_recorded(torch.ops.gpudrop.placed.default)
+_recorded(operators.STREAM)
+_recorded(operators.PLACED)

@@ -404,7 +404,7 @@ def on_cuda(x):
     """Says that it is on a GPU, to whoever asks."""
 
     class OnCuda(torch.Tensor):
-        is_cuda, device = True, torch.device("cuda", 0)
+        is_cuda, is_cpu, device = True, False, torch.device("cuda", 0)
         __torch_function__ = torch._C._disabled_torch_function_impl
 
     return x.as_subclass(OnCuda)
