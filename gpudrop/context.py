@@ -8,7 +8,7 @@ import inspect
 import itertools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
@@ -112,7 +112,7 @@ class Block(ABC):
         return decorated
 
 
-_entries = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 def _without(context: Context, number: int) -> Context:
@@ -125,40 +125,47 @@ def _without(context: Context, number: int) -> Context:
     return context if outer is context.outer else outer._replace(**context.entry[1], entry=context.entry, outer=outer)
 
 
-class Changes(Block):
-    """A block in which some fields of the context have other values."""
+def _entry(number: int, changes: Mapping[str, Any]) -> Iterator[None]:
+    """One entry of a block: the context is changed until this generator is closed, as it is too where it is dropped.
 
-    def __init__(self, **changes: Any) -> None:
-        self.changes = changes
-        self.entered: set[int] = set()
-
-    def __enter__(self) -> None:
-        number, before = next(_entries), current()
-        try:
-            self.entered.add(number)
-            _set(before._replace(**self.changes, entry=(number, self.changes), outer=before))
-        except BaseException:  # an interrupt, say
-            _set(before)
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        """End the innermost entry that is this block's and of this thread or task, if there is one."""
-        context: Context | None = current()
-        while context is not None and context.entry[0] not in self.entered:
-            context = context.outer
-        if context is None:
-            return
-        number = context.entry[0]
+    So an interrupt that comes before a block's __exit__ can do anything ends the entry nevertheless. A __del__ would
+    swallow interrupts.
+    """
+    before = current()
+    try:
+        _set(before._replace(**changes, entry=(number, changes), outer=before))
+        yield
+    finally:
         try:
             _set(_without(current(), number))
         except BaseException:
             _set(_without(current(), number))
             raise
-        self.entered.discard(number)
 
-    def __del__(self) -> None:
-        if self.entered:  # an interrupt came before __exit__ could do anything
-            Changes.__exit__(self)
+
+class Changes(Block):
+    """A block in which some fields of the context have other values."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+        self.entries: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        number = next(_numbers)
+        entry = self.entries[number] = _entry(number, self.changes)
+        try:
+            next(entry)
+        except BaseException:  # an interrupt, before the block has begun
+            self.entries.pop(number).close()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        """End the innermost entry that is this block's and of this thread or task, if there is one."""
+        context: Context | None = current()
+        while context is not None and context.entry[0] not in self.entries:
+            context = context.outer
+        if context is not None:
+            self.entries.pop(context.entry[0]).close()
 
 
 def no_dropout() -> Block:

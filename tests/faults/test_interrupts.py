@@ -303,3 +303,38 @@ def test_an_interrupt_as_dropout_is_switched_off_leaves_it_on():
     assert moments == []
     assert current() is DEFAULT
     assert gpudrop.dropout(np.ones(9, np.float32), 1).sum() == 0
+
+
+BLOCKS = """
+import gpudrop
+from gpudrop.context import DEFAULT, current
+word = "ready"
+while True:
+    try:
+        print(word, flush=True)
+        while True:
+            for _ in range(50):
+                with gpudrop.no_dropout():
+                    pass
+    except KeyboardInterrupt:
+        pass
+    assert current() is DEFAULT
+    word = "again"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
+def test_no_interrupt_is_lost_where_blocks_begin_and_end():
+    process = subprocess.Popen([sys.executable, "-c", HEEDS + BLOCKS], stdout=subprocess.PIPE, text=True)
+    moments = random.Random(0)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(300):
+            time.sleep(0.001 * moments.random())
+            process.send_signal(signal.SIGINT)
+            answered, _, _ = select.select([process.stdout], [], [], 100)
+            assert answered, "swallowed"
+            assert process.stdout.readline() == "again\n"
+    finally:
+        process.kill()
+        process.communicate()
