@@ -15,8 +15,6 @@ from gpudrop.states import check_keys
 
 # Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
 lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lambda: _in_child())
 
 
 @dataclass(frozen=True)
@@ -194,6 +192,10 @@ def _in_child() -> None:
     if not _default._chosen:
         _default._seed, _default._call = secrets.randbits(64), 0
     lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_in_child)
 
 
 def manual_seed(seed: int) -> Generator:

@@ -61,9 +61,10 @@ def warmup(
     options: dict[str, Any] = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
-    rows += [of_input(row) for row in rows if row.slope_of == "output"]  # as a converted PyTorch model needs it
     for row, dtype, p in progress([(row, dtype, p) for row in rows for dtype in dtypes for p in (0.5, 0)]):
         x = backends.of(backend, np.zeros((8,) * axes, dtype))
         others = (x,) if variant == "zoneout" else ()
         y, backprop = function.vjp(x, *others, p, activation=row, **options)
         backprop(y)
+        if p and row.slope_of == "output":  # the backward pass that goes by x, as converted PyTorch models may need it
+            function.prepare(x, *others, p, activation=of_input(row), **options).backward(x)

@@ -240,7 +240,11 @@ def convert(model: nn.Module) -> nn.Module:
     >>> type(gpudrop.torch.revert(model)[2])
     <class 'torch.nn.modules.dropout.Dropout'>
     """
-    return _with_classes(model, CLASSES)
+    _with_classes(model, CLASSES)
+    for module in model.modules():
+        if type(module) is nn.Sequential and _may_fuse(module):
+            module.__class__ = fused.Sequential
+    return model
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -273,8 +277,4 @@ def _with_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Modul
         cls = classes.get(type(module))
         if cls is not None and not (isinstance(module, modules.Variant) and module.is_own()):
             module.__class__ = cls
-    if classes is CLASSES:
-        for module in model.modules():
-            if type(module) is nn.Sequential and _may_fuse(module):
-                module.__class__ = fused.Sequential
     return model

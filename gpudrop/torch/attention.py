@@ -170,9 +170,6 @@ _functional = SimpleNamespace(
 )
 
 
-_forward = _where(torch.nn.MultiheadAttention.forward, F=_functional)
-
-
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` whose weights are dropped by `gpudrop.torch.functional.dropout`.
 
@@ -187,9 +184,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     torch.Size([5, 3, 8])
     """
 
-    @modules.like(torch.nn.MultiheadAttention.forward)
-    def forward(self, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        traced = modules.proxy_of(self, query, *args, **kwargs)
-        return _forward(self, query, *args, **kwargs) if traced is None else traced
+    forward = modules.leaf(_where(torch.nn.MultiheadAttention.forward, F=_functional))
 
     __prepare_scriptable__ = modules.refuse_scripts

@@ -92,7 +92,7 @@ def _constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_on() -> bool:
-    """Whether dropout is on where the code runs that runs now, or is compiled."""
+    """Whether dropout is on for the code that runs now, or that is compiled now."""
     return visible.on if torch.compiler.is_compiling() else current().on
 
 
@@ -129,13 +129,13 @@ def _place() -> int:
 
 
 def _source(
-    generator: torch.Generator | None, rng: Generator | Stream | None, own: Generator | None
+    generator: torch.Generator | None, rng: Generator | Stream | None, block: bool
 ) -> tuple[torch.Generator | None, Generator | Stream | None]:
-    """What a call draws from, checked; own is the context's generator, which draws in the place of any other."""
+    """What a call draws from, checked; neither, if the generator of a block draws in the place of any other."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
-    if own is not None and not isinstance(rng, Stream):
-        return None, own
+    if block and not isinstance(rng, Stream):
+        return None, None
     if rng is not None and check_rng(rng).stored:
         raise ValueError("rng must have its state on the host; in a captured graph, torch's own generator is moved on")
     return generator, rng
@@ -149,7 +149,8 @@ def _stream(
     traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
     if generator is None and rng is None and context is DEFAULT and not traced and x.is_cpu:
         return operators.drawn()  # as most calls do
-    generator, rng = _source(generator, rng, context.rng)
+    generator, rng = _source(generator, rng, context.rng is not None)
+    rng = context.rng if generator is None and rng is None else rng
     captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
     if captured and generator is not None:
         raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
@@ -180,11 +181,8 @@ def _stream_in_graph(
 ) -> torch.Tensor:
     """The same as a compiled graph has it, which draws when it runs."""
     _know_tracers()
-    if generator is not None and rng is not None:
-        raise ValueError("give generator or rng, not both")
-    block = visible.draws and not isinstance(rng, Stream)
-    base = None if rng is None or block else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
-    generator = None if block else generator
+    generator, rng = _source(generator, rng, visible.draws)
+    base = None if rng is None else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
     stream = operators.STREAM(base, generator=generator, place=_place(), block=visible.draws, device="cpu")
     return operators.PLACED(stream, device=x.device) if x.is_cuda else stream
 

@@ -98,35 +98,30 @@ class Sequential(nn.Sequential):
     __prepare_scriptable__ = modules.refuse_scripts
 
 
-class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+class _FusedLayer(nn.Module):
+    """What both of torch's transformer layers do: linear2(dropout(activation(linear1(x))))."""
+
+    def _fed_forward(self, x: torch.Tensor) -> Any:
+        parts: Any = self
+        x = parts.linear1(x)
+        return parts.linear2(activated_and_dropped(parts.linear1, parts.activation, parts.dropout, parts.linear2, x))
+
+    __prepare_scriptable__ = modules.refuse_scripts
+
+
+class TransformerEncoderLayer(_FusedLayer, nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer` that fuses its activation with the dropout after it."""
 
-    @modules.like(nn.TransformerEncoderLayer.forward)
-    def forward(self, src: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        traced = modules.proxy_of(self, src, *args, **kwargs)
-        return super().forward(src, *args, **kwargs) if traced is None else traced
+    forward = modules.leaf(nn.TransformerEncoderLayer.forward)
 
     def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.linear1(x)
-        return self.dropout2(
-            self.linear2(activated_and_dropped(self.linear1, self.activation, self.dropout, self.linear2, x))
-        )
-
-    __prepare_scriptable__ = modules.refuse_scripts
+        return self.dropout2(self._fed_forward(x))
 
 
-class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+class TransformerDecoderLayer(_FusedLayer, nn.TransformerDecoderLayer):
     """`torch.nn.TransformerDecoderLayer` that fuses its activation with the dropout after it."""
 
-    @modules.like(nn.TransformerDecoderLayer.forward)
-    def forward(self, tgt: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        traced = modules.proxy_of(self, tgt, *args, **kwargs)
-        return super().forward(tgt, *args, **kwargs) if traced is None else traced
+    forward = modules.leaf(nn.TransformerDecoderLayer.forward)
 
     def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.linear1(x)
-        return self.dropout3(
-            self.linear2(activated_and_dropped(self.linear1, self.activation, self.dropout, self.linear2, x))
-        )
-
-    __prepare_scriptable__ = modules.refuse_scripts
+        return self.dropout3(self._fed_forward(x))

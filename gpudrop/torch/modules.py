@@ -14,7 +14,7 @@ from gpudrop.activations import find_activation
 from gpudrop.masks import check_mask_shape
 from gpudrop.random_bits import check_bits
 from gpudrop.schedules import Schedule
-from gpudrop.torch import functional
+from gpudrop.torch import functional, operators
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -22,20 +22,26 @@ if TYPE_CHECKING:
     from gpudrop.signatures import Own
 
 
-def like(function: Any) -> Any:
-    """A decorator of a method that takes what another one takes."""
-    return functools.wraps(function)
-
-
 def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     """In torch.fx's symbolic trace a call of the module, as torch's own modules are there; else None."""
-    if type(args[0]) in functional.PLAIN:
+    if args and type(args[0]) in functional.PLAIN:
         return None
     proxy = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.fx.Proxy)), None)
     if proxy is None:
         return None
     tracer: Any = proxy.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+
+
+def leaf(forward: Any) -> Any:
+    """A forward of torch's for a class that is traced as torch's own is: as one call of the module."""
+
+    @functools.wraps(forward)
+    def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        traced = proxy_of(self, *args, **kwargs)
+        return forward(self, *args, **kwargs) if traced is None else traced
+
+    return wrapper
 
 
 def refuse_scripts(module: Any) -> Any:
@@ -116,8 +122,7 @@ class Variant(torch.nn.Module):
         **options: Unpack[Own],
     ) -> None:
         super().__init__()
-        layer = functional.VARIANTS[self.variant]
-        defaults, own = layer.defaults(), functional.own_options(self.variant)
+        layer, own = functional.VARIANTS[self.variant], type(self).options
         for name in options:
             if name not in own:
                 raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(own) or 'none'}")
@@ -125,11 +130,11 @@ class Variant(torch.nn.Module):
         p = layer.default() if p is None else p
         self.p, self.step = p if isinstance(p, Schedule) else layer.check(p), 0
         self.inplace, self.activation, self.generator = bool(inplace), activation, generator
-        self.bits = check_bits(defaults["bits"] if bits is None else bits)
+        self.bits = check_bits(type(self).bits if bits is None else bits)
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
         # NumPy's numbers are arrays to torch.compile.
-        self.options = own | {n: v.item() if isinstance(v, np.generic) else v for n, v in options.items()}
+        self.options = {**own} | {n: v.item() if isinstance(v, np.generic) else v for n, v in options.items()}
 
     def is_own(self) -> bool:
         """Whether it does what no module of torch's does."""
@@ -172,8 +177,7 @@ class Variant(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         generator = self.generator
         if generator is not None and id(generator) not in memo:  # one for all modules that share it
-            seed = torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
-            memo[id(generator)] = torch.Generator().manual_seed(int(seed))
+            memo[id(generator)] = torch.Generator().manual_seed(int(operators.drawn(generator)[0]))
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(vars(self), memo))
@@ -183,7 +187,7 @@ class Variant(torch.nn.Module):
 
     def extra_repr(self) -> str:
         text = f"p={self.p}, inplace={self.inplace}"
-        own = functional.own_options(self.variant)
+        own = type(self).options
         shown = {name: value for name, value in self.options.items() if value != own[name]}
         if self.activation is not None:
             shown["activation"] = self.activation

@@ -425,7 +425,11 @@ def test_calls_by_name_and_modules_in_larger_traces():
         def forward(self, x):
             return self.attention(self.layer(x), x, value=x, need_weights=False)[0]
 
-    trace, x = torch.fx.symbolic_trace(convert(Outer())), numbers(3, 2, 8)
+    x = numbers(3, 2, 8)
+    assert convert(nn.TransformerEncoderLayer(8, 2, 16))(src=x).shape == x.shape
+    assert convert(nn.TransformerDecoderLayer(8, 2, 16))(tgt=x, memory=x).shape == x.shape
+    assert convert(nn.MultiheadAttention(8, 2))(query=x, key=x, value=x)[0].shape == x.shape
+    trace = torch.fx.symbolic_trace(convert(Outer()))
     assert [node.op for node in trace.graph.nodes].count("call_module") == 2
     assert trace(x).shape == x.shape
 
