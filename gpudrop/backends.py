@@ -14,6 +14,8 @@ from gpudrop.uninterrupted import uninterrupted
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
 """The modules of gpudrop.kernels, and the kind of arrays that is each one's own."""
 
+_OF_KIND = {kind: name for name, kind in BACKENDS.items()}
+
 KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
 """The kinds of arrays, and what they are called."""
 
@@ -386,16 +388,15 @@ def choose(kind, backend=None):
     RuntimeError
         If the backend can't serve on this machine; the message says why.
     """
-    name = backend
     if backend is None:
-        for name, own in BACKENDS.items():  # noqa: B007  (next() of a generator takes three times as long)
-            if own == kind:
-                break
+        name = _OF_KIND[kind]
     elif backend not in list(BACKENDS):  # a list, say, has no place in a dict
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if (kind == "numpy") != (BACKENDS[name] == "numpy"):
+    elif (kind == "numpy") != (BACKENDS[backend] == "numpy"):
         place = "host" if kind == "numpy" else "device"
-        raise ValueError(f"backend {name!r} can't serve a {KINDS[kind]}, which lives on the {place}")
+        raise ValueError(f"backend {backend!r} can't serve a {KINDS[kind]}, which lives on the {place}")
+    else:
+        name = backend
     module = load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} can't serve: {module}")

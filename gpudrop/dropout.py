@@ -402,7 +402,7 @@ class Prepared(NamedTuple):
             operand = backends.adopt("dy", dy)
             _check_like("dy", operand, likeness)
             target = _target("out", out, operand, "dy")
-            if saved is not None and backends.overlap(target, saved):
+            if out is not None and saved is not None and backends.overlap(target, saved):
                 kept = "y" if plan.backward.saves_output else "x"
                 name = plan.backward.activation.name
                 raise ValueError(f"out must not overlap {kept}, which the backward pass of {name!r} needs")

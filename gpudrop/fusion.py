@@ -73,6 +73,11 @@ class Fusion:
         """The name of the NumPy dtype in which kernels see the elements."""
         return STORAGE[self.dtype]
 
+    @cached_property
+    def stored_dtype(self):
+        """The same as a NumPy dtype."""
+        return np.dtype(self.storage)
+
     @property
     def real(self):
         """The name of the NumPy dtype of the arithmetic."""

@@ -393,10 +393,11 @@ def launch(fusion, a, b, out, draw, given=None):
             launch(fusion, part, part, out[k], draw._replace(start=draw.start + k * part.size))
         return
     # The same kernel does windows: all of its elements are one row without.
-    run, flat_a = kernel(replace(fusion, window=False) if fusion.window else fusion), _flat(fusion, a)
-    flat_b = flat_a if b is a else _flat(fusion, b)
+    run, stored = kernel(replace(fusion, window=False) if fusion.window else fusion), fusion.stored_dtype
+    flat_a = _flat(a, stored)
+    flat_b = flat_a if b is a else _flat(b, stored)
     in_order = out.flags.carray
-    target = _flat(fusion, out if in_order else np.empty(out.shape, out.dtype))
+    target = _flat(out if in_order else np.empty(out.shape, out.dtype), stored)
     drawn, (period, repeat, share), scale = flat_a, (1, 1, 1), draw.scale
     if given is not None:
         drawn, (period, repeat, share) = given.array, given[1:4]
@@ -455,8 +456,10 @@ def grow(seeds, mask, block):
     return np.array([sum(counts)], np.uint64)
 
 
-def _flat(fusion, array):
+def _flat(array, stored):
     """The elements in logical order, in the kernel's storage type; a copy if they don't lie so."""
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
         array = np.require(array, requirements="CA")
-    return array.reshape(-1).view(fusion.storage)
+    flat = array if array.ndim == 1 else array.reshape(-1)
+    return flat if flat.dtype is stored else flat.view(stored)
