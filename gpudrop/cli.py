@@ -1,15 +1,65 @@
-"""The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop warmup, gpudrop bits."""
+"""The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop warmup, gpudrop bits.
+
+A command raises what is wrong, and `main` makes one line of it.
+"""
 
 import importlib
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 app = typer.Typer(help="Dropout with one mask everywhere.", no_args_is_help=True, add_completion=False)
+
+
+def main() -> None:
+    """Run the program. An error, also in writing the output, is one line on standard error, and exit status 1."""
+    if sys.stdout is None:
+        _fail(OSError("standard output is closed"))
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # not as Python exits, when an error can't be handled any more
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich and click exit on it without a message
+            _fail(end.__context__)
+        raise
+    except (ImportError, OSError, RuntimeError, RuntimeWarning, TypeError, ValueError) as error:
+        _fail(error)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    _give_up_output()
+    what = "broken pipe: the reader closed standard output" if isinstance(error, BrokenPipeError) else error
+    sys.exit(f"{' '.join(['gpudrop', *sys.argv[1:2]])}: {what}")
+
+
+def _give_up_output() -> None:
+    """Discard what standard output can't write, so that Python does not try again as it exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"gpudrop {_version('gpudrop')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -30,11 +80,8 @@ def demo(
     if torch and picture:
         raise typer.BadParameter("there is no picture with --torch", param_hint="--picture")
     given = {"picture": picture, "seeds": seeds}
-    try:
-        run = importlib.import_module("gpudrop.torch.demo" if torch else "gpudrop.demo").run
-        run(**{name: value for name, value in given.items() if value is not None})
-    except (ImportError, FileNotFoundError) as error:
-        sys.exit(f"gpudrop demo: {error}")
+    run = importlib.import_module("gpudrop.torch.demo" if torch else "gpudrop.demo").run
+    run(**{name: value for name, value in given.items() if value is not None})
 
 
 @app.command()
@@ -79,31 +126,32 @@ def selftest(
     """Prove that this machine's backends draw the right masks, and random ones; the exit status is 1 if not."""
     from gpudrop.selftest import main
 
-    try:
-        sys.exit(main(backend, quick, json))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"gpudrop selftest: {error}")
+    raise typer.Exit(main(backend, quick, json))
 
 
 @app.command()
 def warmup(
     activations: Annotated[list[str] | None, typer.Argument(help="Which; without any, all of the table.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be given several times; float32 without it.")] = None,
-    bits: Annotated[int, typer.Option(help="Random bits per element.")] = 16,
-    variant: Annotated[list[str] | None, typer.Option(help="May be given several times; dropout without it.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Random bits per element.", show_default="the variant's default")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="May be given several times; dropout without it; all: every one.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="cpu, or cupy_elementwise on a GPU.")] = "cpu",
 ) -> None:
     """Compile kernels into the cache on disk, so that no later process waits for them."""
     from rich.progress import track
 
-    from gpudrop.warming import warmup
+    from gpudrop.warming import NAMES, warmup
 
-    try:
-        for name in variant or ["dropout"]:
+    names = variant or ["dropout"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # if the cache can't be written, this was in vain
+        for name in NAMES if "all" in names else names:
             options: dict[str, Any] = {"bits": bits, "variant": name, "backend": backend}
             warmup(activations, dtypes=dtype or ["float32"], **options, progress=partial(track, description=name))
-    except (TypeError, ValueError, RuntimeError) as error:
-        sys.exit(f"gpudrop warmup: {error}")
 
 
 @app.command()
@@ -123,6 +171,5 @@ def bits(
             sys.stdout.buffer.write(block if count is None else block[: count - position])
             position += len(block)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # The reader has what it wanted. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has read what it wanted
+        _give_up_output()

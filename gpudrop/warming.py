@@ -18,7 +18,7 @@ def warmup(
     activations: Sequence[str] | None = None,
     *,
     dtypes: Sequence[str] = ("float32",),
-    bits: int = 16,
+    bits: int | None = None,
     variant: str = "dropout",
     backend: str = "cpu",
     progress: Callable[[list[Any]], Iterable[Any]] = list,
@@ -32,7 +32,8 @@ def warmup(
     activations : sequence of str, optional
         Without it, all of the table.
     dtypes : sequence of str
-    bits : {8, 16, 32}
+    bits : {8, 16, 32}, optional
+        As many as the variant has by default without it.
     variant : str
         "dropout" or the name of another, "dropout2d", say.
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}
@@ -58,13 +59,16 @@ def warmup(
     rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
     function: Any = dropout if variant == "dropout" else getattr(variants, variant)
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
-    options: dict[str, Any] = {"rng": Stream(0, 0), "bits": bits, "backend": backend}
+    options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
-    for row, dtype, p in progress([(row, dtype, p) for row in rows for dtype in dtypes for p in (0.5, 0)]):
+    # Prediction is another kernel than p = 0 where it mixes, as zoneout's does.
+    ways = ((0.5, True), (0, True), (0.5, False))
+    for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
         x = backends.of(backend, np.zeros((8,) * axes, dtype))
         others = (x,) if variant == "zoneout" else ()
-        y, backprop = function.vjp(x, *others, p, activation=row, **options)
+        y, backprop = function.vjp(x, *others, p, activation=row, training=training, **options)
         backprop(y)
-        if p and row.slope_of == "output":  # the backward pass that goes by x, as converted PyTorch models may need it
+        if p and training and row.slope_of == "output":
+            # the backward pass that goes by x, as converted PyTorch models may need it
             function.prepare(x, *others, p, activation=of_input(row), **options).backward(x)

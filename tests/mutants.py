@@ -441,13 +441,6 @@ MUTANTS = [
         "family/test_monte_carlo.py",
     ),
     Mutant(
-        "warmup leaves out what prediction needs",
-        "gpudrop/warming.py",
-        "for dtype in dtypes for p in (0.5, 0)]",
-        "for dtype in dtypes for p in (0.5,)]",
-        "unit/test_cli.py",
-    ),
-    Mutant(
         "an interrupt reaches Numba as it compiles",
         "gpudrop/uninterrupted.py",
         "if threading.current_thread() is not threading.main_thread():",
@@ -982,6 +975,36 @@ MUTANTS = [
         "*reinterpret_cast<Part*>(&out[m + s * apart]) = out_parts[s];",
         "for (int k = 0; k < step; ++k) out[m + s * apart + k] = out_parts[s].lane[k];",
         "backends/test_cuda_compile.py",
+    ),
+    # What people do around it
+    Mutant("python -m gpudrop does nothing", "gpudrop/__main__.py", "main()", "main", "unit/test_cli.py"),
+    Mutant(
+        "what can't be written is found out as Python exits",
+        "gpudrop/cli.py",
+        "sys.stdout.flush()  # not as",
+        "pass  # not as",
+        "unit/test_cli.py",
+    ),
+    Mutant(
+        "a reader that leaves is an exit without a word",
+        "gpudrop/cli.py",
+        "if isinstance(end.__context__, BrokenPipeError):",
+        "if False:",
+        "unit/test_cli.py",
+    ),
+    Mutant(
+        "prediction is not warmed up",
+        "gpudrop/warming.py",
+        "(0, True), (0.5, False))",
+        "(0, True))",
+        "unit/test_cli.py",
+    ),
+    Mutant(
+        "every variant is warmed up with 16 bits",
+        "gpudrop/warming.py",
+        '({} if bits is None else {"bits": bits})',
+        '{"bits": bits or 16}',
+        "unit/test_cli.py",
     ),
 ]
 

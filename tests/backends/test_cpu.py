@@ -214,7 +214,7 @@ def test_a_damaged_cache_is_compiled_around(tmp_path):
         assert "RuntimeWarning: Numba's cache can't be used" in done.stderr
 
 
-WARMUP = [sys.executable, "-c", "from gpudrop.cli import app; app()", "warmup"]
+WARMUP = [sys.executable, "-m", "gpudrop", "warmup"]
 
 
 @pytest.mark.slow

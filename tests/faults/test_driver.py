@@ -109,7 +109,7 @@ def test_a_driver_that_does_not_work_is_explained(tmp_path, name):
     environment = {"LD_LIBRARY_PATH": libraries, "NUMBA_ENABLE_CUDASIM": 0, "COLUMNS": 400}
     for reason, words in zip(run(WITH_DRIVER, **environment).stdout.splitlines(), said, strict=True):
         assert re.search(words, reason), reason
-    info = run("from gpudrop.cli import app; app()", "info", **environment, clean=False)
+    info = run("from gpudrop.cli import main; main()", "info", **environment, clean=False)
     rows = {row.split()[1]: row for row in info.stdout.splitlines() if " no: " in row or " yes, on " in row}
     assert [" yes, on " in rows[name] for name in ("cpu", "cupy_elementwise", "numba_cuda")] == [True, False, False]
     for name, words in zip(("cupy_elementwise", "numba_cuda"), said, strict=True):

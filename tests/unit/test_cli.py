@@ -1,15 +1,20 @@
 """The command line: info, warmup, and the raw bytes of a stream."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpudrop import reference
+from gpudrop import reference, warming
+from tests.family.layer_calls import CLASSES, arrays
+from tests.processes import run
 from tests.sampling import few
 
-GPUDROP = [sys.executable, "-c", "from gpudrop.cli import app; app()"]
+GPUDROP = [sys.executable, "-m", "gpudrop"]
 
 
 @pytest.mark.parametrize("count", few([0, 1, 33, 16 * 65536 + 5], 16 * 65536 + 5))
@@ -100,3 +105,87 @@ def test_every_command_shows_its_help():
     for command in ([], *([command.callback.__name__] for command in app.registered_commands)):
         done = subprocess.run([*GPUDROP, *command, "--help"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "") and "Usage:" in done.stdout, done.stderr
+
+
+COMMANDS = ["info", "bits --count 1000000", "warmup relu", "--help", "--version", "warmup --help", "selftest --quick"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("trouble", ["a full disk", "closed", "a reader that leaves"])
+@pytest.mark.parametrize("command", few(COMMANDS, "info", "--version"))
+def test_output_that_can_not_be_written_is_one_line_and_exit_status_1(command, trouble):
+    """But for raw bytes, of which the reader takes as many as it likes."""
+    arguments = [*GPUDROP, *command.split()]
+    if trouble == "a full disk":
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True)
+        message = "[Errno 28] No space left on device"
+    elif trouble == "closed":
+        done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *arguments], stderr=subprocess.PIPE, text=True)
+        message = "standard output is closed"
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        message = "broken pipe: the reader closed standard output"
+        if command.startswith("bits"):
+            assert (done.returncode, done.stderr) == (0, "")
+            return
+    assert (done.returncode, done.stderr) == (1, f"gpudrop {command.split()[0]}: {message}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("command", ["selftest --quick --json /dev/full", "demo --seeds 1 --picture /dev/full"])
+def test_a_file_on_a_full_disk_is_one_line_and_exit_status_1(command):
+    done = subprocess.run([*GPUDROP, *command.split()], capture_output=True, text=True)
+    assert (done.returncode, done.stdout != "") == (1, True)
+    assert done.stderr == f"gpudrop {command.split()[0]}: [Errno 28] No space left on device\n"
+
+
+FULL_CACHE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from gpudrop.cli import main
+sys.argv[1:] = ["warmup", "relu"]
+try:
+    main()
+except SystemExit as end:
+    print("END:", end.code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits for files")
+def test_a_warmup_that_can_keep_nothing_fails(tmp_path):
+    done = run(FULL_CACHE, clean=False, NUMBA_CACHE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1)
+    assert "END: gpudrop warmup: Numba's cache can't be used (" in done.stdout
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run([*GPUDROP, "--version"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"gpudrop {version('gpudrop')}\n", "")
+
+
+def test_warmup_of_all_variants_compiles_what_plain_calls_use(monkeypatch):
+    """Layers as they are made without options, in training and out of it."""
+    from typer.testing import CliRunner
+
+    from gpudrop.cli import app
+    from gpudrop.kernels import cpu
+
+    assert len(warming.NAMES) == len(CLASSES)
+    launched = set()
+    monkeypatch.setattr(cpu, "launch", lambda fusion, *arguments: launched.add(fusion))
+    monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
+    done = CliRunner().invoke(app, ["warmup", "identity", "gelu", "--variant", "all"])
+    assert done.exit_code == 0, done.output
+    warmed = set(launched)
+    for cls in CLASSES:
+        for activation in (None, "gelu"):
+            launched.clear()
+            layer = cls(activation=activation)
+            for training in (True, False):
+                layer.backward(layer.train(training)(*arrays(layer)))
+            assert launched and launched <= warmed, (cls, launched - warmed)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import gpudrop
 from gpudrop import backends, selftest, statistics
-from gpudrop.cli import app
+from gpudrop.cli import app, main
 from tests.conftest import SIMULATED
 from tests.sampling import few
 
@@ -41,7 +41,7 @@ def test_it_passes_here(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
 def test_without_a_backend_all_that_serve_are_tested_and_the_others_say_why():
-    command = [sys.executable, "-c", "from gpudrop.cli import app; app()", "selftest", "--quick"]
+    command = [sys.executable, "-m", "gpudrop", "selftest", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in backends.BACKENDS:
         module = backends.load(name)
@@ -177,13 +177,14 @@ def test_a_mistake_is_named_by_a_line_that_repeats_it(monkeypatch, mistake, func
     exec(line, {})  # it is the mistake that the line sees
 
 
-def test_what_cannot_be_tested_is_told_in_one_line(tmp_path):
+def test_what_cannot_be_tested_is_told_in_one_line(tmp_path, monkeypatch):
     for arguments, message in (
         (["--backend", "cuda"], "unknown backend 'cuda'; known: cpu, cupy_elementwise, numba_cuda"),
         (["--json", str(tmp_path / "no" / "such.json")], "the folder of the results must exist, got "),
     ):
-        done = CliRunner().invoke(app, ["selftest", *arguments])
-        assert done.exit_code == 1 and f"gpudrop selftest: {message}" in done.output + str(done.exception)
+        monkeypatch.setattr(sys, "argv", ["gpudrop", "selftest", *arguments])
+        with pytest.raises(SystemExit, match=f"^gpudrop selftest: {message}"):
+            main()
 
 
 @pytest.mark.skipif(SIMULATED, reason="the simulator serves")
@@ -197,7 +198,9 @@ def test_a_backend_that_was_asked_for_must_serve():
 @pytest.mark.slow
 @pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
 def test_the_self_test_refuses_to_run_without_its_assertions():
-    code = "from gpudrop.cli import app; app(['selftest', '--quick', '--backend', 'cpu'])"
+    code = (
+        "import sys; from gpudrop.cli import main; sys.argv[1:] = ['selftest', '--quick', '--backend', 'cpu']; main()"
+    )
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,

@@ -1,0 +1,5 @@
+"""python -m gpudrop: the command line."""
+
+from gpudrop.cli import main
+
+main()
