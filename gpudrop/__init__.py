@@ -1,7 +1,7 @@
 """gpudrop: dropout with one mask everywhere, drawn by Philox inside fused kernels."""
 
 from gpudrop import layers, schedules
-from gpudrop.activations import register_activation
+from gpudrop.activations import register_activation, unregister_activation
 from gpudrop.context import no_dropout
 from gpudrop.dropout import dropout, dropout_vjp, keep_mask
 from gpudrop.generator import Generator, Stream, manual_seed
@@ -63,6 +63,7 @@ __all__ = [
     "schedules",
     "token_dropout",
     "uniform_dropout",
+    "unregister_activation",
     "warmup",
     "zoneout",
 ]

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import erf, exp, expm1, log1p, tanh
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from gpudrop import hints
 from gpudrop.cuda_source import CudaSource
-from gpudrop.formulas import parse
+from gpudrop.formulas import latest, parse
 
 INV_SQRT_2 = 0.7071067811865476
 INV_SQRT_2PI = 0.3989422804014327
@@ -203,7 +205,12 @@ ACTIVATIONS = {row.name: row for row in _ROWS}
 """The table: name -> Activation."""
 
 
-def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Activation:
+BUILT_IN = frozenset(ACTIVATIONS)
+
+
+def register_activation(
+    name: str, value: Callable[[Any], Any], slope: Callable[[Any], Any], *, replace: bool = False
+) -> Activation:
     """Add an activation of your own, fused with dropout on every backend.
 
     Parameters
@@ -213,8 +220,12 @@ def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[
     value, slope : function
         Plain Python functions of one number, written with def: the activation and its derivative with
         respect to x. They may use arithmetic, comparisons, conditional expressions, abs, min, max,
-        the functions exp, expm1, log, log1p, sqrt, erf, tanh, sin, cos and floor of math or numpy, and
-        other such functions. A bare number in them has the type of the array's arithmetic.
+        the functions exp, expm1, log, log1p, sqrt, erf, tanh, sin, cos and floor of math or numpy, numbers of
+        their module, and other such functions. A bare number in them has the type of the array's arithmetic.
+    replace : bool
+        Whether an activation that you have registered under that name is replaced: in a notebook's cell that runs
+        again, say, or in a module that is reloaded. Layers of that name compute the new one from then on; in PyTorch a
+        backward pass does too, so don't replace one between a forward and a backward pass.
 
     Returns
     -------
@@ -228,7 +239,14 @@ def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[
     TypeError
         If value or slope is not a function of one number written with def, or can't be computed from one.
     SyntaxError
-        If a line has no CUDA spelling; it names the line. Or if a formula is nested more than 200 levels deep.
+        If a line has no CUDA spelling; it names the line. Or if a formula is nested more than 200 levels deep, or its
+        source can't be found, or is not what the function was compiled from.
+
+    Notes
+    -----
+    The formula is fixed at registration: later changes of a module's numbers have no effect. The source is read from
+    its file, from the notebook's cell, or, from Python 3.13 on, from the prompt. A new process, as multiprocessing's
+    spawn and joblib start it, must register the activation too. Nothing checks that slope is the derivative of value.
 
     Examples
     --------
@@ -237,29 +255,60 @@ def register_activation(name: str, value: Callable[[Any], Any], slope: Callable[
     >>> row = gpudrop.register_activation("my_relu2", relu2, relu2_slope)
     >>> gpudrop.dropout(np.float32([-1, 3]), 0, activation="my_relu2")
     array([0., 9.], dtype=float32)
+    >>> gpudrop.unregister_activation("my_relu2")
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name must be an identifier, got {name!r}")
-    if name in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} exists already")
-    for role, formula in (("value", value), ("slope", slope)):
-        _check_formula(role, formula)
-    ACTIVATIONS[name] = Activation(name, value, slope)
+    if name in BUILT_IN or (name in ACTIVATIONS and not replace):
+        advice = "a built-in one can't be replaced" if name in BUILT_IN else "replace=True replaces it"
+        raise ValueError(f"activation {name!r} exists already; {advice}")
+    ACTIVATIONS[name] = Activation(name, _checked("value", value), _checked("slope", slope))
     return ACTIVATIONS[name]
 
 
-def _check_formula(role: str, formula: Any) -> None:
-    """What can be known of a user's formula before a processor compiles it."""
+def unregister_activation(name: str) -> None:
+    """Remove an activation of your own from the table.
+
+    Parameters
+    ----------
+    name : str
+        One that `register_activation` has added. Calls that name it raise ValueError from then on.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it is a built-in one.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> from gpudrop.activations import relu2, relu2_slope
+    >>> row = gpudrop.register_activation("short_lived", relu2, relu2_slope)
+    >>> gpudrop.unregister_activation("short_lived")
+    """
+    known = find_activation(check_activation(name)).name
+    if known in BUILT_IN:
+        raise ValueError(f"activation {name!r} is built in and can't be removed")
+    del ACTIVATIONS[known]
+
+
+def _checked(role: str, formula: Any) -> Any:
+    """A user's formula as it is now, after all that can be known of it before a processor compiles it."""
+    if isinstance(formula, types.FunctionType):
+        signature = inspect.signature(formula, follow_wrapped=False)  # a decorated function is what the decorator made
+        if [a.kind for a in signature.parameters.values()] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
+            raise TypeError(f"{role} must take one number, {formula.__name__} takes {signature}")
     try:
+        formula = latest(formula)
         CudaSource().add(formula)
         nested = _depth(parse(formula).tree)
     except RecursionError:
         nested = DEPTH + 1
     if nested > DEPTH:
         raise SyntaxError(f"{role} is nested too deeply, more than {DEPTH} levels")
-    signature = inspect.signature(formula)
-    if [a.kind for a in signature.parameters.values()] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
-        raise TypeError(f"{role} must take one number, {formula.__name__} takes {signature}")
+    (argument,) = parse(formula).tree.args.args
+    if argument.annotation and ast.unparse(argument.annotation) != "float":
+        raise TypeError(f"{role} must take a real number, {formula.__name__} takes {ast.unparse(argument.annotation)}")
     try:
         with np.errstate(all="ignore"):
             formula(0.5)
@@ -267,6 +316,7 @@ def _check_formula(role: str, formula: Any) -> None:
         pass  # it isn't defined there
     except Exception as error:  # operations on bits, say, which have a spelling but no meaning
         raise TypeError(f"{role} must be computable from a number, {formula.__name__}(0.5) fails: {error}") from None
+    return formula
 
 
 DEPTH = 200
@@ -293,4 +343,23 @@ def find_activation(name: str | Activation | None) -> Activation:
     try:
         return ACTIVATIONS["identity" if name is None else name]
     except (KeyError, TypeError):
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}") from None
+        known = ", ".join(sorted(ACTIVATIONS))
+        near = hints.hint(name, ACTIVATIONS, hints.ACTIVATIONS)
+        near = "; register_activation gives functions of your own a name" if callable(name) else near
+        raise ValueError(f"unknown activation {name!r}; known: {known}{near}") from None
+
+
+def check_activation(activation: Any) -> str | None:
+    """The name of an activation that the table has, or None; a ValueError if there is no such."""
+    name = activation.name if isinstance(activation, Activation) else activation
+    find_activation(name)
+    return name
+
+
+def check_loaded(activation: str | None) -> None:
+    """Raise a ValueError that says what to do if a layer is unpickled whose activation is unknown in this process."""
+    try:
+        find_activation(activation)
+    except ValueError as error:
+        advice = "before a layer with an activation of your own is loaded, register it in this process, too"
+        raise ValueError(f"{error}; {advice}") from None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpudrop.hints import name_of
 from gpudrop.uninterrupted import uninterrupted
 
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
@@ -82,7 +83,11 @@ def adopt(name, x):
     if getattr(type(x), "__cuda_ndarray__", False):
         return Operand(_plain_numba(x), "numba", _unchanged)
     if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
-        return Operand(np.asarray(x), "numpy", _unchanged)  # of no subclass: np.matrix is never flat
+        return Operand(np.asarray(x), "numpy", partial(_as_subclass, x))  # of no subclass: np.matrix is never flat
+    if isinstance(x, np.generic):
+        array = np.asarray(x)
+        array.flags.writeable = False  # as a scalar is, should it be an out
+        return Operand(array, "numpy", _as_scalar)
     if cupy is not None and isinstance(x, cupy.ndarray):
         return Operand(x, "cupy", _unchanged)
     if hasattr(x, "__dlpack__") and not isinstance(x, (np.ndarray, type)):
@@ -90,9 +95,10 @@ def adopt(name, x):
         return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
     if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
         return Operand(_from_interface(name, x), "cupy", _unchanged)
+    advice = "; np.asarray(x, np.float32) makes one of it" if isinstance(x, (int, float, list, tuple)) else ""
     raise TypeError(
         f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
-        f"got {type(x).__module__}.{type(x).__qualname__}"
+        f"got {name_of(type(x))}{advice}"
     )
 
 
@@ -108,6 +114,20 @@ def _own_kind(of):
 
 def _unchanged(result):
     return result
+
+
+def _as_subclass(x, result):
+    """The result as NumPy's own functions return it for x: np.matrix a matrix, np.memmap a plain array."""
+    if result.ndim != x.ndim:
+        return result
+    try:
+        return x.__array_wrap__(result, None, False)
+    except TypeError:  # as subclasses had it before NumPy 2
+        return x.__array_wrap__(result)
+
+
+def _as_scalar(result):
+    return result[()]  # a result with axes stays an array
 
 
 def _cupy(name, x):

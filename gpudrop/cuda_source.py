@@ -54,22 +54,17 @@ class CudaSource:
     def __init__(self, names=None):
         self.names = dict(names or {})
         self.text = ""
-        self.unfinished = []
 
     def add(self, function, name=None):
         """Print a formula, under a name of the caller's or its own; returns its C++ name."""
         formula = parse(function)
-        if function in self.unfinished:
-            raise formula.refuse(formula.tree, "calls itself")
         if function not in self.names:
             # No keyword of C++ and no name in the kernels' own text ends in an underscore.
-            name = name or f"{function.__name__}_"
+            name = name or f"{function.__code__.co_name}_"
             while name in self.names.values():
                 name += "_"
             self.names[function] = name
-            self.unfinished.append(function)
             calls = {called: self.add(f) for called, f in formula.calls.items()}
-            self.unfinished.pop()
             self.text += _Printer(formula, calls).function(name)
         return self.names[function]
 

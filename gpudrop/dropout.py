@@ -1,10 +1,11 @@
 """dropout, dropout_vjp and keep_mask: everything is checked, then allocated, then dispatched once."""
 
+import inspect
 import math
 import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from gpudrop.activations import Activation, find_activation
 from gpudrop.context import DEFAULT, Context, current, rng_of
 from gpudrop.fusion import REAL, STORAGE, Draw, Fusion
 from gpudrop.generator import Generator, Stream, take
+from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shared, check_mask_shape, rows, shared
 from gpudrop.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
-from gpudrop.random_bits import check_bits, check_p, check_uint64
+from gpudrop.random_bits import check_bits, check_p, check_truth, check_uint64
 from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def dropout(
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
+    **unknown: NoReturn,
 ) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
 
@@ -46,7 +49,7 @@ def dropout(
     Parameters
     ----------
     x : array of float16, bfloat16, float32 or float64, any shape, any strides
-        A NumPy array, a CuPy array, a Numba device array, or anything with DLPack or
+        A NumPy array or scalar, a CuPy array, a Numba device array, or anything with DLPack or
         __cuda_array_interface__. NumPy's bfloat16 is that of ml_dtypes, on device arrays too.
     p : float
         The probability of dropping an element, from 0 to 1; honoured to within 2**-(bits + 1).
@@ -57,7 +60,7 @@ def dropout(
     activation : str, optional
         The name of an activation to apply first; None applies none.
     training : bool
-        False applies the activation alone, as p=0 does.
+        False applies the activation alone, as p=0 does. 1 and 0 are taken for True and False.
     rng : Generator or Stream, optional
         A Generator hands out its next stream if a mask is drawn; a Stream always gives the same mask;
         None is the default generator (`manual_seed`).
@@ -71,9 +74,10 @@ def dropout(
     Returns
     -------
     array
-        y, of x's kind, shape, dtype and memory order. For an array of another library it is made by its
-        namespace's from_dlpack, or is a CuPy array where it has none. On a device it is computed on the
-        current CuPy stream or the array's Numba stream, without synchronisation.
+        y, of x's kind, shape, dtype and memory order. For a subclass of NumPy's arrays it is what that subclass makes
+        of results (np.matrix: a matrix; np.memmap: a plain array), for a NumPy scalar a scalar. For an array of another
+        library it is made by its namespace's from_dlpack, or is a CuPy array where it has none. On a device it is
+        computed on the current CuPy stream or the array's Numba stream, without synchronisation.
 
     Raises
     ------
@@ -96,6 +100,8 @@ def dropout(
     >>> gpudrop.dropout(x, 0.5, activation="relu", training=False)
     array([0., 0., 0., 1., 2., 3., 4., 5.], dtype=float32)
     """
+    if unknown:
+        raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
     return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).forward()
 
 
@@ -110,11 +116,13 @@ def dropout_vjp(
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
+    **unknown: NoReturn,
 ) -> tuple[Array, Backprop]:
     """`dropout`, and the function that takes a gradient back through it.
 
     Nothing of the mask is stored: the backward pass draws it again. It keeps x (not a copy of it), or y
-    alone where that decides (relu), or neither (no activation), so don't overwrite the one it keeps.
+    alone where that decides (relu), or neither (no activation). Do not change the one it keeps in place before the
+    backward pass (``y += skip``), or the gradient is wrong: write ``y = y + skip``.
 
     Parameters
     ----------
@@ -137,6 +145,8 @@ def dropout_vjp(
     >>> backprop(np.ones_like(x))
     array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
+    if unknown:
+        raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
     return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).vjp()
 
 
@@ -186,6 +196,7 @@ def keep_mask(
     start: int = 0,
     like: AnyArray | None = None,
     backend: str | None = None,
+    **unknown: NoReturn,
 ) -> Any:
     """The mask that `dropout` would use in the same place, as booleans: True where an element is kept.
 
@@ -223,6 +234,8 @@ def keep_mask(
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
     """
+    if unknown:
+        raise unexpected("keep_mask", unknown, inspect.signature(keep_mask).parameters)
     start, context = check_uint64("start", start), current()
     rng = rng_of(rng, context)
     shape, p, bits = _check_shape(shape), check_p(p), check_bits(bits)
@@ -257,6 +270,11 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
 
 # As every variant has them. Type checkers, to which a function has no attributes, know dropout_vjp.
 dropout.vjp, dropout.prepare = dropout_vjp, _prepared  # type: ignore[attr-defined]
+_function: Any
+for _function in (dropout, dropout_vjp, keep_mask):  # their unknown arguments are there to be refused
+    _signature = inspect.signature(_function)
+    _known = [a for a in _signature.parameters.values() if a.kind is not a.VAR_KEYWORD]
+    _function.__signature__ = _signature.replace(parameters=_known)
 
 
 class Variation(NamedTuple):
@@ -323,10 +341,9 @@ def _plan(
     stored: bool,
 ) -> _Plan:
     if dtype.name not in DTYPES or not dtype.isnative:
-        raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}")
-    p, bits = noise.check(p), check_bits(bits)
-    if noise.drawn == "normal" and bits != 32:
-        raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
+        advice = "; x.astype(np.float32) has one" if dtype.kind in "biuf" else ""
+        raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}{advice}")
+    p, bits = noise.check(p), noise.check_bits(bits)
     numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs  # before noise may become another
     if numbers is None:
         noise, numbers = PLAIN, Numbers()
@@ -459,6 +476,8 @@ def prepare(
     """Check a call and allocate for it. operand: x; how: the Variation."""
     strength, noise, prediction, mask, axis, other, copies = how
     context = current()
+    if training is not True and training is not False:
+        training = check_truth("training", training)
     acts = training and context.on
     # Numbers of the usual types are checked where a plan is made of them, once.
     p = strength if acts and type(strength) is float else noise.check(strength)
@@ -535,4 +554,6 @@ def _check_apart(name: str, target: Any, array: Any, source: str) -> None:
 def _check_like(name: str, operand: backends.Operand, likeness: Any) -> None:
     if operand.likeness() != likeness:
         wanted, got = backends.describe(*likeness), backends.describe(*operand.likeness())
-        raise ValueError(f"{name} must be {wanted}, got {got}")
+        cast = likeness[1] != operand.array.dtype and likeness[2] == operand.array.shape and name != "out"
+        advice = f"; {name}.astype({likeness[1].name!r}) has that dtype" if cast else ""
+        raise ValueError(f"{name} must be {wanted}, got {got}{advice}")

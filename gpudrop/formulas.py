@@ -8,21 +8,25 @@ A bare number takes the type of the array's arithmetic (float32 or float64, call
 do loop variables and what is cast to a float; parameters and results are real unless annotated. So
 `0.5 * x` is never computed in float64 by accident, on any processor.
 
-`parse` brings a function into canonical form, in which every name is a cast, a function of MATH, a local variable
-(ending in an underscore) or another formula (ending in its number), every bare number reads real(number), and every
-quotient divide(a, b), since a processor may have a way of its own to divide. `compiled` turns that back into a Python
-function for Numba or for the CUDA simulator; `gpudrop.cuda_source` prints it as C++.
+`parse` reads a function's text, makes sure that the function was compiled from it, and brings it into canonical form,
+in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending
+in its number), every bare number reads real(number), and every quotient divide(a, b), since a processor may have a way
+of its own to divide. `compiled` turns that back into a Python function for Numba or for the CUDA simulator;
+`gpudrop.cuda_source` prints it as C++.
 """
+
+import __future__
 
 import ast
 import builtins
 import functools
 import hashlib
 import inspect
+import linecache
 import math
-import textwrap
 import types
-from collections.abc import Hashable
+import warnings
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +47,7 @@ class Formula:
 
     function: types.FunctionType
     source: str
+    line: int  # of the source's first line, in its file
     tree: ast.FunctionDef
     calls: dict[str, types.FunctionType]
 
@@ -54,40 +59,171 @@ class Formula:
 
     def refuse(self, node: Any, why: str = "has no CUDA spelling") -> SyntaxError:
         """The error for a node: its line in the file, and its text as it stands there."""
-        line = self.function.__code__.co_firstlineno + getattr(node, "lineno", 1) - 1
+        line = self.line + getattr(node, "lineno", 1) - 1
         text = (ast.get_source_segment(self.source, node) if hasattr(node, "lineno") else None) or ast.unparse(node)
         return SyntaxError(f"line {line}: '{text.splitlines()[0]}' {why}")
 
 
-@functools.cache
+_formulas: dict[types.FunctionType, Formula] = {}
+
+
 def parse(function: Any) -> Formula:
-    """The canonical form of a function.
+    """The canonical form of a function, with the numbers and functions that its names meant at the first call of this.
 
     Raises
     ------
     TypeError
         If it isn't a function written with def.
     SyntaxError
-        If its source can't be read, or it uses what a formula may not use, with the line.
+        If its source can't be read or isn't what the function was compiled from, or if it uses what a formula may not
+        use, with the line.
     """
-    if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>":
+    return _formulas[_parsed(function)]
+
+
+def _parsed(function: Any, callers: tuple[Any, ...] = ()) -> Any:
+    """Add a function, and those that it calls, to the table of formulas if they are not in it; returns the function."""
+    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & inspect.CO_COROUTINE
+    if not plain or function.__code__.co_name == "<lambda>":
         raise TypeError(f"a formula must be a function written with def, got {function!r}")
-    try:
-        source = textwrap.dedent(inspect.getsource(function))
-    except OSError:
-        raise SyntaxError(f"the source of {function.__name__} can't be read; put it into a file") from None
+    if function not in _formulas:
+        _formulas[function] = _read(function, callers, _parsed)
+    return function
+
+
+def latest(function: Any) -> Any:
+    """The function, or a copy of it for which `parse` has what its names mean now, where that has changed.
+
+    Errors are those of `parse`.
+    """
+    found: dict[Any, Any] = {}
+
+    def visit(function: Any, callers: tuple[Any, ...]) -> Any:
+        if function not in found:
+            formula = _read(_parsed(function, callers), callers, visit)
+            found[function] = function
+            if formula.digest != _formulas[function].digest:
+                twin = types.FunctionType(
+                    function.__code__, function.__globals__, function.__name__, None, function.__closure__
+                )
+                found[function], _formulas[twin] = twin, formula
+        return found[function]
+
+    return visit(function, ())
+
+
+def _read(function: types.FunctionType, callers: tuple[Any, ...], each: Callable[..., Any]) -> Formula:
+    """The canonical form of a function, in which each(f, callers) replaces every formula f that it calls.
+
+    callers: the functions that are being read, each of which calls the next.
+    """
+    source, line = _definition(function, _source(function))
     tree: Any = ast.parse(source).body[0]
-    formula = Formula(function, source, tree, {})
-    _Canonical(formula).visit(tree)
+    formula = Formula(function, source, line, tree, {})
+    _Canonical(formula).visit(formula.tree)
+    callers = (*callers, function)
+    for name, called in formula.calls.items():
+        if called in callers:
+            raise formula.refuse(formula.tree, "calls itself")
+        formula.calls[name] = each(called, callers)
     return formula
+
+
+def text_of(file: str, namespace: dict[str, Any]) -> str:
+    """The text of a Python file, of a module in a zip file or of a notebook's cell; "" if it can't be found.
+
+    namespace: the module's, whose loader can read what is not a file.
+    """
+    linecache.checkcache(file)
+    return "".join(linecache.getlines(file, namespace))
+
+
+def _source(function: types.FunctionType) -> str:
+    """The text of all of the file, or the notebook's cell, in which a function is defined."""
+    source = text_of(function.__code__.co_filename, function.__globals__)
+    if source:
+        return source
+    if (function.__module__ or "").startswith("gpudrop."):
+        raise SyntaxError("gpudrop's .py files are missing, and it compiles its kernels from them")
+    try:
+        return "".join(inspect.findsource(function)[0])  # what is typed at the prompt, from Python 3.13 on
+    except (OSError, TypeError):
+        raise SyntaxError(f"the source of {function.__name__} can't be read; put it into a file") from None
+
+
+def _definition(function: types.FunctionType, source: str) -> tuple[str, int]:
+    """The part of a source that a function was compiled from, and its first line; it may have been moved since."""
+    code = function.__code__
+    meaning = _meaning(code)
+    found: list[ast.FunctionDef] = []
+    for optimize in (-1, 0, 2):  # as this process compiles; or as the .pyc file was made, with docstrings or without
+        found = found or [
+            node for other, node in _definitions(source, code.co_flags & _FUTURE, optimize) if other == meaning
+        ]
+    here = [node for node in found if _first_line(node) == code.co_firstlineno] or found
+    if len({ast.unparse(node) for node in here}) != 1:  # none, or several that differ in their annotations
+        raise SyntaxError(
+            f"the source of {function.__name__} in {code.co_filename}, line {code.co_firstlineno}, is not what the "
+            "function was compiled from: import the edited file again, or run the notebook's cell again"
+        )
+    return ast.get_source_segment(source, here[0]) or "", here[0].lineno
+
+
+_FUTURE = functools.reduce(
+    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _definitions(source: str, flags: int, optimize: int) -> list[tuple[tuple[Any, ...], ast.FunctionDef]]:
+    """The meaning and the definition of each function in a source; none if it can't be compiled.
+
+    flags: those of a function there. optimize: as for Python's compile.
+    """
+    flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in cells of a notebook
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown at the import
+            tree = compile(source, "<formulas>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+            code = compile(source, "<formulas>", "exec", flags, dont_inherit=True, optimize=optimize)
+    except (SyntaxError, ValueError):
+        return []
+    nodes = {(node.name, _first_line(node)): node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    named = ((inner, nodes.get((inner.co_name, inner.co_firstlineno))) for inner in _codes(code))
+    return [(_meaning(inner), node) for inner, node in named if node is not None]
+
+
+def _first_line(node: ast.FunctionDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _meaning(code: types.CodeType) -> tuple[Any, ...]:
+    """What is equal in two code objects that compute the same: all but the lines."""
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    names = code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    constants = [_meaning(c) if isinstance(c, types.CodeType) else (type(c), repr(c)) for c in code.co_consts]
+    return code.co_code, arguments, names, constants
 
 
 class _Canonical(ast.NodeTransformer):
     def __init__(self, formula):
         self.formula = formula
-        self.local = set(formula.function.__code__.co_varnames)
+        code = formula.function.__code__
+        self.local = set(code.co_varnames)
+        self.names = self.local.union(code.co_names, code.co_freevars)
         self.counters = set()  # the variables of loops, which are integers
-        closure = inspect.getclosurevars(formula.function)
+        try:
+            closure = inspect.getclosurevars(formula.function)
+        except ValueError:
+            name = formula.function.__name__
+            raise SyntaxError(f"{name} reads a variable of an enclosing function that has no value yet") from None
         self.outer = {**vars(builtins), **formula.function.__globals__, **closure.nonlocals}
 
     def visit(self, node):
@@ -100,7 +236,10 @@ class _Canonical(ast.NodeTransformer):
         if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
             node.body = node.body[1:]
         node.decorator_list = []
+        if ast.unparse(node.args) != ast.unparse(ast.arguments([], node.args.args, None, [], [], None, [])):
+            raise self.formula.refuse(node.args, "must be plain arguments, without defaults")
         for argument in node.args.args:
+            self.check_name(argument.arg, argument)
             argument.arg += "_"
         node.body = [self.visit(statement) for statement in node.body]
         return node
@@ -113,7 +252,13 @@ class _Canonical(ast.NodeTransformer):
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
+    def check_name(self, name, node):
+        """In a class, Python knows a name that begins with two underscores by another."""
+        if name.startswith("__") and name not in self.names:
+            raise self.formula.refuse(node, "has another name here: in a class, don't begin names with two underscores")
+
     def visit_Name(self, node):
+        self.check_name(node.id, node)
         if node.id in self.local:
             name = ast.copy_location(ast.Name(f"{node.id}_", node.ctx), node)
             return _cast("real", name, node) if node.id in self.counters else name
@@ -136,7 +281,7 @@ class _Canonical(ast.NodeTransformer):
         elif isinstance(value, types.FunctionType):
             # Two formulas may have one name; no name of a local ends in a digit here.
             calls = self.formula.calls
-            name = next((n for n, f in calls.items() if f is value), f"{value.__name__}_{len(calls)}")
+            name = next((n for n, f in calls.items() if f is value), f"{value.__code__.co_name}_{len(calls)}")
             calls[name] = value
         else:
             raise self.formula.refuse(node)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends
+from gpudrop.hints import name_of
 from gpudrop.random_bits import check_uint64
 from gpudrop.states import check_keys
 
@@ -42,15 +43,36 @@ class Stream:
         object.__setattr__(self, "seed", check_uint64("seed", self.seed))
         object.__setattr__(self, "call", check_uint64("call", self.call))
 
+    def numbers(self) -> dict[str, int]:
+        """{"seed": int, "call": int}: what Stream takes."""
+        return {"seed": self.seed, "call": self.call}
+
 
 class StoredStream(Stream):
-    """A stream that is read when a kernel runs: `seed` is a device array of both numbers, unsigned and of 64 bits."""
+    """A stream that is read when a kernel runs: `seed` is a device array of both numbers, unsigned and of 64 bits.
+
+    It equals every stream of the same numbers, for which the device is waited for, and is saved as a Stream of these.
+    It has no hash: a replayed graph may write other numbers there.
+    """
 
     stored = True
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, array: Any) -> None:
         object.__setattr__(self, "seed", array)
         object.__setattr__(self, "call", None)
+
+    def numbers(self) -> dict[str, int]:
+        return dict(zip(("seed", "call"), map(int, backends.to_host(self.seed)), strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return self.numbers() == other.numbers() if isinstance(other, Stream) else NotImplemented
+
+    def __reduce__(self) -> Any:
+        return Stream, tuple(self.numbers().values())
+
+    def __repr__(self) -> str:
+        return "<Stream on the device>"
 
 
 class Generator:
@@ -150,7 +172,7 @@ class Generator:
     def state_dict(self) -> dict[str, int]:
         """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
         if self.stored:
-            return dict(zip(("seed", "call"), map(int, backends.to_host(self._array)), strict=True))
+            return StoredStream(self._array).numbers()
         with lock:
             return {"seed": self._seed, "call": self._call}
 
@@ -238,12 +260,8 @@ def check_rng(rng: Generator | Stream | None) -> Generator | Stream:
         return _default
     if isinstance(rng, (Generator, Stream)):
         return rng
-    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {_name(type(rng))}")
-
-
-def _name(of: type) -> str:
-    # NumPy, CuPy and PyTorch have a Generator as well.
-    return of.__qualname__ if of.__module__ == "builtins" else f"{of.__module__}.{of.__qualname__}"
+    advice = f"; gpudrop.Generator({rng}) makes one" if isinstance(rng, int) else ""
+    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {name_of(type(rng))}{advice}")
 
 
 def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:

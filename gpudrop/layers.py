@@ -1,18 +1,24 @@
 """Layers for hand-written training loops: a class for each variant, all of them alike."""
 
 import copy
+import functools
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gpudrop import noises, variants
-from gpudrop.activations import find_activation
+from gpudrop.activations import check_activation, check_loaded
+from gpudrop.context import DEFAULT, current
 from gpudrop.dropout import dropout
 from gpudrop.generator import Generator, Stream, check_rng, spawned
-from gpudrop.masks import check_mask_shape
-from gpudrop.random_bits import check_bits, check_p, check_uint64
+from gpudrop.hints import ARGUMENTS, hint
+from gpudrop.random_bits import check_integer, check_p, check_truth, check_uint64
 from gpudrop.schedules import Schedule
-from gpudrop.signatures import Array
+from gpudrop.signatures import Array, MaskShape
 from gpudrop.states import check_keys
 
 if TYPE_CHECKING:
@@ -20,12 +26,76 @@ if TYPE_CHECKING:
 
     from gpudrop.signatures import LayerOptions
 
+SOURCES = {
+    "default": ("the default generator", "None"),
+    "generator": ("a generator of its own", "a gpudrop.Generator"),
+    "stream": ("a Stream, which repeats its mask", "a gpudrop.Stream"),
+}
+"""What a layer may draw from: its name in a state, the same in words, and what the layer's rng is."""
+
+
+def _check_remember(remember: Any) -> int | None:
+    if remember is None:
+        return None
+    calls = check_integer("remember", remember)
+    if not 1 <= calls <= sys.maxsize:
+        raise ValueError(f"remember must be at least 1, or None for all calls, got {remember!r}")
+    return calls
+
+
+def _other_probability(p: float) -> float:
+    return round(1 - p, 15)  # so that 0.8 reads as p=0.2
+
+
+def _source(rng: Generator | Stream | None) -> str:
+    """What a layer with this rng draws from, as `SOURCES` names it."""
+    return "default" if rng is None else "generator" if isinstance(rng, Generator) else "stream"
+
+
+class _Calls:
+    """The calls that a layer's `backward` can go back through."""
+
+    __slots__ = ("backprops", "drawn", "draws", "warned")
+
+    def __init__(self, remember: int | None) -> None:
+        self.backprops: deque[Any] = deque(maxlen=remember)
+        self.drawn = 0  # calls in training since the last backward pass
+        self.draws = False  # whether the last call is one of these
+        self.warned = False
+
+
+class _Kind(NamedTuple):
+    """What all layers of a class have in common: see `Layer.settings`."""
+
+    inputs: tuple[str, ...]  # the names of the arrays that it is called with
+    strength: str  # the name of p: std for gaussian_noise
+    settings: dict[str, Callable[[Any], Any]]
+    options: frozenset[str]
+
+
+def _kind_of(cls: "type[Layer]") -> _Kind:
+    def check_strength(p: Any) -> Any:
+        return p if isinstance(p, Schedule) else cls.noise.check(p)
+
+    parameters, options = inspect.signature(cls.function).parameters.values(), cls.defaults()
+    *inputs, strength = (a.name for a in parameters if a.kind is a.POSITIONAL_OR_KEYWORD)
+    settings: dict[str, Callable[[Any], Any]] = {strength: check_strength}
+    if strength == "p":
+        settings["keep_prob"] = lambda keep_prob: check_strength(_other_probability(check_p(keep_prob, "keep_prob")))
+    checks = variants.OPTIONS | {"activation": check_activation, "bits": cls.noise.check_bits}
+    settings |= {name: checks[name] for name in options}
+    settings["rng"] = lambda rng: rng if rng is None else check_rng(rng)  # None stays None: copies share it
+    settings["remember"] = _check_remember
+    settings["step"] = functools.partial(check_uint64, "step")
+    settings["training"] = functools.partial(check_truth, "training")
+    return _Kind(tuple(inputs), strength, settings, frozenset(options))
+
 
 class Layer:
     """A variant as a layer: call it forward, then `backward`.
 
-    A subclass says with `function` which variant it is, and with `check` what its p may be; its options are the
-    function's own.
+    A subclass says with `function` which variant it is, and with `noise` what its p and bits may be; its options are
+    the function's own.
 
     Parameters
     ----------
@@ -35,6 +105,10 @@ class Layer:
         1 - p, for those who think in it; give one of the two.
     rng : Generator or Stream, optional
         As for `gpudrop.dropout`.
+    remember : int, optional
+        How many calls `backward` can go back through, the last one first: as many as there are between two backward
+        passes, as over the steps of a sequence; None remembers all. With 1, the default, it goes through the last call
+        and may do so again.
     **options
         The variant's own, and activation and bits as for `gpudrop.dropout`.
 
@@ -44,10 +118,31 @@ class Layer:
         Whether elements are dropped; set by `train` and `eval`.
     step : int
         The training step that a Schedule is asked for: set it in the loop.
+
+    Notes
+    -----
+    All parameters are attributes that can be read and set: they are checked, and the next call goes by them. There are
+    no others, but those that a subclass of your own sets.
+
+    What `backward` needs is not copied: for relu it is the array that the call returned, for other activations the one
+    that it was given. If that is changed in place in between (``h += skip``), the gradient is wrong; write
+    ``h = h + skip``. With ``remember=None`` these arrays are kept until `backward` has gone through their call; setting
+    `remember` forgets all calls.
+
+    To repeat a call under the same mask, as a check of the gradient by finite differences does, give the layer a Stream
+    for that time: ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``.
+    To repeat several calls that have a mask each, set ``layer.rng = gpudrop.Generator(0)`` before the first of them.
     """
 
     function: ClassVar[Any] = None
-    check: ClassVar[Any] = staticmethod(check_p)
+    noise: ClassVar[noises.Noise] = noises.DROPOUT
+
+    _kind: "ClassVar[_Kind]"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.function is not None:  # else it is a base class for layers
+            cls._kind = _kind_of(cls)
 
     def __init__(
         self,
@@ -55,32 +150,36 @@ class Layer:
         *,
         keep_prob: float | None = None,
         rng: Generator | Stream | None = None,
+        remember: int | None = 1,
         **options: "Unpack[LayerOptions]",
     ) -> None:
         defaults = self.defaults()
         for name in options:
             if name not in defaults:
-                raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(defaults)}")
+                known = [setting for setting in self.settings() if setting not in ("step", "training")]
+                near = hint(name, known, ARGUMENTS)
+                raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(known)}{near}")
         if p is not None and keep_prob is not None:
             raise ValueError("give p or keep_prob, not both")
-        if keep_prob is not None:
-            if self.strength() != "p":
-                raise TypeError(
-                    f"{type(self).__name__} has no option 'keep_prob', for {self.strength()} is no probability"
-                )
-            p = round(1 - check_p(keep_prob, "keep_prob"), 15)  # so that 0.8 reads as p=0.2
-        if p is None:
-            p = self.default()
-        self.p = p if isinstance(p, Schedule) else self.check(p)
-        self.options: dict[str, Any] = {**defaults, **options}
-        find_activation(self.options["activation"])
-        if self.options.get("mask_shape") is not None:
-            self.options["mask_shape"] = check_mask_shape(self.options["mask_shape"])
-        self.options["bits"] = check_bits(self.options["bits"])
-        check_rng(rng)
-        self.rng = rng  # None stays None: the default generator, which a copy of the layer shares
-        self.training, self.step = True, 0
-        self._backprop = None
+        if keep_prob is not None and self.strength() != "p":
+            raise TypeError(f"{type(self).__name__} has no option 'keep_prob': {self.strength()} is not a probability")
+        strength = {"keep_prob": keep_prob} if keep_prob is not None else {self.strength(): p}
+        if p is None and keep_prob is None:
+            strength = {self.strength(): self.default()}
+        self._begin({**strength, **defaults, **options, "rng": rng, "remember": remember, "training": True, "step": 0})
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        put = object.__setattr__
+        put(self, "_options", {})
+        put(self, "_calls", _Calls(1))
+        put(self, "_given_keep_prob", False)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    @classmethod
+    def settings(cls) -> dict[str, Callable[[Any], Any]]:
+        """What can be set, by name, and the check of each, which returns what is stored."""
+        return cls._kind.settings
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -97,29 +196,118 @@ class Layer:
     @classmethod
     def strength(cls) -> str:
         """What the variant calls its p."""
-        return [a.name for a in inspect.signature(cls.function).parameters.values() if a.kind is not a.KEYWORD_ONLY][-1]
+        return cls._kind.strength
+
+    if TYPE_CHECKING:  # to type checkers __setattr__ would be a reason to allow any attribute
+        p: Any
+        std: Any
+        keep_prob: float
+        activation: str | None
+        bits: int
+        mask_shape: MaskShape | None
+        channels_last: bool
+        time_axis: int
+        samples: int | None
+        block_size: int
+        rng: Generator | Stream | None
+        remember: int | None
+        step: int
+        training: bool
+        _given_keep_prob: bool
+        _options: dict[str, Any]
+        _calls: _Calls
+    else:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            put, (_, strength, settings, options) = object.__setattr__, self._kind
+            if name not in settings:
+                if type(self).__module__ != __name__:  # a class of the user's, with attributes of its own
+                    put(self, name, value)
+                    return
+                known = f"it has {', '.join(settings)}{hint(name, settings, ARGUMENTS)}"
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to be set; {known}")
+            value = settings[name](value)
+            if name in (strength, "keep_prob"):
+                put(self, "_given_keep_prob", name == "keep_prob")
+                name = strength
+            put(self, name, value)
+            if name in options:
+                put(self, "_options", self._options | {name: value})
+            elif name == "remember":
+                put(self, "_calls", _Calls(value))
+            elif name == "rng":
+                self._calls.drawn = 0  # calls before had another purpose
+
+        @property
+        def keep_prob(self) -> float:
+            """1 - p; with a Schedule, at `step`."""
+            if self.strength() != "p":
+                raise AttributeError(f"{type(self).__name__} has no keep_prob: {self.strength()} is not a probability")
+            return _other_probability(self._strength_now())
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options and their values, to be read."""
+        return MappingProxyType(self._options)
+
+    def _strength_now(self) -> float:
+        strength = getattr(self, self.strength())
+        return strength(self.step) if isinstance(strength, Schedule) else strength
 
     def __call__(self, *arrays: Array) -> Array:
         """y, from x (and for zoneout the previous state); remembered for `backward`."""
-        p = self.p(self.step) if isinstance(self.p, Schedule) else self.p
-        y, self._backprop = self.function.vjp(*arrays, p, training=self.training, rng=self.rng, **self.options)
+        kind = self._kind
+        if len(arrays) != len(kind.inputs):
+            names = " and ".join(kind.inputs)
+            given = "1 was" if len(arrays) == 1 else f"{len(arrays)} were"
+            raise TypeError(f"{type(self).__name__} takes {names}, but {given} given")
+        p, training, rng = getattr(self, kind.strength), self.training, self.rng
+        if isinstance(p, Schedule):
+            p = p(self.step)
+        y, backprop = self.function.prepare(*arrays, p, training=training, rng=rng, **self._options).vjp()
+        calls = self._calls
+        calls.backprops.append(backprop)
+        calls.draws = draws = training and current() is DEFAULT and not isinstance(rng, Stream)
+        calls.drawn += draws
         return y
 
     def backward(self, dy: Array) -> Array:
-        """dx for dy, through the mask of the last call.
+        """dx for dy, through the mask of the last call, or of the last one that it hasn't gone through with `remember`.
 
         Raises
         ------
         RuntimeError
-            If the layer hasn't been called.
+            If the layer hasn't been called, or there is no such call left.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, if calls in training are left out: the layer remembers one call, and was called again after them.
         """
-        if self._backprop is None:
-            raise RuntimeError("backward needs a call of the layer before it")
-        return self._backprop(dy)
+        calls = self._calls
+        if not calls.backprops:
+            left = "" if self.remember == 1 else f"; there is none left, with remember={self.remember}"
+            raise RuntimeError(f"backward needs a call of the layer before it{left}")
+        dx = calls.backprops[-1](dy)
+        if calls.backprops.maxlen != 1:
+            calls.backprops.pop()
+        elif calls.drawn > calls.draws and not calls.warned:
+            calls.warned = True
+            warnings.warn(
+                f"backward goes through the last call of this {type(self).__name__}, and leaves out "
+                f"{calls.drawn - calls.draws} in training before it; with remember=n it goes back through n calls, the "
+                "last one first. All is well if you only looked at what those calls returned",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        calls.drawn = 0
+        return dx
 
     def train(self, mode: bool = True) -> "Self":
         """Drop elements from now on (or not, if mode is False); returns the layer."""
-        self.training = bool(mode)
+        if isinstance(mode, str):
+            raise ValueError(f"mode must be True or False, got {mode!r}; eval() switches dropout off, train() on")
+        self.training = check_truth("mode", mode)
         return self
 
     def eval(self) -> "Self":
@@ -127,26 +315,68 @@ class Layer:
         return self.train(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"p": float or a Schedule's state, "step": int, "rng": {"seed": int, "call": int}}."""
-        rng = check_rng(self.rng)
-        random = rng.state_dict() if isinstance(rng, Generator) else {"seed": rng.seed, "call": rng.call}
-        return {"p": self.p.state_dict() if isinstance(self.p, Schedule) else self.p, "step": self.step, "rng": random}
+        """The state, of Python's own numbers, strings, bools, None, lists and dicts, as JSON has them.
+
+        Returns
+        -------
+        dict
+            {"variant": str, "p": float or a Schedule's state, the options, "step": int, "training": bool, "rng":
+            {"from": "default", "generator" or "stream", "seed": int, "call": int}}; for gaussian_noise std in the place
+            of p.
+        """
+        name, rng = self.strength(), check_rng(self.rng)
+        strength = getattr(self, name)
+        source = {"from": _source(self.rng)} | (rng.state_dict() if isinstance(rng, Generator) else rng.numbers())
+        return {
+            "variant": self.function.__name__,
+            name: strength.state_dict() if isinstance(strength, Schedule) else strength,
+            **{option: list(v) if isinstance(v, tuple) else v for option, v in self._options.items()},
+            "step": self.step,
+            "training": self.training,
+            "rng": source,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned; nothing changes if it isn't one.
 
         A generator that other layers share, as the default one is, goes on from there for them too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it isn't a state, or is that of another variant, of other options, or of a layer that draws from
+            something else: from a generator of its own, say, where this one draws from the default one.
         """
-        check_keys("layer", state, ("p", "step", "rng"))
-        p, step = state["p"], check_uint64("step", state["step"])
-        p = Schedule.from_state_dict(p) if isinstance(p, Mapping) else self.check(p)
+        settings, strength, variant = self.settings(), self.strength(), self.function.__name__
+        if isinstance(state, Mapping) and state.get("variant", variant) != variant:
+            raise ValueError(f"the state is of {state['variant']!r}, and this layer is {variant!r}")
+        check_keys("layer", state, ("variant", strength, *self._options, "step", "training", "rng"))
+        for name, value in self._options.items():
+            saved = tuple(state[name]) if isinstance(state[name], list) else state[name]
+            if saved != value or type(saved) is not type(value):
+                raise ValueError(f"the state is of a layer with {name}={saved!r}, and this one has {name}={value!r}")
+        p = state[strength]
+        p = Schedule.from_state_dict(p) if isinstance(p, Mapping) else settings[strength](p)
+        step, training = settings["step"](state["step"]), settings["training"](state["training"])
+        check_keys("stream" if isinstance(self.rng, Stream) else "generator", state["rng"], ("from", "seed", "call"))
+        source, numbers = state["rng"]["from"], {name: state["rng"][name] for name in ("seed", "call")}
+        if source not in list(SOURCES):  # a list, say, has no place in a dict
+            raise ValueError(f"a state's rng must be from {', '.join(SOURCES)}, got {source!r}")
+        if source != _source(self.rng):
+            (words, needed), (own, _) = SOURCES[source], SOURCES[_source(self.rng)]
+            raise ValueError(
+                f"the state is of a layer that draws from {words}, and this one draws from {own}: set its rng to "
+                f"{needed} first"
+            )
         rng = check_rng(self.rng)
         if isinstance(rng, Generator):
-            rng.load_state_dict(state["rng"])
+            rng.load_state_dict(numbers)
         else:
-            check_keys("stream", state["rng"], ("seed", "call"))
-            self.rng = Stream(**state["rng"])
-        self.p, self.step = p, step
+            self.rng = Stream(**numbers)
+        shown = self._given_keep_prob and not isinstance(p, Schedule)
+        setattr(self, strength, p)
+        object.__setattr__(self, "_given_keep_prob", shown)  # a layer that was made with keep_prob goes on showing it
+        self.step, self.training = step, training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
         """A copy that draws other masks: its generator is spawned from the layer's, and uses up one of its streams."""
@@ -157,18 +387,28 @@ class Layer:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_backprop": None}  # a call is not saved, and its arrays with it
+        """What was set, also by a subclass; not the calls, and with them their arrays."""
+        return {name: value for name, value in vars(self).items() if name not in ("_calls", "_options")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        check_keys(f"{type(self).__name__} layer", state["options"], (), optional=self.defaults())
-        vars(self).update(state)
+        settings = self.settings()
+        if type(self).__module__ == __name__:
+            check_keys(f"{type(self).__name__} layer", state, (), optional=[*settings, "_given_keep_prob"])
+        check_loaded(state.get("activation"))
+        self._begin({name: value for name, value in state.items() if name in settings})
+        vars(self).update({name: value for name, value in state.items() if name not in settings})
 
     def __repr__(self) -> str:
-        p = repr(self.p) if isinstance(self.p, Schedule) else f"{self.p:g}"
-        options, defaults = self.options, self.defaults()
+        strength = getattr(self, self.strength())
+        values = [
+            f"{self.strength()}={strength!r}" if isinstance(strength, Schedule) else f"{self.strength()}={strength:g}"
+        ]
+        if self._given_keep_prob:
+            values.append(f"keep_prob={self.keep_prob:g}")
+        options, defaults = self._options, self.defaults()
         own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
-        shown = [*own, "activation", "bits"]
-        values = [f"{self.strength()}={p}", *(f"{name}={options[name]!r}" for name in shown)]
+        values += [f"{name}={options[name]!r}" for name in (*own, "activation", "bits")]
+        values += [f"remember={self.remember}"] * (self.remember != 1)
         return f"{type(self).__name__}({', '.join(values)})"
 
 
@@ -180,7 +420,7 @@ class Dropout(Layer):
     >>> import numpy as np, gpudrop
     >>> layer = gpudrop.Dropout(keep_prob=0.75, activation="relu", rng=gpudrop.Generator(1))
     >>> layer
-    Dropout(p=0.25, activation='relu', bits=16)
+    Dropout(p=0.25, keep_prob=0.75, activation='relu', bits=16)
     >>> x = np.float32([[-3, 3, 6, 9]])
     >>> layer(x)
     array([[ 0.,  4.,  0., 12.]], dtype=float32)
@@ -363,6 +603,7 @@ class AlphaDropout(Layer):
     """
 
     function = staticmethod(variants.alpha_dropout)
+    noise = noises.ALPHA
 
 
 class FeatureAlphaDropout(Layer):
@@ -376,6 +617,7 @@ class FeatureAlphaDropout(Layer):
     """
 
     function = staticmethod(variants.feature_alpha_dropout)
+    noise = noises.ALPHA
 
 
 class GaussianDropout(Layer):
@@ -389,7 +631,7 @@ class GaussianDropout(Layer):
     """
 
     function = staticmethod(variants.gaussian_dropout)
-    check = staticmethod(noises.GAUSSIAN.check)
+    noise = noises.GAUSSIAN
 
 
 class UniformDropout(Layer):
@@ -403,7 +645,7 @@ class UniformDropout(Layer):
     """
 
     function = staticmethod(variants.uniform_dropout)
-    check = staticmethod(noises.UNIFORM.check)
+    noise = noises.UNIFORM
 
 
 class GaussianNoise(Layer):
@@ -418,18 +660,19 @@ class GaussianNoise(Layer):
     """
 
     function = staticmethod(variants.gaussian_noise)
-    check = staticmethod(noises.ADDITIVE.check)
+    noise = noises.ADDITIVE
 
     def __init__(
         self,
         std: float | Schedule | None = None,
         *,
         rng: Generator | Stream | None = None,
+        remember: int | None = 1,
         **options: "Unpack[LayerOptions]",
     ) -> None:
         if "p" in options:
             raise TypeError("GaussianNoise has no option 'p'; how strong it is, std says")
-        super().__init__(std, rng=rng, **options)
+        super().__init__(std, rng=rng, remember=remember, **options)
 
 
 class Zoneout(Layer):
@@ -447,9 +690,14 @@ class Zoneout(Layer):
     """
 
     function = staticmethod(variants.zoneout)
+    noise = noises.ZONEOUT
 
     if TYPE_CHECKING:
 
         def backward(  # type: ignore[override]  # its two gradients are why it is no other layer's stand-in
             self, dy: Array
         ) -> tuple[Array, Array]: ...
+
+
+VARIANTS = {cls.function.__name__: cls for cls in Layer.__subclasses__()}
+"""The layer of each variant, by the variant's name."""

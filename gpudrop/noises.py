@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gpudrop.random_bits import check_number, check_p, quantize
+from gpudrop.random_bits import check_bits, check_number, check_p, quantize
 
 ALPHA_PRIME = -1.7580993408473766
 """What SELU tends to at -infinity, -scale * alpha: alpha dropout's value of what is dropped."""
@@ -64,6 +64,13 @@ class Noise:
     two_inputs: bool = False
     second: "Noise | None" = None
     zeroes: bool = False
+
+    def check_bits(self, bits: Any) -> int:
+        """Random bits per element as an int, or a ValueError."""
+        bits = check_bits(bits)
+        if self.drawn == "normal" and bits != 32:
+            raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
+        return bits
 
 
 def same(r: bool, scale, shift, z, other):

@@ -221,6 +221,16 @@ def check_bits(bits: Any) -> int:
     return width
 
 
+def check_truth(name: str, value: Any) -> bool:
+    """value as a bool: True or False, NumPy's and other libraries', 1 or 0."""
+    try:
+        if value is True or value is False or (getattr(value, "ndim", 0) == 0 and value in (0, 1)):
+            return bool(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_integer(name: str, value: Any) -> int:
     """value as a Python int, or a TypeError that names the argument."""
     try:

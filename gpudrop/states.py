@@ -12,8 +12,8 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
         names = ", ".join(sorted(map(repr, unknown)))
         raise ValueError(f"the state of a {of} has {names}, which {_this()} doesn't know; it may be of a newer version")
     if not state.keys() >= set(required):
-        names = " and ".join(map(repr, sorted(required)))
-        raise ValueError(f"the state of a {of} has the keys {names}, got {sorted(state)}")
+        keys, found = ", ".join(sorted(required)), ", ".join(map(str, state)) or "none"
+        raise ValueError(f"the state of a {of} has the keys {keys}, got {found}")
 
 
 def _this() -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from gpudrop import backends, noises
 from gpudrop.dropout import Variation, prepare
 from gpudrop.generator import Generator, Stream
-from gpudrop.masks import Blocks
-from gpudrop.random_bits import check_integer, check_p, check_uint64
+from gpudrop.hints import unexpected
+from gpudrop.masks import Blocks, check_mask_shape
+from gpudrop.random_bits import check_integer, check_p, check_truth, check_uint64
 from gpudrop.signatures import AnyArray
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
         backend: str | None = None,
         **options: Any,
     ) -> Any:
+        for name in options:
+            if name not in names:
+                raise unexpected(vary.__name__, options, forward.__signature__.parameters)
         operand = backends.adopt("x", x)
         how = vary(operand.array, *args, **options)
         return prepare(operand, how, activation, training, rng, bits, out, backend)
@@ -58,6 +62,7 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
         return prepared(*args, **options).vjp()
 
     own, common = inspect.signature(vary), inspect.signature(prepared)
+    names = frozenset(own.parameters)
     named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
     forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
@@ -81,11 +86,29 @@ of_deviates = cast("Makes[signatures.Deviates]", in_32_bits)
 of_two = cast("Makes[signatures.OfTwo]", variant)
 
 
+def _check_block_size(block_size: Any) -> int:
+    size = check_integer("block_size", block_size)
+    if size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return size
+
+
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "mask_shape": lambda shape: None if shape is None else check_mask_shape(shape),
+    "channels_last": functools.partial(check_truth, "channels_last"),
+    "time_axis": functools.partial(check_integer, "time_axis"),
+    "samples": lambda samples: None if samples is None else check_uint64("samples", samples),
+    "block_size": _check_block_size,
+}
+"""What variants have besides p and what is common to all: the check of each, which returns it in Python's own types."""
+
+
 # Structured masks
 
 
 def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Variation:
     """A mask over samples, if there are any, and channels."""
+    channels_last = OPTIONS["channels_last"](channels_last)
     batched = x.ndim == spatial + 2
     if not batched and x.ndim != spatial + 1:
         order = "spatial, channels" if channels_last else "channels, spatial"
@@ -241,7 +264,7 @@ def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variat
            [0., 2., 0., 2., 2., 0.]], dtype=float32)
     """
     _check_ndim(x, 2, "time and samples")
-    axis = check_integer("time_axis", time_axis)
+    axis = OPTIONS["time_axis"](time_axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"time_axis must be an axis of x, which has {x.ndim} dimensions, got {time_axis}")
     axis %= x.ndim
@@ -366,9 +389,8 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
     >>> gpudrop.drop_connect(weights, 0.5, samples=10, rng=gpudrop.Stream(0, 1)).shape
     (10, 2, 3)
     """
-    if samples is None:
-        return Variation(p, batch_axis=None)
-    return Variation(p, copies=check_uint64("samples", samples))
+    copies = OPTIONS["samples"](samples)
+    return Variation(p, batch_axis=None if copies is None else 0, copies=copies)
 
 
 # Blocks
@@ -377,9 +399,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
 def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
     """DropBlock's mask, and the probability of a seed: equation 1 of the paper."""
     _check_ndim(x, spatial, "feature maps")
-    block_size = check_integer("block_size", block_size)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    block_size = OPTIONS["block_size"](block_size)
     if 0 in x.shape:
         return Variation(check_p(p))
     leading, sizes = x.shape[: x.ndim - spatial], x.shape[x.ndim - spatial :]

@@ -9,6 +9,7 @@ from gpudrop import backends, variants
 from gpudrop.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.dropout import dropout, keep_mask
 from gpudrop.generator import Stream
+from gpudrop.hints import hint
 
 NAMES = ("dropout", *(name for name, of in vars(variants).items() if hasattr(of, "vjp")))
 """The variants, by name."""
@@ -55,7 +56,7 @@ def warmup(
     import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
 
     if variant not in NAMES:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}")
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
     rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
     function: Any = dropout if variant == "dropout" else getattr(variants, variant)
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)

@@ -12,7 +12,6 @@ import hashlib
 import os
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -64,8 +63,8 @@ _fusions: dict[str, Any] = {}
 
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
-_SOURCES = (__file__, *(str(module.__file__) for module in (formulas, half, host_math, random_bits, threads)))
-_SURROUNDINGS = "".join(Path(file).read_text("utf-8") for file in _SOURCES)
+_SOURCES = (globals(), *map(vars, (formulas, half, host_math, random_bits, threads)))
+_SURROUNDINGS = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
 

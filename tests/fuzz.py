@@ -72,6 +72,9 @@ RETURNS = {
     "quantize": gpudrop.Quantized,
     "mc_samples": gpudrop.MonteCarlo,
     "register_activation": Activation,
+    "unregister_activation": type(None),
+    "numbers": dict,
+    "settings": dict,
     "drop_path_rates": list,
     "from_state_dict": schedules.Schedule,
     "train": layers.Layer,
@@ -163,7 +166,7 @@ class Trial:
         """Of a new object; of a layer that has been called, mostly, where it is to go back."""
         case, call = self.case, self.call
         args, kwargs = case.arguments(Call(call.name.rpartition(".")[0], call.owner))
-        thing = call.owner(*args, **kwargs)
+        thing = case.object = call.owner(*args, **kwargs)
         if hasattr(thing, "load_state_dict"):
             case.stateful(thing)
         if call.last == "backward" and case.likely(90):

@@ -16,6 +16,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import Generator, Stream, schedules
+from gpudrop.activations import relu2, relu2_slope
 from tests.family.placed import DIMENSIONS, Placed, place
 from tests.foreign import Foreign
 
@@ -70,7 +71,7 @@ class Case:
         self.choose = self.random.choice
         self.dtype, self.bits, self.activation = self.choose(SETTINGS)
         self.variant, self.shape, self.result = "", (), None  # result: the shape of y, where it isn't x's
-        self.inputs, self.placed, self.states = [], [], []
+        self.inputs, self.placed, self.states, self.object = [], [], [], None  # object: whose method is called
 
     def likely(self, percent):
         return self.choose(range(100)) < percent
@@ -142,6 +143,8 @@ def flat(case, call):
         array.flags.writeable = False
     if how == 1 and case.dtype != ml_dtypes.bfloat16:  # which DLPack doesn't know
         return Foreign(array)
+    if how == 3 and not array.ndim:
+        return array[()]
     return array.view(Own) if how == 2 else array
 
 
@@ -152,7 +155,7 @@ def unfit(case, call):
         lambda: np.zeros(case.shape, case.choose(kinds)),
         lambda: np.ma.masked_array(case.array(), np.ones(case.shape, bool)),
         lambda: case.array().tolist(),
-        lambda: np.float32(1),
+        lambda: case.choose([np.float32, np.int8])(1).item(),
         lambda: memoryview(b"1234"),
         lambda: Elsewhere(case.array()),
         lambda: case.array(shape=(*case.shape, 2)),
@@ -265,7 +268,9 @@ def state(case, call):
         return case.choose([numbers, numbers | {"call": 2**64}])
     if issubclass(call.owner, schedules.Schedule):
         return schedule
-    return {"p": case.choose([0.5, schedule]), "step": case.choose(range(20)), "rng": numbers}
+    own = case.object.state_dict()
+    changes = {case.object.strength(): case.choose([0.5, schedule]), "step": case.choose(range(20))}
+    return own | changes | {"rng": own["rng"] | numbers}
 
 
 def bad_state(case, call):
@@ -369,6 +374,11 @@ BAD += [f"def f(x):\n    return {value}\n" for value in VALUES]
 FORMULAS = one_of(*map(formula, itertools.count(), GOOD), bad=list(map(formula, itertools.count(len(GOOD)), BAD)))
 
 
+def registered(case, call):
+    """The name of an activation that is there to be removed."""
+    return gpudrop.register_activation("to_be_removed", relu2, relu2_slope, replace=True).name
+
+
 # By the argument's name, or the call's and the argument's.
 POOLS = {
     "x": (flat, unfit),
@@ -382,7 +392,9 @@ POOLS = {
     "std": one_of(0, 0.1, 3, 1e30, np.float32(2), bad=[-1, 1e309, "1"]),
     "mask_shape": (mask_shape, from_list([(2, 3), (2**70,), (-1,), 3, (1.0,), ("a",), (None,) * 7, [[1]]])),
     "activation": (lambda case, call: case.activation, from_list(["gelo", 3, ["relu"], "", "RELU", np.array("relu")])),
-    "training": one_of(True, True, True, False, 1, 0, np.True_, bad=[np.ones(2)]),
+    "training": one_of(True, True, True, False, 1, 0, np.True_, bad=[np.ones(2), "eval", 2, None]),
+    "remember": one_of(1, 1, 2, None, np.int8(3), bad=[0, -1, 1.5, "2"]),
+    "replace": one_of(False, True),
     "rng": (rng, bad_rng),
     "bits": (bits, from_list([12, 16.0, "16", 0, -8, 64, [16], np.array([8, 16])])),
     "backend": one_of(None, "cpu", bad=["cupy_elementwise", "numba_cuda", "gpu", "", ["cpu"], 3]),
@@ -402,7 +414,8 @@ POOLS = {
     "device": one_of(False, False, 0, bad=[True, "cuda"]),
     "n": one_of(1, 2, 3, np.uint8(4), bad=[0, -1, 1.5, 2**64, 2**33, "2"]),
     "state": (state, bad_state),
-    "mode": one_of(True, False, 1, bad=[np.ones(2)]),
+    "mode": one_of(True, False, 1, bad=[np.ones(2), "eval", 2, None]),
+    "unregister_activation.name": (registered, from_list(["relu", "gelo", None, 3, ["a"]])),
     "name": one_of("of_mine", "größe", bad=["relu", "a b", "", "1a", 3, ["a"], "def"]),
     "value": FORMULAS,
     "slope": FORMULAS,

@@ -48,8 +48,10 @@ from gpudrop.activations import find_activation
 from gpudrop.context import DEFAULT, Context, current, visible
 from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
 from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.hints import unexpected
+from gpudrop.layers import VARIANTS
 from gpudrop.masks import check_mask_shape
-from gpudrop.random_bits import check_bits
+from gpudrop.random_bits import check_bits, check_truth
 from gpudrop.torch import operators
 from gpudrop.torch.activations import TORCHS
 
@@ -57,9 +59,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from gpudrop.signatures import Own
-
-VARIANTS = {cls.function.__name__: cls for cls in layers.Layer.__subclasses__()}
-"""The variants by name, each with its layer, which knows what p may be and which options there are."""
 
 LACKING = {"drop_connect": ("samples",)}
 """Options that make a result of another shape than input's."""
@@ -215,7 +214,7 @@ def _checked(
     keeps_input: bool = False,
 ) -> tuple[Any, ...]:
     """The numbers and the text that the operators take."""
-    p = VARIANTS[name].check(p)
+    p = VARIANTS[name].noise.check(p)
     text, activation, bits = _text(name, training, activation, bits, options, keeps_input)
     return name, text, p, activation, bits
 
@@ -248,7 +247,9 @@ def apply(
         name = "dropout1d"
     compiling = torch.compiler.is_compiling()
     context: Any = visible if compiling else current()
-    training = bool(training) and context.on
+    if training is not True and training is not False:
+        training = check_truth("training", training)
+    training = training and context.on
     if compiling:
         text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
         call: tuple[Any, ...] = name, text, p, row, bits  # p may be a symbol: the operators check it
@@ -355,7 +356,7 @@ def _function(name: str) -> Any:
             return handle(made, tensors, *tensors, p, training, inplace, **named)
         for option in options:
             if option not in defaults:
-                raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+                raise unexpected(name, options, ("p", *defaults, *made.__kwdefaults__))
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
         return apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, options)

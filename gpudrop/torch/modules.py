@@ -7,12 +7,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 
-from gpudrop.activations import find_activation
-from gpudrop.masks import check_mask_shape
-from gpudrop.random_bits import check_bits
+from gpudrop import variants
+from gpudrop.activations import check_activation, check_loaded
+from gpudrop.hints import hint_of_argument
+from gpudrop.layers import VARIANTS
 from gpudrop.schedules import Schedule
 from gpudrop.torch import functional, operators
 
@@ -108,7 +108,7 @@ class Variant(torch.nn.Module):
         super().__init_subclass__(**options)
         if of is not None:
             cls.variant, cls.torchs = of, next(iter(cls.__bases__[1:]), None)
-            cls.bits, cls.options = functional.VARIANTS[of].defaults()["bits"], functional.own_options(of)
+            cls.bits, cls.options = VARIANTS[of].defaults()["bits"], functional.own_options(of)
             cls.__doc__ = f"`gpudrop.{of}` as a module: see there, and `Variant` for what all of them take."
 
     def __init__(
@@ -122,19 +122,17 @@ class Variant(torch.nn.Module):
         **options: Unpack[Own],
     ) -> None:
         super().__init__()
-        layer, own = functional.VARIANTS[self.variant], type(self).options
-        for name in options:
+        layer, own = VARIANTS[self.variant], type(self).options
+        for name, value in options.items():
             if name not in own:
-                raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(own) or 'none'}")
-        find_activation(activation)
+                known = ("p", "activation", "generator", "bits", *own)
+                near = hint_of_argument(name, value, known)
+                raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(known)}{near}")
         p = layer.default() if p is None else p
-        self.p, self.step = p if isinstance(p, Schedule) else layer.check(p), 0
-        self.inplace, self.activation, self.generator = bool(inplace), activation, generator
-        self.bits = check_bits(type(self).bits if bits is None else bits)
-        if options.get("mask_shape") is not None:
-            options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        # NumPy's numbers are arrays to torch.compile.
-        self.options = {**own} | {n: v.item() if isinstance(v, np.generic) else v for n, v in options.items()}
+        self.p, self.step = p if isinstance(p, Schedule) else layer.noise.check(p), 0
+        self.inplace, self.activation, self.generator = bool(inplace), check_activation(activation), generator
+        self.bits = layer.noise.check_bits(type(self).bits if bits is None else bits)
+        self.options = {**own} | {name: variants.OPTIONS[name](value) for name, value in options.items()}
 
     def is_own(self) -> bool:
         """Whether it does what no module of torch's does."""
@@ -182,6 +180,10 @@ class Variant(torch.nn.Module):
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(vars(self), memo))
         return made
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        check_loaded(state.get("activation"))
+        super().__setstate__(state)
 
     __prepare_scriptable__ = refuse_scripts
 

@@ -1,5 +1,6 @@
 """Generators whose state is in the device's memory: on every CUDA backend, the streams of a host's generator."""
 
+import json
 import pickle
 
 import numpy as np
@@ -113,3 +114,21 @@ def test_pytorch_has_its_own():
     rng.stored = True
     with pytest.raises(ValueError, match="rng must have its state on the host; in a captured graph"):
         functional.dropout(torch.ones(3), 0.5, rng=rng)
+
+
+def test_streams_are_equal_if_their_numbers_are_and_are_saved_as_these(device):
+    rng, twin = Generator(7, device=True), Generator(7, device=True)
+    first, second, again = rng.next(), rng.next(), twin.next()
+    assert first == again and first != second and first == gpudrop.Stream(7, 0) == again
+    assert second != gpudrop.Stream(7, 0) and first != "a stream"
+    loaded = pickle.loads(pickle.dumps(second))
+    assert type(loaded) is gpudrop.Stream and loaded == gpudrop.Stream(7, 1) == second
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(first)
+    layer = layers.Dropout(0.5, rng=second)
+    state = json.loads(json.dumps(layer.state_dict()))
+    assert state["rng"] == {"from": "stream", "seed": 7, "call": 1}
+    want = device.get(layer(device.put(X)))
+    other = layers.Dropout(0.5, rng=first)
+    other.load_state_dict(state)
+    np.testing.assert_array_equal(device.get(other(device.put(X))), want)

@@ -59,7 +59,11 @@ with gpudrop.no_dropout():
     gpudrop.warmup(["relu"], dtypes=["float32"])
 def cube(x: float) -> float:
     return x * x * x
-gpudrop.register_activation("cube", cube, cube)
+gpudrop.register_activation("cube", cube, cube, replace=True)
+gpudrop.unregister_activation("cube")
+several = layers.Zoneout(keep_prob=0.9, remember=None, bits=8)
+several.p, several.activation, several.rng, several.remember, several.training = 0.5, "relu", Stream(0, 0), 2, False
+assert_type(several.keep_prob, float)
 """
 
 # What is wrong, and a part of what mypy says of it.
@@ -71,7 +75,7 @@ WRONG = {
     "gpudrop.dropout(x, activation=print)": 'expected "str | None"',
     "gpudrop.dropout(x, mask_shape=(None, 1.5))": 'expected "Sequence[int | None] | None"',
     "gpudrop.dropout(x, bits=16.0)": 'incompatible type "float"; expected "int"',
-    "gpudrop.dropout(x, chanels_last=True)": "[call-arg]",
+    "gpudrop.dropout(x, chanels_last=True)": '"chanels_last" to "dropout" has incompatible type',
     "gpudrop.dropout(x, 0.5, None)": "[call-arg]",
     "gpudrop.dropout_vjp(x)[1](3)": "[type-var]",
     'gpudrop.drop_path(x, "0.5")': 'expected "float"',
@@ -81,6 +85,9 @@ WRONG = {
     'gpudrop.Dropout("0.5")': 'expected "float | Schedule | None"',
     "gpudrop.Dropout(0.5, activatoin='relu')": "[call-arg]",
     "layers.DropBlock2d(0.5, block_size='7')": 'expected "int"',
+    "gpudrop.Dropout(0.5, remember='all')": 'expected "int | None"',
+    "gpudrop.Dropout(0.5).keep_prop = 0.5": "[attr-defined]",
+    "gpudrop.register_activation('cube', cube, cube, replace='yes')": 'expected "bool"',
     "layers.LockedDropout(0.5)([1.0])": "[type-var]",
     "gpudrop.keep_mask('2', 0.5)": 'expected "int | Sequence[int]"',
     "Stream(0)": "[call-arg]",
@@ -128,7 +135,7 @@ def test_right_calls_have_the_types_they_should_and_wrong_ones_are_reported(tmp_
             right += call(function, options, *arrays) + "\n"
             for other in {option for options in own.values() for option in options} - options.keys():
                 wrong[call(function, {other: 1}, *arrays)] = f'Unexpected keyword argument "{other}"'
-    for layer in layers.Layer.__subclasses__():
+    for layer in layers.VARIANTS.values():
         right += call(f"layers.{layer.__name__}", layer.defaults(), "0.5") + "\n"
     assert common == {"activation", "training", "rng", "bits", "out", "backend"}
     assert any("block_size" in key for key in wrong)

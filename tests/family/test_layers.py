@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import warnings
+import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ def as_tuple(result):
 def test_every_variant_has_a_layer():
     functions = {value for value in vars(gpudrop).values() if hasattr(value, "vjp")}
     assert {cls.function for cls in CLASSES} == functions
-    assert set(SHAPES) == {cls.__name__ for cls in layers.Layer.__subclasses__()}
+    assert set(SHAPES) == {cls.__name__ for cls in layers.VARIANTS.values()}
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -56,7 +59,7 @@ def test_a_mask_shape_that_can_never_be_one_is_refused_at_once(shape):
     with pytest.raises(type(refused.value)) as again:
         gpudrop.dropout(np.ones((2, 4), np.float32), 0.5, mask_shape=shape)
     assert str(again.value) == str(refused.value)
-    assert layers.Dropout(0.5, mask_shape=[20, 1, np.int64(10), None]).options["mask_shape"] == (20, 1, 10, None)
+    assert layers.Dropout(0.5, mask_shape=[20, 1, np.int64(10), None]).mask_shape == (20, 1, 10, None)
 
 
 def test_a_deep_copy_draws_other_masks():
@@ -86,7 +89,7 @@ def test_copies_share_the_default_generator(clone):
     twin, x = clone(layer), np.ones(100)
     np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, 0.5, rng=Stream(8, 0)))
     np.testing.assert_array_equal(twin(x), gpudrop.dropout(x, 0.5, rng=Stream(8, 1)))
-    assert twin.state_dict()["rng"] == {"seed": 8, "call": 2}
+    assert twin.state_dict()["rng"] == {"from": "default", "seed": 8, "call": 2}
 
 
 @pytest.mark.parametrize("rng", [lambda: Generator(4), lambda: Stream(4, 7)])
@@ -112,10 +115,13 @@ def test_a_bad_state_changes_nothing():
         {"step": -1},
         {"rng": {"seed": 1}},
         {"p": {"first": 0, "last": 1, "curve": "?"}},
+        {"training": "yes"},
+        {"rng": good["rng"] | {"from": "nowhere"}},
+        {"rng": good["rng"] | {"from": []}},
         {"x": 1},
     ):
         with pytest.raises((TypeError, ValueError)):
-            layer.load_state_dict(good | change)
+            layer.load_state_dict(good | {"p": 0.5, "step": 5, "training": False} | change)
         assert layer.state_dict() == good
 
 
@@ -130,7 +136,8 @@ def test_a_schedule_follows_the_step():
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (layers.Dropout(keep_prob=0.8), "Dropout(p=0.2, activation=None, bits=16)"),
+        (layers.Dropout(keep_prob=0.8), "Dropout(p=0.2, keep_prob=0.8, activation=None, bits=16)"),
+        (layers.Zoneout(0.1, remember=None), "Zoneout(p=0.1, activation=None, bits=16, remember=None)"),
         (layers.Dropout(mask_shape=(None, 1)), "Dropout(p=0.5, mask_shape=(None, 1), activation=None, bits=16)"),
         (layers.DropBlock2d(activation="relu", bits=16), "DropBlock2d(p=0.1, activation='relu', bits=16)"),
         (layers.DropBlock2d(block_size=3), "DropBlock2d(p=0.1, block_size=3, activation=None, bits=32)"),
@@ -151,7 +158,7 @@ def test_repr(layer, text):
     [
         (
             TypeError,
-            "DropPath has no option 'block_size'; it has activation, bits",
+            "DropPath has no option 'block_size'; it has p, keep_prob, activation, bits, rng, remember",
             lambda: layers.DropPath(block_size=3),
         ),
         (TypeError, "GaussianNoise has no option 'keep_prob'", lambda: layers.GaussianNoise(keep_prob=0.3)),
@@ -168,3 +175,283 @@ def test_repr(layer, text):
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+# A value that each setting may have, other than by default, and what it may not be with a part of the error.
+SETTINGS = {
+    "p": (0.25, {1.5: "p must be between 0 and 1, got 1.5", "0.5": "p must be a number between 0 and 1, got '0.5'"}),
+    "std": (0.25, {-1: "std must be finite and not negative", None: "std must be a number"}),
+    "keep_prob": (0.25, {2: "keep_prob must be between 0 and 1, got 2", None: "keep_prob must be a number"}),
+    "activation": ("gelu", {"gelo": "unknown activation 'gelo'; known: .*; did you mean 'gelu'"}),
+    "bits": (32, {12: "bits must be one of 8, 16, 32, got 12"}),
+    "mask_shape": ((None, 1), {3: "mask_shape must be a tuple", (-1,): "mask_shape must not be negative"}),
+    "channels_last": (
+        True,
+        {"no": "channels_last must be True or False, got 'no'", 2: "channels_last must be True or"},
+    ),
+    "time_axis": (1, {0.5: "time_axis must be an integer, got 0.5"}),
+    "samples": (2, {-1: "samples must be between 0 and", "2": "samples must be an integer"}),
+    "block_size": (2, {0: "block_size must be at least 1, got 0", 2.5: "block_size must be an integer"}),
+    "rng": (Stream(5, 6), {5: "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got int"}),
+    "remember": (2, {2**64: "remember must be", 0: "remember must be at least 1, or None for all calls, got 0"}),
+    "step": (7, {-1: "step must be between 0 and", 1.5: "step must be an integer, got 1.5"}),
+    "training": (
+        False,
+        {"eval": "training must be True or False, got 'eval'", 2: "training must be True or False, got"},
+    ),
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_all_that_a_layer_is_made_with_can_be_read_and_set_and_takes_effect(cls):
+    """A layer that is set is as one that was made so; what is refused changes nothing."""
+    for name in cls.settings():
+        value, wrong = SETTINGS[name]
+        layer = cls(rng=Stream(1, 2))
+        before = repr(layer), layer.state_dict()
+        for bad, message in wrong.items():
+            with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+                setattr(layer, name, bad)
+        assert (repr(layer), layer.state_dict()) == before
+        setattr(layer, name, value)
+        assert getattr(layer, name) == value
+        made = {name: value} if name in ("step", "training") else {}
+        other = cls(**{"rng": Stream(1, 2)} | ({} if made else {name: value}))
+        for attribute in made:
+            setattr(other, attribute, value)
+        if cls is layers.Dropout or name not in ("activation", "bits"):  # with which each would compile kernels
+            np.testing.assert_array_equal(layer(*arrays(layer)), other(*arrays(layer)))
+        assert repr(layer) == repr(other) and layer.state_dict() == other.state_dict()
+
+
+def test_what_is_set_is_of_pythons_own_types():
+    layer = layers.LockedDropout(rng=Generator(0))
+    layer.p, layer.step, layer.time_axis, layer.bits = np.float32(0.5), np.int64(3), np.uint8(1), np.array(8)
+    layer.training = np.False_
+    kinds = [type(value) for value in (layer.p, layer.step, layer.time_axis, layer.bits, layer.training)]
+    assert kinds == [float, int, int, int, bool]
+
+
+def test_p_and_keep_prob_are_one_number():
+    layer = layers.Dropout(keep_prob=0.8)
+    assert (layer.p, layer.keep_prob) == (0.2, 0.8)
+    layer.p = 0.1
+    assert layer.keep_prob == 0.9 and repr(layer) == "Dropout(p=0.1, activation=None, bits=16)"
+    layer.keep_prob = 0.3
+    assert layer.p == 0.7 and "p=0.7, keep_prob=0.3" in repr(layer)
+    assert repr(pickle.loads(pickle.dumps(layer))) == repr(copy.deepcopy(layer)) == repr(layer)
+    restored = layers.Dropout(keep_prob=0.5)
+    restored.load_state_dict(layer.state_dict())
+    assert repr(restored) == repr(layer)
+    for p in (0.1 + 2**-50, schedules.linear(0, 0.5, 10)):
+        restored.load_state_dict(layers.Dropout(p).state_dict())
+        assert restored.p == pickle.loads(pickle.dumps(restored)).p == copy.deepcopy(restored).p == p
+    layer.p, layer.step = schedules.linear(0, 0.5, 10), 5
+    assert layer.keep_prob == 0.75
+    for name in ("p", "keep_prob"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(layers.GaussianNoise(0.3), name)
+
+
+@pytest.mark.parametrize("cls", [layers.Dropout, layers.GaussianNoise])
+def test_what_a_layer_has_not_can_not_be_set(cls):
+    layer = cls()
+    with pytest.raises(TypeError):
+        layer.options["bits"] = 8
+    assert dict(layer.options) == {name: getattr(layer, name) for name in cls.defaults()}
+    for name, near in (("keep_prop", "keep_prob"), ("activatoin", "activation"), ("nonsense", None), ("seed", "rng")):
+        near = None if near == "keep_prob" and cls is layers.GaussianNoise else near
+        with pytest.raises(
+            AttributeError, match=f"^{cls.__name__} has no attribute '{name}' to be set; it has "
+        ) as told:
+            setattr(layer, name, 1)
+        assert str(told.value).endswith(f"; did you mean '{near}'?" if near else "training")
+        with pytest.raises(AttributeError, match=name):
+            getattr(layer, name)
+    with pytest.raises(AttributeError, match="no attribute 'block_size'"):
+        layer.block_size = 3
+
+
+class Named(layers.Dropout):
+    """A user's own layer."""
+
+    def __init__(self, name):
+        super().__init__(0.25, rng=Generator(3))
+        self.name, self._scale = name, 2.0
+
+    def __call__(self, x):
+        return super().__call__(x) * self._scale
+
+
+def test_a_subclass_may_have_attributes_of_its_own():
+    layer = Named("first")
+    twin, x = pickle.loads(pickle.dumps(layer)), np.ones(100)
+    assert layer.name == twin.name == copy.deepcopy(layer).name == "first"
+    layer.rng.load_state_dict(twin.rng.state_dict())
+    np.testing.assert_array_equal(twin(x), layer(x))
+    with pytest.raises(ValueError, match="p must be"):
+        layer.p = 3
+
+
+class Base(layers.Layer):
+    """A base class that is no variant itself."""
+
+
+class Annealed(Base):
+    """One whose p and training are its own matter."""
+
+    function = staticmethod(gpudrop.dropout)
+    epoch = 0
+    training = property(lambda self: True, lambda self, value: None)
+    p = property(lambda self: 1.0 if self.epoch else 0.0, lambda self, value: None)
+
+
+def test_properties_of_a_subclass_say_what_is_done():
+    layer, x = Annealed(0.5, rng=Generator(0)), np.ones(9)
+    for layer.epoch in (0, 1):
+        np.testing.assert_array_equal(layer.eval()(x), [1 - layer.epoch] * 9)
+
+
+@pytest.mark.parametrize("mode", [True, False, 1, 0, np.True_, np.bool_(0), np.array(True), 1.0, np.uint8(0)])
+def test_modes_are_truth_values(mode):
+    layer, x = layers.Dropout(0.5, rng=Stream(0, 0)), np.ones(50, np.float32)
+    assert layer.train(mode).training is bool(mode)
+    np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, rng=Stream(0, 0), training=mode))
+    np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, rng=Stream(0, 0), training=bool(mode)))
+
+
+@pytest.mark.parametrize(
+    "mode", ["eval", "train", "", "True", None, 2, -1, 0.5, np.nan, [], np.ones(2), np.array([True])]
+)
+def test_what_is_no_truth_value_is_no_mode(mode):
+    layer = layers.Dropout(0.5)
+    for refused in (layer.train, lambda mode: gpudrop.dropout(np.ones(3), training=mode)):
+        with pytest.raises(ValueError, match=r"^(mode|training) must be True or False, got "):
+            refused(mode)
+    assert layer.training is True
+
+
+@pytest.mark.parametrize("remember", [3, 5, None])
+@pytest.mark.parametrize("cls", [layers.Dropout, layers.Zoneout])
+def test_a_layer_that_remembers_its_calls_goes_back_through_them_the_last_one_first(cls, remember, recwarn):
+    layer = cls(0.5, activation="gelu", rng=Generator(4), remember=remember)
+    for _ in range(2):
+        want = []
+        for k in range(3):
+            inputs = [array + k for array in arrays(layer)]
+            stream = Stream(**layer.rng.state_dict())
+            want.append((layer(*inputs), cls.function.vjp(*inputs, 0.5, activation="gelu", rng=stream)))
+        for y, (again, backprop) in reversed(want):
+            np.testing.assert_array_equal(y, again)
+            for got, gradient in zip(as_tuple(layer.backward(y)), as_tuple(backprop(y)), strict=True):
+                np.testing.assert_array_equal(got, gradient)
+        with pytest.raises(RuntimeError, match=f"there is none left, with remember={remember}"):
+            layer.backward(y)
+    assert len(recwarn) == 0
+
+
+def test_a_layer_remembers_as_many_calls_as_it_is_told():
+    x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0), remember=2)
+    for _ in range(5):
+        layer(x)
+    with pytest.raises(ValueError, match="dy must be"):
+        layer.backward(x[:3])  # which takes no call away
+    second, first = layer.backward(x), layer.backward(x)
+    np.testing.assert_array_equal(second, gpudrop.dropout(x, rng=Stream(0, 4)))
+    np.testing.assert_array_equal(first, gpudrop.dropout(x, rng=Stream(0, 3)))
+    layer(x)
+    layer.remember = 1  # forgets all calls
+    with pytest.raises(RuntimeError, match="backward needs a call"):
+        layer.backward(x)
+    layer(x)
+    for _ in range(2):  # as often as one likes
+        np.testing.assert_array_equal(layer.backward(x), gpudrop.dropout(x, rng=Stream(0, 6)))
+
+
+@pytest.mark.parametrize("within_a_block", [False, True])
+def test_calls_without_dropout_are_remembered_too(within_a_block):
+    """As a check of the gradient over several time steps needs it."""
+    x, layer = np.linspace(-2, 2, 9), layers.Dropout(0.5, activation="gelu", remember=None)
+    layer.train(within_a_block)
+    with gpudrop.no_dropout() if within_a_block else nullcontext():
+        for k in range(3):
+            layer(x + k)
+    got = [layer.backward(x) for _ in range(3)]
+    np.testing.assert_array_equal(got, [gpudrop.dropout_vjp(x + k, 0, activation="gelu")[1](x) for k in (2, 1, 0)])
+
+
+def test_calls_that_are_not_gone_back_through_are_not_kept():
+    x, layer = np.ones(1 << 16), layers.Dropout(0.5, activation="gelu")
+    alive = []
+    for _ in range(3):
+        copied = x.copy()
+        alive.append(weakref.ref(copied))
+        layer(copied)
+        del copied
+    assert [ref() is None for ref in alive] == [True, True, False]
+
+
+LEFT_OUT = {
+    "another call": lambda layer, x: (layer(x), layer(x)),
+    "a look at the cost after it": lambda layer, x: (layer(x), off(layer, x)),
+    "evaluation after it": lambda layer, x: (layer(x), layer.eval()(x), layer.train()),
+    "samples after it": lambda layer, x: (layer(x), gpudrop.mc_samples(layer, x, 3)),
+}
+
+
+def off(layer, x):
+    with gpudrop.no_dropout():
+        return layer(x)
+
+
+@pytest.mark.parametrize("calls", LEFT_OUT.values(), ids=LEFT_OUT)
+def test_a_backward_pass_that_leaves_a_call_in_training_out_warns_once(calls):
+    x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0))
+    calls(layer, x)
+    message = "backward goes through the last call of this Dropout, and leaves out 1 in training before it"
+    with pytest.warns(RuntimeWarning, match=message) as told:
+        layer.backward(x)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calls(layer, x)
+        layer.backward(x)
+
+
+def test_a_training_loop_that_looks_at_the_cost_between_its_steps_warns_of_nothing():
+    x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            layer(x)
+            layer.backward(x), layer.backward(x)
+            layer.eval()(x), layer(x)
+            layer.train()
+            off(layer, x), off(layer, x)
+            gpudrop.mc_samples(layer, x, 3)
+        generator, layer.rng = layer.rng, Stream(0, 0)  # a check of the gradient
+        layer(x)
+        layer.backward(x)
+        layer(x), layer(x)
+        layer.rng = generator
+        layer(x)
+        layer.backward(x)
+
+
+def test_a_call_is_repeated_by_giving_the_layer_a_stream():
+    x, layer = np.ones(99), layers.Dropout(0.5, rng=Generator(0))
+    generator, layer.rng = layer.rng, Stream(0, 0)
+    first, again = layer(x), layer(x)
+    layer.rng = generator
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(layer(x), first)
+    assert (layer(x) != first).any()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_call_with_the_wrong_number_of_arrays_names_the_layer(cls):
+    inputs = arrays(cls())
+    names = "x and previous" if len(inputs) == 2 else "x"
+    for wrong in ([], inputs * 3):
+        with pytest.raises(TypeError, match=f"^{cls.__name__} takes {names}, but {len(wrong)} were given"):
+            cls()(*wrong)

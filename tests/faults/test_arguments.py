@@ -12,9 +12,12 @@ from tests.sampling import few
 
 NOT_A_NUMBER = ["0.5", b"0.5", bytearray(b"0.5"), np.array("0.5"), None, [0.5], np.array([0.5]), 0.5 + 0j]
 NOT_A_NUMBER += [np.complex64(0.5), np.array(None), float]
-NOT_AN_ARRAY = [None, 1.0, np.float32(1), [1.0], np.ma.masked_array(np.ones(3, np.float32)), np.ndarray]
+NOT_AN_ARRAY = [None, 1.0, [1.0], np.ma.masked_array(np.ones(3, np.float32)), np.ndarray]
 OF_OTHER_DTYPES = [int, np.uint8, bool, complex, object, ">f4", ">f8", np.longdouble, "U3", "S4", "V4", "M8[s]"]
 OF_OTHER_DTYPES += [[("a", "<f4")], [("a", "<f4"), ("b", "<i4")]]
+# What other libraries call the arguments, and the end of the error.
+UNKNOWN = {"q": "", "keep_prob": "; p is the probability of dropping, so give p=0.25", "rate": "; did you mean 'p'\\?"}
+UNKNOWN |= {"seed": "; did you mean 'rng'\\?", "activatoin": "; did you mean 'activation'\\?"}
 RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got "
 
 
@@ -42,10 +45,15 @@ def wrong(cls):
     yield {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; known: cpu, "
     yield {"backend": ["cpu"]}, ValueError, r"unknown backend \['cpu'\]; known: cpu, "
     yield {"backend": "numba_cuda"}, ValueError, "backend 'numba_cuda' can't serve a NumPy array"
-    yield {"q": 1}, TypeError, ".*unexpected keyword argument 'q'"
+    name = cls.function.__name__
+    for unknown, hint in UNKNOWN.items():
+        hint = "" if cls.strength() == "std" and "p" in hint else hint
+        yield {unknown: 0.75}, TypeError, rf"{name}(_vjp)?\(\) got an unexpected keyword argument '{unknown}'{hint}$"
+    for training in ("eval", "", None, 2, np.ones(2)):
+        yield {"training": training}, ValueError, "training must be True or False, got "
     for array in NOT_AN_ARRAY[1:]:  # None is no array to write to
         yield {"out": array}, TypeError, "out must be a NumPy, CuPy or Numba array"
-    for array in (x.astype(np.float64), x[..., :-1].copy(), x.astype(">f4"), x.reshape(-1)):
+    for array in (x.astype(np.float64), x[..., :-1].copy(), x.astype(">f4"), x.reshape(-1), np.float32(1)):
         yield {"out": array}, ValueError, "out must be a NumPy array of dtype float32 and shape "
     read_only = x.copy()
     read_only.flags.writeable = False
@@ -81,7 +89,9 @@ def test_what_is_wrong_is_told_before_anything_is_written_or_drawn(cls):
                 call(cls, function, **{"rng": rng} | changes)
         for name, array in before.items():
             np.testing.assert_array_equal(changes[name], array)
-        if not changes.keys() & {"out", "backend", "q"} and all(value is not None for value in changes.values()):
+        if not changes.keys() & {"out", "backend", "training", *UNKNOWN} and all(
+            value is not None for value in changes.values()
+        ):
             options = {cls.strength() if name == "p" else name: value for name, value in changes.items()}
             with pytest.raises(error, match=message):
                 call_layer(cls, **{"rng": rng} | options)
@@ -155,7 +165,7 @@ X = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
         (ValueError, "p must be between 0 and 1, got 3.0", lambda: gpudrop.Dropout(schedules.constant(3))(X)),
         (ValueError, "mask_shape must broadcast", lambda: gpudrop.Dropout(mask_shape=(None, 2))(X)),
         (TypeError, "mask_shape must be a tuple of", lambda: gpudrop.Dropout(mask_shape=("a",))(X)),
-        (ValueError, "the truth value|The truth value", lambda: gpudrop.dropout(X, training=np.array([True, False]))),
+        (ValueError, "training must be True or False", lambda: gpudrop.dropout(X, training=np.array([True, False]))),
         (ValueError, "unknown variant 'dropout9'; known: ", lambda: gpudrop.warmup(variant="dropout9")),
         (ValueError, "unknown backend 'gpu'", lambda: gpudrop.warmup(["relu"], backend="gpu")),
     ],

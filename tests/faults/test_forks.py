@@ -1,11 +1,16 @@
 """A forked child goes on, whatever the parent's other threads did at that moment."""
 
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 
+from gpudrop import Generator, layers
 from tests.processes import run
 from tests.sampling import few
 
@@ -138,3 +143,71 @@ print(len(set(reads)))
 @pytest.mark.parametrize(("seeded", "masks"), [("unseeded", 4), ("seeded", 1)])
 def test_forked_processes_draw_masks_of_their_own_unless_somebody_has_seeded(seeded, masks):
     assert run(FORKED, seeded).stdout == f"{masks}\n"
+
+
+WORKERS = """
+import os, sys, time
+import numpy as np
+import gpudrop
+
+def draw(k):
+    time.sleep(0.3)  # so that another worker takes the next one
+    return os.getpid(), gpudrop.keep_mask(64, 0.5).tobytes()
+
+def call(layer):
+    return layer(np.ones(64)).tobytes()
+
+def drawn(kind, n):
+    if kind == "joblib":
+        from joblib import Parallel, delayed
+        return Parallel(n_jobs=2)(delayed(draw)(k) for k in range(n))
+    if kind == "DataLoader":
+        import torch
+        loader = torch.utils.data.DataLoader(Items(n), batch_size=None, num_workers=2)
+        return list(loader)
+    import multiprocessing
+    with multiprocessing.get_context(kind).Pool(2) as pool:
+        return pool.map(draw, range(n), chunksize=1)
+
+class Items:
+    def __init__(self, n):
+        self.n = n
+    def __len__(self):
+        return self.n
+    def __getitem__(self, k):
+        return draw(k)
+
+if __name__ == "__main__":
+    kind = sys.argv[1]
+    gpudrop.keep_mask(64, 0.5, gpudrop.Stream(0, 0))  # compiled before the workers need it
+    masks = drawn(kind, 6)
+    assert len({pid for pid, _ in masks}) == 2, masks
+    assert len({mask for _, mask in masks}) == len(masks)
+    forked = kind in ("fork", "DataLoader")
+    if forked:
+        gpudrop.manual_seed(1)
+        masks = drawn(kind, 6)
+        assert len({mask for _, mask in masks}) < len(masks)
+    print("ok")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fork", "spawn", "joblib", "DataLoader"])
+def test_workers_draw_masks_of_their_own_as_the_readme_says(kind, tmp_path):
+    if kind == "joblib":
+        pytest.importorskip("joblib", reason="joblib is not installed")
+    if kind == "DataLoader":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    program = tmp_path / "program.py"
+    program.write_text(WORKERS)
+    done = subprocess.run([sys.executable, program, kind], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_layer_that_is_sent_to_workers_draws_the_same_in_all_and_spawned_ones_do_not():
+    x, layer = np.ones(64), layers.Dropout(0.5, rng=Generator(3))
+    sent = [pickle.loads(pickle.dumps(layer)) for _ in range(3)]
+    assert len({twin(x).tobytes() for twin in sent}) == 1
+    spawned = [layers.Dropout(0.5, rng=pickle.loads(pickle.dumps(rng))) for rng in Generator(3).spawn(3)]
+    assert len({one(x).tobytes() for one in spawned}) == 3

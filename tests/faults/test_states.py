@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
+import gpudrop
 from gpudrop import Generator, Stream, layers, schedules
 from tests.family.layer_calls import CLASSES, arrays
 from tests.processes import run
@@ -21,7 +22,7 @@ results = []
 for kind, saved, inputs in pickle.load(open(sys.argv[1], "rb")):
     if kind == "json":
         name, state, p = json.loads(saved)
-        layer = getattr(layers, name)(p, rng=gpudrop.Generator(0))
+        layer = getattr(layers, name)(p, rng=gpudrop.Generator(0), activation="gelu")
         layer.load_state_dict(state)
     else:
         layer = pickle.loads(saved)
@@ -40,13 +41,8 @@ def test_layers_go_on_in_another_process(tmp_path):
             layer.step = 7
             layer(*inputs)
             for kind in ("pickle", "json"):
-                if kind == "json":
-                    layer = cls(p, rng=layer.rng)  # with options as there
-                    layer.step = 7
-                    how = json.dumps([cls.__name__, layer.state_dict(), 0.2])
-                else:
-                    how = pickle.dumps(layer)
-                saved.append((kind, how, inputs))
+                state = json.dumps([cls.__name__, layer.state_dict(), 0.2])
+                saved.append((kind, state if kind == "json" else pickle.dumps(layer), inputs))
                 want.append((layer, inputs))
     (tmp_path / "saved").write_bytes(pickle.dumps(saved))
     run(ELSEWHERE, tmp_path / "saved", tmp_path / "results")
@@ -73,14 +69,14 @@ print(json.dumps([rng.next() == twin.next() == stream, rng.state_dict()]))
 GOOD = {"seed": 3, "call": 4}
 NEWER = [
     ("generator", Generator(1), {**GOOD, "rounds": 7}),
-    ("layer", layers.DropPath(0.25, rng=Generator(1)), {"p": 0.1, "step": 1, "rng": GOOD, "rounds": 7}),
-    ("layer", layers.Dropout(0.25, rng=Stream(1, 1)), {"p": 0.1, "step": 1, "rng": GOOD, "rounds": 7}),
-    ("generator", layers.Zoneout(rng=Generator(1)), {"p": 0.1, "step": 1, "rng": {**GOOD, "rounds": 7}}),
-    ("stream", layers.Dropout(rng=Stream(1, 1)), {"p": 0.1, "step": 1, "rng": {**GOOD, "rounds": 7}}),
+    ("layer", layers.DropPath(0.25, rng=Generator(1)), {"rounds": 7}),
+    ("layer", layers.Dropout(0.25, rng=Stream(1, 1)), {"rounds": 7}),
+    ("generator", layers.Zoneout(rng=Generator(1)), {"rng": {"from": "generator", **GOOD, "rounds": 7}}),
+    ("stream", layers.Dropout(rng=Stream(1, 1)), {"rng": {"from": "stream", **GOOD, "rounds": 7}}),
     (
         "schedule",
         layers.Dropout2d(rng=Generator(1)),
-        {"p": {"first": 0, "last": 1, "steps": 5, "curve": "linear", "rounds": 7}, "step": 1, "rng": GOOD},
+        {"p": {"first": 0, "last": 1, "steps": 5, "curve": "linear", "rounds": 7}},
     ),
 ]
 
@@ -88,6 +84,7 @@ NEWER = [
 @pytest.mark.parametrize(("of", "loader", "state"), NEWER)
 def test_a_newer_versions_state_is_refused_by_name_and_changes_nothing(of, loader, state):
     before = copy.deepcopy(loader.state_dict())
+    state = before | state
     words = f"the state of a {of} has 'rounds', which gpudrop {version('gpudrop')} doesn't know; it may be of a newer v"
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         loader.load_state_dict(state)
@@ -99,7 +96,7 @@ def test_a_newer_versions_state_is_refused_by_name_and_changes_nothing(of, loade
     [
         ("generator", Generator(1), lambda state: {**state, "rounds": 7}),
         ("schedule", schedules.linear(0, 1, 5), lambda state: {**state, "rounds": 7}),
-        ("Dropout layer", layers.Dropout(), lambda state: {**state, "options": {**state["options"], "rounds": 7}}),
+        ("Dropout layer", layers.Dropout(), lambda state: {**state, "rounds": 7}),
     ],
 )
 def test_what_a_newer_version_pickled_is_refused_by_name(monkeypatch, of, saved, change):
@@ -121,3 +118,80 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state):
     with pytest.raises((TypeError, ValueError), match=r"^the state of a generator (must be|has)"):
         layer.load_state_dict({**before, "rng": state})
     assert rng.state_dict() == {"seed": 1, "call": 0} and layer.state_dict() == before
+
+
+PLAIN = (int, float, str, bool, type(None))
+
+
+def plain(state):
+    """Whether a state has nothing but what JSON has, with Python's own types exactly."""
+    if type(state) is dict:
+        return all(type(key) is str and plain(value) for key, value in state.items())
+    return all(map(plain, state)) if type(state) is list else type(state) in PLAIN
+
+
+NUMPYS = {"time_axis": np.int8(0), "block_size": np.int16(3), "channels_last": np.True_}
+NUMPYS["mask_shape"] = [None, np.int8(1)]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_state_goes_through_json_and_holds_nothing_else(cls):
+    """Whatever the layer was made with, and its training loop has set."""
+    options = {name: value for name, value in NUMPYS.items() if name in cls.defaults()}
+    for p in (np.float32(0.3), np.array(0.25), 0, schedules.linear(np.float16(0), np.float32(0.5), np.int8(10))):
+        layer = cls(p, rng=Generator(np.uint64(7)), bits=np.int64(32), activation="relu", **options)
+        for layer.step in np.arange(3):
+            layer.train(np.bool_(layer.step % 2))
+        state = layer.state_dict()
+        assert plain(state) and json.loads(json.dumps(state)) == state
+        twin = cls(0.1, rng=Generator(0), bits=32, activation="relu", **options)
+        twin.load_state_dict(json.loads(json.dumps(state)))
+        assert twin.state_dict() == state and not twin.training and twin.step == 2
+
+
+def test_a_state_of_another_layer_is_refused_by_name_and_changes_nothing():
+    """All that changes what is computed, but for p, which is restored."""
+    layer = layers.LockedDropout(0.5, rng=Generator(3), activation="relu", time_axis=0)
+    others = {
+        "the state is of 'dropout', and this layer is 'locked_dropout'": layers.Dropout(rng=Generator(1)),
+        "the state is of a layer with activation='gelu', and this one has activation='relu'": {"activation": "gelu"},
+        "the state is of a layer with activation=None, and this one has activation='relu'": {"activation": None},
+        "the state is of a layer with bits=8, and this one has bits=16": {"bits": 8},
+        "the state is of a layer with time_axis=1, and this one has time_axis=0": {"time_axis": 1},
+        "the state is of a layer that draws from the default generator, and this one draws from a gen": {"rng": None},
+        "the state is of a layer that draws from a Stream, which repeats its mask, and this": {"rng": Stream(1, 1)},
+    }
+    before = layer.state_dict()
+    for message, other in others.items():
+        if isinstance(other, dict):
+            other = layers.LockedDropout(**{"rng": Generator(1), "activation": "relu"} | other)
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            layer.load_state_dict(json.loads(json.dumps(other.state_dict())))
+        assert layer.state_dict() == before
+    with pytest.raises(ValueError, match="time_axis=False, and this one has time_axis=0"):
+        layer.load_state_dict(before | {"time_axis": False})
+
+
+def test_layers_with_generators_of_their_own_are_never_restored_into_the_default_one():
+    """Where the one that comes last would decide what all draw from."""
+    saved = [layers.Dropout(0.5, rng=Generator(seed)).state_dict() for seed in (1, 2)]
+    default = gpudrop.manual_seed(5)
+    for state in saved:
+        with pytest.raises(ValueError, match="draws from a generator of its own, and this one draws from the def"):
+            layers.Dropout(0.5).load_state_dict(state)
+    assert default.state_dict() == {"seed": 5, "call": 0}
+    restored = [layers.Dropout(0.5, rng=Generator()) for _ in saved]
+    for layer, state in zip(restored, saved, strict=True):
+        layer.load_state_dict(state)
+    assert [layer.rng.state_dict()["seed"] for layer in restored] == [1, 2]
+
+
+def test_a_layer_that_draws_from_the_default_generator_restores_it():
+    gpudrop.manual_seed(5)
+    layer, x = layers.Dropout(0.5), np.ones(99)
+    state = json.dumps(layer.state_dict())
+    want = layer(x)
+    gpudrop.manual_seed(6)
+    other = layers.Dropout(0.25)
+    other.load_state_dict(json.loads(state))
+    np.testing.assert_array_equal(other(x), want)

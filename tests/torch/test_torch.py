@@ -61,7 +61,7 @@ def on(name):
 
 
 def test_every_variant_is_here():
-    assert set(NAMES) == set(functional.VARIANTS) == {cls.function.__name__ for cls in layers.Layer.__subclasses__()}
+    assert set(NAMES) == set(layers.VARIANTS)
     for name, layer in functional.VARIANTS.items():
         assert getattr(functional, name).__name__ == name
         assert getattr(gpudrop.torch, layer.__name__).variant == name
@@ -371,7 +371,7 @@ def test_a_module_is_its_function(name):
 def test_repr_and_options():
     assert repr(modules.Dropout(0.1, activation="gelu")) == "Dropout(p=0.1, inplace=False, activation='gelu')"
     assert repr(modules.DropBlock2d(block_size=3)) == "DropBlock2d(p=0.1, inplace=False, block_size=3)"
-    with pytest.raises(TypeError, match="DropPath has no option 'block_size'; it has none"):
+    with pytest.raises(TypeError, match="DropPath has no option 'block_size'; it has p, activation"):
         modules.DropPath(block_size=3)
     with pytest.raises(TypeError, match=r"drop_path\(\) got an unexpected keyword argument 'block_size'"):
         functional.drop_path(torch.ones(3), block_size=3)

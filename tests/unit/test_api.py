@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ X = np.arange(1, 9, dtype=np.float32)
             "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got int",
             lambda: gpudrop.dropout(X, rng=3),
         ),
-        (TypeError, "x must be a NumPy, CuPy or Numba array, .*, got builtins.list", lambda: gpudrop.dropout([1.0])),
+        (TypeError, "x must be a NumPy, CuPy or Numba array, .*, got list", lambda: gpudrop.dropout([1.0])),
         (
             TypeError,
             "x must be a NumPy, CuPy or Numba array, .*, got numpy.ma.MaskedArray",
@@ -114,8 +116,8 @@ def test_bits_may_be_any_integer(bits):
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-def test_subclasses_of_arrays_are_plain_memory(tmp_path):
-    """np.matrix stays two-dimensional when it is reshaped."""
+def test_subclasses_of_arrays_come_back_as_numpys_functions_return_them(tmp_path):
+    """np.matrix, which stays two-dimensional when it is reshaped, as one; np.memmap as an array."""
     memory = np.full((64, 4), -1, np.float32)
     x = X.reshape(2, 4)
     want = gpudrop.dropout(x, rng=Stream(0, 0))
@@ -126,6 +128,104 @@ def test_subclasses_of_arrays_are_plain_memory(tmp_path):
     mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2, 4))
     mapped[...] = x
     assert type(gpudrop.dropout(mapped, rng=Stream(0, 0))) is np.ndarray
+    assert gpudrop.dropout(mapped, rng=Stream(0, 0), out=mapped) is mapped
+    np.testing.assert_array_equal(mapped, want)
+    matrix = np.asmatrix(x)
+    y, backprop = gpudrop.dropout_vjp(matrix, rng=Stream(0, 0))
+    assert type(y) is type(backprop(matrix)) is type(gpudrop.gaussian_noise(matrix)) is np.matrix
+    np.testing.assert_array_equal(y, want)
+    assert [type(dx) for dx in gpudrop.zoneout.vjp(matrix, matrix)[1](matrix)] == [np.matrix] * 2
+    assert type(gpudrop.Dropout(0.5)(matrix)) is np.matrix
+    assert type(gpudrop.drop_connect(matrix, samples=2)) is np.ndarray  # no matrix has three axes
+    assert type(gpudrop.keep_mask((2, 4), 0.5, like=matrix)) is np.matrix
+    assert type(gpudrop.keep_mask(4, 0.5, like=matrix)) is np.ndarray
+
+
+class Quantity(np.ndarray):
+    """A user's subclass with something of its own."""
+
+    def __array_finalize__(self, of):
+        self.unit = getattr(of, "unit", None)
+
+
+def test_a_subclass_keeps_what_is_its_own():
+    x = X.view(Quantity)
+    x.unit = "m"
+    y, backprop = gpudrop.dropout_vjp(x, activation="silu", rng=Stream(0, 0))
+    dx = backprop(y)
+    assert (type(y), type(dx), y.unit, dx.unit) == (Quantity, Quantity, "m", "m")
+    np.testing.assert_array_equal(y, gpudrop.dropout(X, activation="silu", rng=Stream(0, 0)))
+
+
+@pytest.mark.parametrize("arguments", ["array", "array, context", "array, context=None, return_scalar=False"])
+def test_a_subclass_may_make_its_results_in_the_ways_of_any_numpy(arguments):
+    namespace = {"np": np}
+    text = f"class Own(np.ndarray):\n    def __array_wrap__(self, {arguments}):\n        return array.view(Own)\n"
+    exec(text.replace("array, context)", "array, context, return_scalar)"), namespace)
+    assert type(gpudrop.dropout(X.view(namespace["Own"]))) is namespace["Own"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_numpys_scalars_are_arrays_without_axes_and_come_back_as_scalars(dtype):
+    """As what np.float32(3) * 2 gives."""
+    x = dtype(3)
+    y, backprop = gpudrop.dropout_vjp(x, 0.25, activation="gelu", rng=Stream(0, 0))
+    want, want_backprop = gpudrop.dropout_vjp(np.array(x), 0.25, activation="gelu", rng=Stream(0, 0))
+    assert type(y) is type(backprop(x)) is dtype and type(want) is np.ndarray
+    assert (y, backprop(x)) == (want, want_backprop(np.array(x)))
+    assert x == dtype(3)
+    out = np.zeros((), dtype)
+    assert gpudrop.dropout(x, 0.25, activation="gelu", rng=Stream(0, 0), out=out) is out and out == want
+    assert type(gpudrop.keep_mask((), 0.5, like=x)) is np.bool_
+    with pytest.raises(ValueError, match="out must be writable, got a read-only array"):
+        gpudrop.dropout(x, out=dtype(1))
+    for wrong in (np.int64(3), np.bool_(1), np.complex64(1), np.str_("a"), np.longdouble(1), np.datetime64(1, "s")):
+        with pytest.raises(TypeError, match="x must have one of the dtypes float16, bfloat16, float32, float64, got"):
+            gpudrop.dropout(wrong)
+
+
+HINTS = [
+    (TypeError, "got int64; x.astype(np.float32) has one", lambda: gpudrop.dropout(np.arange(3))),
+    (TypeError, "got bool; x.astype(np.float32) has one", lambda: gpudrop.dropout(np.ones(3, bool))),
+    (TypeError, "got list; np.asarray(x, np.float32) makes one of it", lambda: gpudrop.dropout([1.0])),
+    (TypeError, "got float; np.asarray(x, np.float32) makes one of it", lambda: gpudrop.dropout(3.0)),
+    (ValueError, "; dy.astype('float32') has that dtype", lambda: gpudrop.dropout_vjp(X)[1](X.astype(np.float64))),
+    (ValueError, "; previous.astype('float32') has that dtype", lambda: gpudrop.zoneout(X, X.astype(np.float64))),
+    (TypeError, "; p is the probability of dropping, so give p=0.2", lambda: gpudrop.dropout(X, keep_prob=0.8)),
+    (TypeError, "; p is the probability of dropping, so give p=0.2", lambda: gpudrop.dropout_vjp(X, keep_prop=0.8)),
+    (TypeError, "so give p=1 - keep_prob", lambda: gpudrop.keep_mask(3, 0.5, keep_prob=X)),
+    (TypeError, "so give p=1 - keep_prob", lambda: gpudrop.dropout(X, keep_prob=80)),
+    (TypeError, "so give p=0.2", lambda: gpudrop.dropout(X, keep_prob=np.float32(0.8))),
+    (TypeError, "unexpected keyword argument 'keepdims'", lambda: gpudrop.dropout(X, keepdims=True)),
+    (TypeError, "got int; gpudrop.Generator(7) makes one", lambda: gpudrop.dropout(X, rng=7)),
+    (
+        ValueError,
+        "; register_activation gives functions of your own a name",
+        lambda: gpudrop.dropout(X, activation=abs),
+    ),
+    (ValueError, "got 'eval'; eval() switches dropout off, train() on", lambda: gpudrop.Dropout().train("eval")),
+    *(
+        (ValueError, f"; did you mean {meant!r}?", partial(gpudrop.dropout, X, activation=name))
+        for name, meant in {
+            "linear": "identity",
+            "none": "identity",
+            "ReLU": "relu",
+            "GELU": "gelu",
+            "leakyrelu": "leaky_relu",
+            "swish": "silu",
+            " tanh": "tanh",
+            "sigmiod": "sigmoid",
+        }.items()
+    ),
+    (ValueError, "softplus, tanh", lambda: gpudrop.dropout(X, activation="xyz")),  # nothing is near
+]
+
+
+@pytest.mark.parametrize(("error", "end", "call"), HINTS)
+def test_errors_end_with_what_was_meant(error, end, call):
+    with pytest.raises(error) as told:
+        call()
+    assert str(told.value).endswith(end)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +387,7 @@ def test_layer_trains_and_evaluates():
     np.testing.assert_array_equal(layer.backward(np.ones_like(x)), x > 0)
     assert layer.train().training
     np.testing.assert_array_equal(layer(x), gpudrop.dropout(x, 0.5, activation="relu", rng=Stream(4, 1)))
-    assert repr(gpudrop.Dropout(keep_prob=0.8)) == "Dropout(p=0.2, activation=None, bits=16)"
+    assert repr(gpudrop.Dropout(keep_prob=0.8)) == "Dropout(p=0.2, keep_prob=0.8, activation=None, bits=16)"
 
 
 def test_foreign_arrays_come_back_as_their_own_kind():

@@ -201,7 +201,7 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
 
 def test_what_has_no_source_is_refused():
     namespace = {}
-    exec("def typed(x):\n    return x", namespace)
+    exec(compile("def typed(x):\n    return x", "<nowhere>", "exec"), namespace)
     with pytest.raises(SyntaxError, match="the source of typed can't be read; put it into a file"):
         gpudrop.register_activation("refused", namespace["typed"], namespace["typed"])
 
