@@ -50,7 +50,7 @@ def test_what_it_links_to_is_there():
 
 def test_every_kind_of_array_has_its_snippet():
     needed = [needs(code) for _, code in SNIPPETS]
-    assert needed == ["cpu", "cupy_elementwise", "numba_cuda", "cpu", "cpu", "cpu", "cpu"]
+    assert needed == ["cpu", "cpu", "cupy_elementwise", "numba_cuda", "cpu", "cpu", "cpu", "cpu"]
 
 
 def test_the_table_of_variants_is_complete():
