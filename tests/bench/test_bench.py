@@ -221,14 +221,15 @@ FAMILY_FAULTS = {
 @pytest.mark.parametrize("name", family.ROWS)
 def test_a_variant_that_computes_something_else_is_not_timed(name, fault, check):
     case = family_case(name, True)
+    right = next(contender for contender in family.CONTENDERS if contender.check is check)
 
     def prepare(case, x, dy):
-        call = family.ours(case, x, dy)
-        return lambda: FAMILY_FAULTS[fault](*call())
+        call = right.prepare(case, x, dy)
+        return lambda: FAMILY_FAULTS[fault](*map(right.to_numpy, call()))
 
     if check is family.check_peer and name == "gaussian_noise" and fault == "one element wrong":
         pytest.skip("a deviate may be anything")
-    results = runner.measure(case, 1, [Contender("broken", prepare, check), Contender("right", family.ours, check)])
+    results = runner.measure(case, 1, [Contender("broken", prepare, check), replace(right, name="right")])
     assert set(results["broken"]) == {"wrong"}
     assert results["right"]["seconds"] > 0
 
