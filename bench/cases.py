@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ml_dtypes import bfloat16
 
-from gpudrop.activations import find_activation
+from gpudrop.formulas.activations import find_activation
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": bfloat16}
 LARGE = 2**26  # elements: beyond the last-level cache of all but the largest processors

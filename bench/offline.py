@@ -26,7 +26,7 @@ INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
 # The packages that compile or bring headers, and the sources that Numba's kernels are made of beside their formula.
 COMPILERS = ("cuda-core", "numba-cuda", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink", "nvidia-nvvm")
 PACKAGE = Path(gpudrop.__file__).parent
-SOURCES = [PACKAGE / f"{name}.py" for name in ("activations", "formulas", "fusion", "noises", "random_bits")]
+SOURCES = [*(PACKAGE / "formulas").glob("*.py"), PACKAGE / "fusion.py"]
 SOURCES += sorted(Path(numba_cuda.__file__).parent.glob("*.py"))
 
 

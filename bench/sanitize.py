@@ -12,7 +12,7 @@ import numpy as np
 
 import gpudrop
 from bench.cases import DTYPES
-from gpudrop import backends
+from gpudrop import arrays, backends
 
 # Looking for what a driver has, cuda.bindings gets errors that mean nothing, and memcheck would report them.
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
@@ -43,7 +43,7 @@ def run_on_gpu():
 
     cupy.cuda.set_allocator(None)  # memory of its own for each array: CuPy's pool would hide what is out of bounds
     for backend in ("cupy_elementwise", "numba_cuda"):
-        run(functools.partial(backends.of, backend), backends.to_host, backend)
+        run(functools.partial(backends.of, backend), arrays.to_host, backend)
 
 
 def main(command):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from gpudrop.activations import ACTIVATIONS
+from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.fusion import Fusion
 
 GPUS = json.loads(Path(__file__).with_name("gpus.json").read_text())

@@ -1,13 +1,13 @@
 """gpudrop: dropout with one mask everywhere, drawn by Philox inside fused kernels."""
 
 from gpudrop import layers, schedules
-from gpudrop.activations import register_activation, unregister_activation
 from gpudrop.context import no_dropout
 from gpudrop.dropout import dropout, dropout_vjp, keep_mask
+from gpudrop.formulas.activations import register_activation, unregister_activation
+from gpudrop.formulas.noises import Quantized, quantize
 from gpudrop.generator import Generator, Stream, manual_seed
 from gpudrop.layers import Dropout
 from gpudrop.monte_carlo import MonteCarlo, mc_samples
-from gpudrop.random_bits import Quantized, quantize
 from gpudrop.variants import (
     alpha_dropout,
     consistent_dropout,

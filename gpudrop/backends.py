@@ -1,216 +1,16 @@
-"""Which kernels serve an array: the kinds of arrays, the backends, and the way between them."""
+"""Which kernels run on an array, and how: the backends, and the views that one has of another's arrays."""
 
 import importlib
-import sys
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple
+from functools import cache, partial
 
-import numpy as np
-
-from gpudrop.hints import name_of
+from gpudrop import arrays
 from gpudrop.uninterrupted import uninterrupted
 
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
 """The modules of gpudrop.kernels, and the kind of arrays that is each one's own."""
 
 _OF_KIND = {kind: name for name, kind in BACKENDS.items()}
-
-KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
-"""The kinds of arrays, and what they are called."""
-
-# DLPack's numbers of the devices whose memory is the host's (CPU, pinned for CUDA) and CUDA's.
-_DLPACK_HOST, _DLPACK_CUDA = (1, 3), (2, 13)
-
-
-class Operand(NamedTuple):
-    """A user's array as kernels take it.
-
-    Attributes
-    ----------
-    array : array
-        The same memory as a NumPy array, a CuPy array or a Numba device array.
-    kind : {"numpy", "cupy", "numba"}
-    give_back : callable
-        Turns a result of that kind into the user's own kind.
-    """
-
-    array: Any
-    kind: str
-    give_back: Callable
-
-    def likeness(self):
-        """What another array must have in common with this one to go with it; `describe` puts it in words."""
-        device = self.array.data.device_id if self.kind == "cupy" else None
-        return self.kind, self.array.dtype, self.array.shape, device
-
-    def on_device(self):
-        """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
-        return _elsewhere(self.array) or nullcontext() if self.kind == "cupy" else nullcontext()
-
-
-def _elsewhere(array):
-    """A CuPy array's device where that isn't the current one, else None: making it current again takes time."""
-    return array.device if array.data.device_id != _get_device()() else None
-
-
-@cache
-def _get_device():
-    from cupy.cuda.runtime import getDevice
-
-    return getDevice
-
-
-def describe(kind, dtype, shape, device):
-    """A likeness in words."""
-    place = "" if device is None else f" on device {device}"
-    return f"a {KINDS[kind]} of dtype {dtype} and shape {shape}{place}"
-
-
-def adopt(name, x):
-    """The operand for an array of any supported kind, without moving it between devices.
-
-    Raises
-    ------
-    TypeError
-        If x, which the message calls `name`, is of no supported kind.
-    """
-    kind = _own_kind(type(x))  # type: ignore[arg-type]  # mypy takes no type[Any] for hashable
-    if kind is not None:
-        return Operand(x, kind, _unchanged)
-    cupy = sys.modules.get("cupy")
-    if getattr(type(x), "__cuda_ndarray__", False):
-        return Operand(_plain_numba(x), "numba", _unchanged)
-    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
-        return Operand(np.asarray(x), "numpy", partial(_as_subclass, x))  # of no subclass: np.matrix is never flat
-    if isinstance(x, np.generic):
-        array = np.asarray(x)
-        array.flags.writeable = False  # as a scalar is, should it be an out
-        return Operand(array, "numpy", _as_scalar)
-    if cupy is not None and isinstance(x, cupy.ndarray):
-        return Operand(x, "cupy", _unchanged)
-    if hasattr(x, "__dlpack__") and not isinstance(x, (np.ndarray, type)):
-        array = _from_dlpack(name, x)
-        return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
-    if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
-        return Operand(_from_interface(name, x), "cupy", _unchanged)
-    advice = "; np.asarray(x, np.float32) makes one of it" if isinstance(x, (int, float, list, tuple)) else ""
-    raise TypeError(
-        f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
-        f"got {name_of(type(x))}{advice}"
-    )
-
-
-@lru_cache(maxsize=256)
-def _own_kind(of):
-    """The kind of all arrays of a class, or None where more than the class must be looked at."""
-    if of is np.ndarray:
-        return "numpy"
-    if getattr(of, "__cuda_ndarray__", False):
-        return None if issubclass(of, np.ndarray) else "numba"
-    return "cupy" if of.__module__ == "cupy" and of.__name__ == "ndarray" else None
-
-
-def _unchanged(result):
-    return result
-
-
-def _as_subclass(x, result):
-    """The result as NumPy's own functions return it for x: np.matrix a matrix, np.memmap a plain array."""
-    if result.ndim != x.ndim:
-        return result
-    try:
-        return x.__array_wrap__(result, None, False)
-    except TypeError:  # as subclasses had it before NumPy 2
-        return x.__array_wrap__(result)
-
-
-def _as_scalar(result):
-    return result[()]  # a result with axes stays an array
-
-
-def _cupy(name, x):
-    try:
-        import cupy
-    except ImportError:
-        raise TypeError(
-            f"{name} is a {type(x).__name__} on a device, which needs CuPy, and CuPy is not installed"
-        ) from None
-    return cupy
-
-
-def _from_dlpack(name, x):
-    device = int(x.__dlpack_device__()[0])
-    if device not in _DLPACK_HOST + _DLPACK_CUDA:
-        raise TypeError(f"{name} must be on the host or on a CUDA device, got DLPack's device type {device}")
-    library = np if device in _DLPACK_HOST else _cupy(name, x)
-    try:
-        return library.from_dlpack(x)
-    except (RuntimeError, BufferError) as error:
-        raise TypeError(f"{name} can't be read through DLPack: {error}") from error
-
-
-def _from_interface(name, x):
-    try:
-        return _cupy(name, x).asarray(x)
-    except RuntimeError as error:
-        raise TypeError(f"{name} can't be read through __cuda_array_interface__: {error}") from error
-
-
-def _plain_numba(x):
-    """Numba's managed and mapped arrays are NumPy arrays as well, and lack some of a device array's methods."""
-    if not isinstance(x, np.ndarray):
-        return x
-    from numba import cuda
-
-    return cuda.as_cuda_array(x, sync=False)
-
-
-def _through_dlpack(x, result):
-    """The result in x's namespace, or as it is where that has no from_dlpack."""
-    library = namespace(x)
-    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
-
-
-def namespace(x):
-    """The module of an array's functions, of the array API standard where it has one."""
-    if hasattr(x, "__array_namespace__"):
-        return x.__array_namespace__()
-    return sys.modules[type(x).__module__.partition(".")[0]]
-
-
-def empty_like(operand):
-    """An uninitialised array like the operand's, in the same memory order."""
-    if operand.kind == "numpy":
-        return np.empty_like(operand.array, subok=False)
-    array = operand.array
-    if operand.kind == "cupy":
-        cupy = sys.modules["cupy"]
-        if array.flags.c_contiguous and not _elsewhere(array):
-            return cupy.ndarray(array.shape, array.dtype)  # empty_like does this, after as long a look at the order
-        with operand.on_device():
-            return cupy.empty_like(array)
-    from numba import cuda
-
-    if array.size and hasattr(array, "gpu_data") and array.is_c_contiguous():
-        context = array.gpu_data.context
-        if load("numba_cuda").current_device() == context.device.id:  # what device_array_like does, in less time
-            memory = context.memalloc(array.alloc_size)
-            return type(array)(array.shape, array.strides, array.dtype, stream=array.stream, gpu_data=memory)
-    return cuda.device_array_like(array, stream=array.stream)
-
-
-def empty(shape, dtype, like):
-    """An uninitialised array in C order, of an operand's kind and on its device."""
-    if like.kind == "numpy":
-        return np.empty(shape, dtype)
-    if like.kind == "cupy":
-        with like.on_device():
-            return sys.modules["cupy"].empty(shape, dtype)
-    from numba import cuda
-
-    return cuda.device_array(shape, dtype, stream=like.array.stream)
 
 
 def of(name, array):
@@ -227,14 +27,7 @@ def of(name, array):
     if name == "cupy_elementwise":
         return module.cupy.asarray(array)
     # Numba reads by the buffer protocol, which has no bfloat16.
-    return _in_dtype(module.cuda.to_device(array.view(f"u{array.itemsize}")), array.dtype)
-
-
-def _in_dtype(array, dtype):
-    """A view in another dtype of as many bytes; Numba's own refuses arrays without axes."""
-    if hasattr(array, "gpu_data"):
-        return type(array)(array.shape, array.strides, dtype, stream=array.stream, gpu_data=array.gpu_data)
-    return array.view(dtype)
+    return arrays.in_dtype(module.cuda.to_device(array.view(f"u{array.itemsize}")), array.dtype)
 
 
 def to_device(array):
@@ -252,140 +45,23 @@ def to_device(array):
         except RuntimeError as reason:
             reasons.append(str(reason))
         else:
-            _finish(copy)
+            arrays.finish(copy)
             return copy
     raise RuntimeError(f"no CUDA device can be used: {'; '.join(reasons)}")
 
 
-def to_host(array):
-    """A device array's copy in NumPy, after all that the device has been told to do."""
-    _finish(array)
-    return array.get() if hasattr(array, "get") else array.copy_to_host()
-
-
-def overwrite(array, values):
-    """Copy a NumPy array into a device array, after all that the device has been told to do and before all else."""
-    _finish(array)
-    array.set(values) if hasattr(array, "set") else array.copy_to_device(values)
-    _finish(array)
-
-
-def _finish(array):
-    """Wait for all streams of an array's device."""
-    if hasattr(array, "get"):
-        with array.device:
-            sys.modules["cupy"].cuda.runtime.deviceSynchronize()
-    else:
-        from numba import cuda
-
-        cuda.synchronize()
-
-
 def as_kind(array, operand):
     """A generator's array as an operand's kind, on its device."""
-    kind = adopt("rng", array).kind
+    kind = arrays.as_operand("rng", array).kind
     if operand.kind == "numpy" != kind:
         raise ValueError("rng must have its state on the host, where the arrays are, got one on the device")
-    array = array if kind == operand.kind else _back(operand, array)
+    array = array if kind == operand.kind else arrays.view_as(operand.kind, array)
     if kind == "cupy" == operand.kind and array.data.device_id != operand.array.data.device_id:
         where = array.data.device_id, operand.array.data.device_id
         raise ValueError(
             f"rng must have its state on the arrays' device, got device {where[0]} for arrays on {where[1]}"
         )
     return array
-
-
-def leading(operand, target):
-    """The one of two arrays whose stream the kernels run on: a Numba array may have one, the operand's comes first."""
-    if operand.kind == "numba" and not operand.array.stream:
-        return operand._replace(array=target)
-    return operand
-
-
-def repeated(operand, copies):
-    """The operand so many times along a new first axis, in the same memory."""
-    x, shape = operand.array, (copies, *operand.array.shape)
-    if operand.kind == "numpy":
-        array = np.broadcast_to(x, shape)
-    elif operand.kind == "cupy":
-        array = sys.modules["cupy"].broadcast_to(x, shape)
-    elif hasattr(x, "gpu_data"):
-        array = type(x)(shape, (0, *x.strides), x.dtype, stream=x.stream, gpu_data=x.gpu_data)
-    else:
-        array = type(x)(np.broadcast_to(x._ary, shape))  # in the simulator
-    return operand._replace(array=array)
-
-
-class _Device:
-    """Memory on a device by its interface, with no stream to wait for; it keeps its owner alive."""
-
-    def __init__(self, interface, owner):
-        self.__cuda_array_interface__ = interface
-        self.owner = owner
-
-
-def overlap(x, y):
-    """Whether two arrays of one kind share an element's memory."""
-    if x is y or x.size == 0:
-        return x.size > 0
-    first, second = _begin(x), _begin(y)
-    if first is None or second is None:
-        return np.shares_memory(_addresses(x), _addresses(y))
-    return second < first + x.nbytes if first <= second else first < second + y.nbytes
-
-
-def _begin(array):
-    """The address of a contiguous array on a device; None for others."""
-    kind = _own_kind(type(array))  # type: ignore[arg-type]  # as in adopt
-    if kind == "cupy":
-        return array.data.ptr if array.flags.c_contiguous else None
-    if kind == "numba" and hasattr(array, "gpu_data") and array.is_c_contiguous():
-        return array.device_ctypes_pointer.value
-    return None
-
-
-def overlaps_itself(array):
-    """Whether elements of an array share memory; it takes those for such, too, whose axes are only interleaved."""
-    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
-        return False  # as the rest would find in a microsecond
-    reach = array.dtype.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        if stride < reach:
-            return array.size > 0
-        reach += stride * (length - 1)
-    return False
-
-
-def same_memory(x, y):
-    """Whether two arrays of one kind are the same elements in the same places."""
-    if x is y:
-        return True
-    x, y = _addresses(x), _addresses(y)
-    return x.ctypes.data == y.ctypes.data and x.strides == y.strides and x.shape == y.shape
-
-
-def _interface(array):
-    """The CUDA array interface, with strides: Numba leaves out those of a broadcast array."""
-    interface = {key: array.__cuda_array_interface__[key] for key in ("shape", "data", "typestr", "version")}
-    return interface | {"strides": tuple(array.strides)}
-
-
-class _Addresses:
-    def __init__(self, interface):
-        self.__array_interface__ = interface
-
-
-def _addresses(array):
-    """A NumPy array with the same addresses, whose elements must not be touched."""
-    if isinstance(array, np.ndarray):
-        return array
-    if hasattr(array, "__cuda_array_interface__"):
-        return np.asarray(_Addresses(_interface(array)))
-    return array._ary  # a Numba array in the simulator
-
-
-def is_writable(array):
-    return not isinstance(array, np.ndarray) or array.flags.writeable
 
 
 @cache
@@ -414,7 +90,7 @@ def choose(kind, backend=None):
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     elif (kind == "numpy") != (BACKENDS[backend] == "numpy"):
         place = "host" if kind == "numpy" else "device"
-        raise ValueError(f"backend {backend!r} can't serve a {KINDS[kind]}, which lives on the {place}")
+        raise ValueError(f"backend {backend!r} can't serve a {arrays.KINDS[kind]}, which lives on the {place}")
     else:
         name = backend
     module = load(name)
@@ -426,13 +102,13 @@ def choose(kind, backend=None):
 def launch(module, operand, fusion, a, b, out, draw, given=None):
     """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
     kind = operand.kind
-    if kind == "numpy" or (_own(module, kind) and (kind != "cupy" or not _elsewhere(operand.array))):
+    if kind == "numpy" or (_own(module, kind) and (kind != "cupy" or not arrays.elsewhere(operand.array))):
         module.launch(fusion, a, b, out, draw, given)
         return
     with _views(module, operand, out) as view:
         if view is not None:
             # In a dtype that both libraries have, and one view per array.
-            of = {id(array): view(_in_dtype(array, fusion.storage)) for array in (a, b, out)}
+            of = {id(array): view(arrays.in_dtype(array, fusion.storage)) for array in (a, b, out)}
             a, b, out = (of[id(array)] for array in (a, b, out))
             if given is not None:
                 kept = None if given.kept is None else view(given.kept)
@@ -461,7 +137,7 @@ def grow(module, operand, seeds, mask, block):
         if view is None:
             return module.grow(seeds, mask, block)
         kept = module.grow(view(seeds), view(mask), block)
-    return _back(operand, kept)
+    return arrays.view_as(operand.kind, kept)
 
 
 @contextmanager
@@ -472,21 +148,10 @@ def _views(module, operand, out):
             yield None
         elif operand.kind == "cupy":
             # CuPy's interface names its current stream, which the views then carry.
-            from numba import cuda
-
-            yield lambda array: cuda.as_cuda_array(array, sync=False)
+            yield partial(arrays.view_as, "numba")
         else:
             import cupy
 
             stream = operand.array.stream or out.stream
             with cupy.cuda.ExternalStream(int(stream)) if stream else nullcontext():
-                yield lambda array: cupy.asarray(_Device(_interface(array), array))
-
-
-def _back(operand, array):
-    """An array that a kernel module of another kind has made, as the operand's kind."""
-    if operand.kind == "cupy":
-        return sys.modules["cupy"].asarray(_Device(_interface(array), array))
-    from numba import cuda
-
-    return cuda.as_cuda_array(array, sync=False)
+                yield partial(arrays.view_as, "cupy")

@@ -90,7 +90,7 @@ def info() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gpudrop import backends
+    from gpudrop import arrays, backends
 
     versions = Table("package", "version", title="Versions")
     for package in ("gpudrop", "numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
@@ -99,7 +99,7 @@ def info() -> None:
     for name, kind in backends.BACKENDS.items():
         module = backends.load(name)
         state = f"no: {module}" if isinstance(module, str) else f"yes, on {', '.join(module.devices())}"
-        serving.add_row(name, f"{backends.KINDS[kind]}s", state)
+        serving.add_row(name, f"{arrays.KINDS[kind]}s", state)
     console = Console()
     console.print(versions)
     console.print(serving)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpudrop.activations import Activation
-from gpudrop.noises import DROPOUT, Noise
-from gpudrop.random_bits import lanes
+from gpudrop.formulas.activations import Activation
+from gpudrop.formulas.noises import DROPOUT, Noise
+from gpudrop.formulas.philox import lanes
 
 # The storage and the arithmetic of each dtype: kernels see 16-bit floats as their bits.
 STORAGE = {"float16": "uint16", "bfloat16": "uint16", "float32": "float32", "float64": "float64", "bool": "uint8"}

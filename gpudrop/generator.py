@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gpudrop import backends
+from gpudrop import arrays, backends
+from gpudrop.checks import check_keys, check_uint64
 from gpudrop.hints import name_of
-from gpudrop.random_bits import check_uint64
-from gpudrop.states import check_keys
 
 # Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
 lock = threading.Lock()
@@ -63,7 +62,7 @@ class StoredStream(Stream):
         object.__setattr__(self, "call", None)
 
     def numbers(self) -> dict[str, int]:
-        return dict(zip(("seed", "call"), map(int, backends.to_host(self.seed)), strict=True))
+        return dict(zip(("seed", "call"), map(int, arrays.to_host(self.seed)), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return self.numbers() == other.numbers() if isinstance(other, Stream) else NotImplemented
@@ -129,7 +128,7 @@ class Generator:
             After 2**64 calls.
         """
         if self.stored:
-            operand = backends.adopt("rng", self._array)
+            operand = arrays.as_operand("rng", self._array)
             return StoredStream(self._take_on_device(backends.choose(operand.kind), operand))
         return Stream(*self._take())
 
@@ -141,9 +140,9 @@ class Generator:
             self._call = call + 1
             return self._seed, call
 
-    def _take_on_device(self, module: Any, operand: backends.Operand) -> Any:
+    def _take_on_device(self, module: Any, operand: arrays.Operand) -> Any:
         """The next stream as an array of an operand's kind, by a kernel that runs where the operand's do."""
-        stream = backends.empty(2, np.uint64, operand)
+        stream = arrays.empty(2, np.uint64, operand)
         backends.advance(module, operand, backends.as_kind(self._array, operand), stream)
         return stream
 
@@ -191,7 +190,7 @@ class Generator:
         with lock:
             self._seed, self._call, self._chosen = seed, call, True
         if self.stored:  # in place, since graphs have its address
-            backends.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
+            arrays.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.state_dict() | ({"device": True} if self.stored else {})
@@ -269,12 +268,12 @@ def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
     parent = rng if isinstance(rng, Stream) else rng.next()
-    seed, call = map(int, backends.to_host(parent.seed)) if parent.stored else (parent.seed, parent.call)
+    seed, call = map(int, arrays.to_host(parent.seed)) if parent.stored else (parent.seed, parent.call)
     children = np.random.SeedSequence(seed, spawn_key=(call,)).spawn(n)
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
-def take(rng: Generator | Stream, module: Any, operand: backends.Operand) -> tuple[Any, Any]:
+def take(rng: Generator | Stream, module: Any, operand: arrays.Operand) -> tuple[Any, Any]:
     """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out.
 
     For one that is in a device's memory, an array of both, of the operand's kind, and None.

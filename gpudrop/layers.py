@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from gpudrop import noises, variants
-from gpudrop.activations import check_activation, check_loaded
+from gpudrop import variants
+from gpudrop.checks import check_integer, check_keys, check_p, check_truth, check_uint64
 from gpudrop.context import DEFAULT, current
 from gpudrop.dropout import dropout
+from gpudrop.formulas import noises
+from gpudrop.formulas.activations import check_activation, check_loaded
 from gpudrop.generator import Generator, Stream, check_rng, spawned
 from gpudrop.hints import ARGUMENTS, hint
-from gpudrop.random_bits import check_integer, check_p, check_truth, check_uint64
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array, MaskShape
-from gpudrop.states import check_keys
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

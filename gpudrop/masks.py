@@ -1,4 +1,4 @@
-"""What is drawn before the kernel that applies it: numbers that elements share, and DropBlock's blocks.
+"""The geometry of masks that elements share, and of DropBlock's blocks.
 
 A structured mask is the same dense mask over a smaller shape that broadcasts against the array: it is drawn
 once, by the same mapping, and applied by broadcasting.
@@ -10,9 +10,6 @@ import operator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-
-from gpudrop import backends
-from gpudrop.fusion import Draw, Fusion, Given
 
 
 class Part(NamedTuple):
@@ -59,6 +56,8 @@ class Shared:
         What `fusion.Given` says of the last copy.
     row, pitch, starts
         What `rows` says of the mask's own shape.
+    shapes : list of tuple of int
+        Those of the buffers that it is drawn into, one for the mask and one for each of the spreads.
     """
 
     drawn: int
@@ -73,26 +72,13 @@ class Shared:
     counted = False
 
     @property
+    def shapes(self):
+        return [(self.drawn,), *((spread[0],) for spread in self.spreads)]
+
+    @property
     def window(self):
         """Whether what is drawn at a time lies in several rows."""
         return self.row * len(self.starts) < self.drawn
-
-    def allocate(self, operand, dtype):
-        """Room for what `make` fills, of an operand's kind."""
-        return [backends.empty(size, dtype, operand) for size in (self.drawn, *(spread[0] for spread in self.spreads))]
-
-    def make(self, module, operand, rooms, fusion, draw):
-        """Draw, into what `allocate` returned; the fusion and the numbers are those of drawing alone."""
-        array, size = rooms[0], self.drawn // len(self.starts)
-        for k, start in enumerate(self.starts):
-            piece = array[k * size : (k + 1) * size] if len(self.starts) > 1 else array
-            placed = draw._replace(start=draw.start + start, row=self.row, pitch=self.pitch)
-            backends.launch(module, operand, fusion, piece, piece, piece, placed)
-        spread = Fusion("mask", fusion.activation, 0, fusion.dtype, fusion.noise, given=True)
-        for room, (_, *place) in zip(rooms[1:], self.spreads, strict=True):
-            backends.launch(module, operand, spread, room, room, room, Draw(), Given(array, *place))
-            array = room
-        return Given(array, self.period, self.repeat, self.run)
 
 
 def check_mask_shape(mask_shape):
@@ -200,11 +186,7 @@ class Blocks:
         """How many seeds are drawn."""
         return self.maps * math.prod(self.fitting)
 
-    def allocate(self, operand, dtype):
-        return [backends.empty((self.maps, *shape), dtype, operand) for shape in (self.fitting, self.size)]
-
-    def make(self, module, operand, rooms, fusion, draw):
-        seeds, mask = rooms
-        backends.launch(module, operand, fusion, seeds, seeds, seeds, draw)
-        kept = backends.grow(module, operand, seeds, mask, self.block)
-        return Given(mask.reshape(-1), period=math.prod(mask.shape), kept=kept)
+    @property
+    def shapes(self):
+        """Those of the buffers for the seeds and for the mask that grows from them."""
+        return [(self.maps, *self.fitting), (self.maps, *self.size)]

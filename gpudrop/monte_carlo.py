@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpudrop import backends
+from gpudrop import arrays
+from gpudrop.checks import check_uint64
 from gpudrop.context import Changes, current, rng_of
 from gpudrop.generator import Generator, Stream, spawned_seeds
-from gpudrop.random_bits import check_uint64
 
 
 class MonteCarlo(NamedTuple):
@@ -132,6 +132,6 @@ def _moments(fn: Callable[[Any], Any], x: Any, seeds: list[int], first: int) -> 
     return MonteCarlo(mean, variance)
 
 
-def _concatenate(arrays: tuple[Any, ...]) -> Any:
-    library = backends.namespace(arrays[0])
-    return library.concat(arrays) if hasattr(library, "concat") else library.concatenate(arrays)
+def _concatenate(parts: tuple[Any, ...]) -> Any:
+    library = arrays.namespace(parts[0])
+    return library.concat(parts) if hasattr(library, "concat") else library.concatenate(parts)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from gpudrop.random_bits import check_number, check_uint64
-from gpudrop.states import check_keys
+from gpudrop.checks import check_keys, check_number, check_uint64
 
 # How far p has come from first to last, by progress = step / steps, which is at least 0.
 CURVES: dict[str, Callable[[float], float]] = {

@@ -18,8 +18,8 @@ import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
 import numpy as np
 
 import gpudrop
-from gpudrop import backends, reference, statistics, ulps
-from gpudrop.activations import ACTIVATIONS
+from gpudrop import arrays, backends, reference, statistics, ulps
+from gpudrop.formulas.activations import ACTIVATIONS
 
 PACKAGES = ("gpudrop", "numpy", "numba", "scipy", "ml_dtypes")
 SIZES = (0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257)
@@ -72,7 +72,7 @@ class Placed(statistics.Source):
         return backends.of(self.backend, array)
 
     def get(self, array):
-        return array if isinstance(array, np.ndarray) else backends.to_host(array)
+        return array if isinstance(array, np.ndarray) else arrays.to_host(array)
 
     def keep_mask(self, shape, p, seed=statistics.SEED, call=0, bits=16, start=0):
         with self.on_device():

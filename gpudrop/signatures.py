@@ -35,7 +35,6 @@ class Backprop(Protocol):
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from gpudrop.dropout import Prepared
     from gpudrop.generator import Generator, Stream
 
     class BackpropOfTwo(Protocol):
@@ -75,7 +74,7 @@ if TYPE_CHECKING:
 
         __name__: str
 
-        def prepare(self, *args: Any, **options: Any) -> Prepared: ...
+        def prepare(self, *args: Any, **options: Any) -> Any: ...
 
     class Plain(Prepares, Protocol):
         def __call__(self, x: Array, p: float = ..., **common: Unpack[Common]) -> Array: ...

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from gpudrop import backends, noises
-from gpudrop.dropout import Variation, prepare
+from gpudrop import arrays
+from gpudrop.checks import check_integer, check_p, check_truth, check_uint64
+from gpudrop.formulas import noises
 from gpudrop.generator import Generator, Stream
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, check_mask_shape
-from gpudrop.random_bits import check_integer, check_p, check_truth, check_uint64
+from gpudrop.plan import Variation, prepare
 from gpudrop.signatures import AnyArray
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
 
     It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
     many as are given here), out and backend. Its attribute `vjp` is the function that returns (y, backprop) instead,
-    as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `dropout.Prepared`.
+    as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `plan.Prepared`.
     """
 
     def prepared(
@@ -47,7 +48,7 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
         for name in options:
             if name not in names:
                 raise unexpected(vary.__name__, options, forward.__signature__.parameters)
-        operand = backends.adopt("x", x)
+        operand = arrays.as_operand("x", x)
         how = vary(operand.array, *args, **options)
         return prepare(operand, how, activation, training, rng, bits, out, backend)
 

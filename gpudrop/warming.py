@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends, variants
-from gpudrop.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.dropout import dropout, keep_mask
+from gpudrop.formulas.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.generator import Stream
 from gpudrop.hints import hint
 

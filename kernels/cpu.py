@@ -25,8 +25,8 @@ from numba.core.pythonapi import NativeValue
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model, unbox
 
-from gpudrop import formulas, random_bits
-from gpudrop.formulas import compiled
+from gpudrop import formulas
+from gpudrop.formulas import compiled, philox
 from gpudrop.kernels import half, host_math, threads
 from gpudrop.kernels.host_math import inner, jit
 from gpudrop.uninterrupted import uninterrupted
@@ -63,7 +63,7 @@ _fusions: dict[str, Any] = {}
 
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
-_SOURCES = (globals(), *map(vars, (formulas, half, host_math, random_bits, threads)))
+_SOURCES = (globals(), *map(vars, (formulas, half, host_math, philox, threads)))
 _SURROUNDINGS = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
@@ -145,7 +145,7 @@ def _stored(fusion):
     return fusion.real if fusion.acting.drawn == "normal" else _FIELD[fusion.bits]
 
 
-_draw = compiled(random_bits.draw, np.float32, {}, inner())
+_draw = compiled(philox.draw, np.float32, {}, inner())
 _CONVERSIONS = half.conversions(intrinsic, types, inner(), *half.host_instructions())
 _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
@@ -167,7 +167,7 @@ def _constant(of):
 _drawn = _constant(lambda fusion: fusion.bits > 0)
 _given = _constant(lambda fusion: fusion.given)
 _reads = _constant(lambda fusion: fusion.reads > 0)  # a mask is made out of nothing
-_lanes = _constant(lambda fusion: random_bits.lanes(fusion.bits or 16))
+_lanes = _constant(lambda fusion: philox.lanes(fusion.bits or 16))
 
 
 def _block(fusion, words):
@@ -205,9 +205,9 @@ def _overload_deviate(fusion, words, count, normals):
     real = f.real
     radius, sine = (
         compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner(), dict(host_math.FORMULAS[real]))
-        for formula in (random_bits.radius, random_bits.sine)
+        for formula in (philox.radius, philox.sine)
     )
-    quarter = random_bits.QUARTER
+    quarter = philox.QUARTER
 
     def deviate(fusion, words, count, normals):
         # Both of a pair at once, which share a radius and an angle.

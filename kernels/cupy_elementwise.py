@@ -20,8 +20,8 @@ try:
 except ImportError as error:  # where all the same the text of kernels can be printed
     cupy, NO_CUPY = None, f"CuPy can't be imported ({error})"
 
-from gpudrop import random_bits
-from gpudrop.cuda_source import CudaSource, prelude
+from gpudrop.formulas import philox
+from gpudrop.formulas.cuda_cpp import CudaSource, prelude
 from gpudrop.kernels import WARP, accesses, device_math, numbers, thread_count
 
 CONVERSIONS = {
@@ -163,12 +163,12 @@ __device__ inline void exchange(uint32* words, unsigned int lane) {
 
 def functions(fusion):
     """The functions a kernel calls, as C++ text."""
-    source = CudaSource({random_bits.product: "product"})
+    source = CudaSource({philox.product: "product"})
     if fusion.approximate:
         for replaced, by in device_math.FORMULAS.items():
             source.names[replaced] = source.add(by)
     for name in ("draw", "keep", "field", "normal"):
-        source.add(getattr(random_bits, name), name)
+        source.add(getattr(philox, name), name)
     source.add(fusion.element, "element")
     widen, narrow = CONVERSIONS[fusion.dtype]
     width, parts, exchanges = accesses(fusion)

@@ -5,7 +5,7 @@ With them go the hardware's exp and quotient, each wrong by a few units in the l
 
 from math import exp
 
-from gpudrop import activations
+from gpudrop.formulas import activations
 
 
 def normal_cdf(x):

@@ -11,8 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from gpudrop import random_bits
-from gpudrop.formulas import MATH
+from gpudrop.formulas import MATH, philox
 from gpudrop.kernels import half
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
@@ -110,7 +109,7 @@ def log32(x):
 
 @inner()
 def radius32(word):
-    """random_bits.radius with one logarithm: of the word, and of what it loses on its way to a float32."""
+    """philox.radius with one logarithm: of the word, and of what it loses on its way to a float32."""
     u = f32(f32(word) + f32(0.5))
     high, low = f32(u32(word & u32(0xFFFFFF00))), f32(u32(word & u32(0xFF)))
     lost = f32(f32(low + f32(0.5)) - f32(u - high))
@@ -158,5 +157,5 @@ HOST_MATH = {
 }
 """What each function of a formula means on the host, by the arithmetic."""
 
-FORMULAS = {"float32": {random_bits.radius: radius32}, "float64": {}}
+FORMULAS = {"float32": {philox.radius: radius32}, "float64": {}}
 """Formulas that the host has a faster way to, by the arithmetic."""

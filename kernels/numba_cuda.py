@@ -18,8 +18,7 @@ from llvmlite import ir
 from numba import config, cuda
 from numba.cuda import types
 
-from gpudrop import random_bits
-from gpudrop.formulas import MATH, compiled
+from gpudrop.formulas import MATH, compiled, philox
 from gpudrop.kernels import WARP, accesses, device_math, half, numbers, thread_count
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -227,7 +226,7 @@ else:
     }
     # Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
     multiply = assembly("mul.wide.u32 $0, $1, $2;", "=l,r,r", types.uint64, types.uint32, types.uint32)
-    OWN_FORMULAS = {random_bits.product: device(lambda a, b: multiply(a, b))}
+    OWN_FORMULAS = {philox.product: device(lambda a, b: multiply(a, b))}
 
 
 def device_function(formula, fusion):
@@ -337,9 +336,7 @@ def exchange(words, lane, parts):
 def drawer(fusion):
     """What is drawn for an element, out of the chunk's words and its lane."""
     bits, real, drawn = np.uint32(fusion.bits), getattr(np, fusion.real), fusion.acting.drawn
-    kept, field, normal = (
-        device_function(f, fusion) for f in (random_bits.keep, random_bits.field, random_bits.normal)
-    )
+    kept, field, normal = (device_function(f, fusion) for f in (philox.keep, philox.field, philox.normal))
 
     @device
     def everything(words, lane, limit):
@@ -389,7 +386,7 @@ def body(fusion, contiguous, native, as_array=itself, as_real=itself):
     width, parts, exchanges = accesses(fusion)
     exchanges, step = exchanges and contiguous, chunk // parts
     load, store = vector_access(width)
-    formula, draw_words = device_function(fusion.element, fusion), device_function(random_bits.draw, fusion)
+    formula, draw_words = device_function(fusion.element, fusion), device_function(philox.draw, fusion)
     draw, read = drawer(fusion), reader(fusion)
     widen, narrow = conversions(native)[fusion.dtype]
     is_mask, chunk_of_mask = fusion.given_mask, masker(chunk)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import backends
+from gpudrop import arrays, backends
 from tests.sampling import covering
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -121,15 +121,15 @@ def backend(request, monkeypatch):
         monkeypatch.setattr(cupy_elementwise, "grow_kernel", host.grow_kernel)
         monkeypatch.setattr(cupy_elementwise, "advance_kernel", host.advance_kernel)
         monkeypatch.setattr(backends, "to_device", np.copy)
-        monkeypatch.setattr(backends, "to_host", np.asarray)
-        monkeypatch.setattr(backends, "overwrite", np.copyto)
+        monkeypatch.setattr(arrays, "to_host", np.asarray)
+        monkeypatch.setattr(arrays, "overwrite", np.copyto)
         monkeypatch.setattr(backends, "BACKENDS", {"cupy_elementwise": "numpy"})
         monkeypatch.setattr(backends, "load", lambda name: cupy_elementwise)
         return Backend("cupy_text")
     module = backends.load(request.param)
     if isinstance(module, str):
         pytest.skip(module)
-    return Backend(request.param, partial(backends.of, request.param), backends.to_host)
+    return Backend(request.param, partial(backends.of, request.param), arrays.to_host)
 
 
 @pytest.fixture
@@ -151,5 +151,5 @@ def poisoned(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(backends, "empty_like", filled(backends.empty_like))
-    monkeypatch.setattr(backends, "empty", filled(backends.empty))
+    monkeypatch.setattr(arrays, "empty_like", filled(arrays.empty_like))
+    monkeypatch.setattr(arrays, "empty", filled(arrays.empty))

@@ -37,7 +37,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import Generator, Stream, layers, reference, schedules
-from gpudrop.activations import ACTIVATIONS, Activation
+from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu
 from tests.fuzz_arguments import Case, Foreign, Mine

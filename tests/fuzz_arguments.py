@@ -16,7 +16,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import Generator, Stream, schedules
-from gpudrop.activations import relu2, relu2_slope
+from gpudrop.formulas.activations import relu2, relu2_slope
 from tests.family.placed import DIMENSIONS, Placed, place
 from tests.foreign import Foreign
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import backends, reference, ulps
-from gpudrop.activations import ACTIVATIONS
+from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.kernels import cpu, cupy_elementwise
 from tests.backends import cupy_on_host
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpudrop.activations import SELU_ALPHA, SELU_SCALE
+from gpudrop.formulas.activations import SELU_ALPHA, SELU_SCALE
 
 aten = torch.ops.aten
 

@@ -44,14 +44,14 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from gpudrop import layers, variants
-from gpudrop.activations import find_activation
+from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
-from gpudrop.dropout import DTYPES as NAMES_OF_DTYPES
+from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.hints import unexpected
 from gpudrop.layers import VARIANTS
 from gpudrop.masks import check_mask_shape
-from gpudrop.random_bits import check_bits, check_truth
+from gpudrop.plan import DTYPES as NAMES_OF_DTYPES
 from gpudrop.torch import operators
 from gpudrop.torch.activations import TORCHS
 

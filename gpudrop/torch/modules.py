@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from gpudrop import variants
-from gpudrop.activations import check_activation, check_loaded
+from gpudrop.formulas.activations import check_activation, check_loaded
 from gpudrop.hints import hint_of_argument
 from gpudrop.layers import VARIANTS
 from gpudrop.schedules import Schedule

@@ -34,10 +34,10 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from gpudrop import variants
-from gpudrop.activations import find_activation, of_input
-from gpudrop.backends import adopt
+from gpudrop.arrays import as_operand
 from gpudrop.context import Changes, current
 from gpudrop.dropout import dropout
+from gpudrop.formulas.activations import find_activation, of_input
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Part
 from gpudrop.torch.activations import TORCHS
@@ -190,7 +190,7 @@ def _prepare(x, other, out, stream, call, backward=False):
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
     options, part, by_input = _options(options)
     activation = of_input(find_activation(activation)) if backward and by_input else activation
-    keywords = {"activation": activation, "bits": bits, "out": adopt("out", as_array(out))} | options
+    keywords = {"activation": activation, "bits": bits, "out": as_operand("out", as_array(out))} | options
     context = current()
     as_called = (context.on, context.first, context.part) == (True, first, part)  # wherever a backward pass runs
     with nullcontext() if as_called else Changes(on=True, first=first, part=part):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import gpudrop
 from gpudrop import Stream, reference
-from gpudrop.activations import ACTIVATIONS, Activation
+from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu, threads
 from tests.family import test_properties

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpudrop import noises, reference
-from gpudrop.activations import ACTIVATIONS, find_activation
+from gpudrop import reference
+from gpudrop.formulas import noises
+from gpudrop.formulas.activations import ACTIVATIONS, find_activation
 from gpudrop.fusion import Fusion
 from gpudrop.kernels import thread_count
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Stream, backends
+from gpudrop import Stream, arrays, backends
 
 pytestmark = pytest.mark.gpu
 STREAM = Stream(3, 4)
@@ -73,7 +73,7 @@ def test_variants_on_every_kind_of_array_by_every_backend(cupy, name, dtype):
     want_dx = want_backprop(want)
     for kind, backend in itertools.product(("cupy_elementwise", "numba_cuda"), repeat=2):
         y, backprop = variant.vjp(backends.of(kind, x), 0.3, backend=backend, **options)
-        for got, exact in zip(map(backends.to_host, (y, backprop(y))), (want, want_dx), strict=True):
+        for got, exact in zip(map(arrays.to_host, (y, backprop(y))), (want, want_dx), strict=True):
             np.testing.assert_array_equal(got == 0, exact == 0)
             np.testing.assert_allclose(got.astype(np.float64), exact.astype(np.float64), rtol=0.02, atol=1e-6)
 

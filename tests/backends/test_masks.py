@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gpudrop
-import gpudrop.activations
-from gpudrop import Stream, backends, reference, selftest
+import gpudrop.formulas.activations
+from gpudrop import Stream, arrays, reference, selftest
 from tests.conftest import SIMULATED
 from tests.sampling import few
 
@@ -150,7 +150,7 @@ def test_strided_out(backend):
 def test_an_out_whose_elements_share_memory_is_refused(backend):
     """NumPy alone makes them read-only."""
     row = backend.put(np.full(5, -1, np.float32))
-    rows = backends.repeated(backends.adopt("row", row), 3).array
+    rows = arrays.repeated(arrays.as_operand("row", row), 3).array
     with pytest.raises(ValueError, match=r"out must (be writable|not overlap itself), got an? "):
         gpudrop.dropout(backend.put(np.ones((3, 5), np.float32)), 0.5, rng=STREAM, out=rows)
     np.testing.assert_array_equal(backend.get(row), np.full(5, -1))
@@ -186,7 +186,7 @@ def test_without_dropout_only_the_activation_is_left(backend, activation):
 def test_an_activation_of_ones_own(backend):
     from tests.unit.own_activation import cube, cube_slope
 
-    if "cube" not in gpudrop.activations.ACTIVATIONS:
+    if "cube" not in gpudrop.formulas.activations.ACTIVATIONS:
         gpudrop.register_activation("cube", cube, cube_slope)
     x = np.arange(-20, 20, dtype=np.float32)
     y, dx = backend.both(x, np.ones_like(x), 0.5, activation="cube", rng=STREAM)

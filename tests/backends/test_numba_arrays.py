@@ -33,14 +33,14 @@ def test_arrays_of_every_dtype_go_there_and_back(run):
     run("""
 import ml_dtypes
 import numpy as np
-from gpudrop import backends
+from gpudrop import arrays, backends
 
 for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint64, bool):
     whole = np.arange(15).reshape(3, 5).astype(dtype)
     for x in (whole, whole.T, whole[:, :0], whole[1, 1:2].reshape(())):
         placed = backends.of("numba_cuda", x)
         assert (placed.dtype, placed.shape, tuple(placed.strides)) == (x.dtype, x.shape, x.strides)
-        back = backends.to_host(placed)
+        back = arrays.to_host(placed)
         assert back.dtype == x.dtype and np.array_equal(back, x)
 """)
 

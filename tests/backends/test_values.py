@@ -5,7 +5,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Stream, reference, ulps
-from gpudrop.activations import ACTIVATIONS
+from gpudrop.formulas.activations import ACTIVATIONS
 from tests.conftest import SIMULATED
 from tests.sampling import few
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import launch, sass
-from gpudrop.activations import ACTIVATIONS
+from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.fusion import Fusion
 
 RELU = Fusion("forward", ACTIVATIONS["relu"], 16, "float32")

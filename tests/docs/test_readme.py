@@ -6,6 +6,7 @@ import pytest
 
 import gpudrop
 from gpudrop import backends
+from gpudrop.formulas import activations
 from tests import ROOT
 from tests.conftest import SIMULATED
 
@@ -37,7 +38,7 @@ def test_snippet(backend_name, code, tmp_path, monkeypatch):
         pytest.skip(module)
     script = tmp_path / "snippet.py"  # formulas are read from their file
     script.write_text(code)
-    monkeypatch.setattr("gpudrop.activations.ACTIVATIONS", dict(__import__("gpudrop").activations.ACTIVATIONS))
+    monkeypatch.setattr("gpudrop.formulas.activations.ACTIVATIONS", dict(activations.ACTIVATIONS))
     exec(compile(code, str(script), "exec"), {"__name__": "snippet"})
 
 

@@ -404,7 +404,7 @@ def test_a_failed_allocation_of_the_mask_leaves_the_generator_where_it_was(monke
     def out_of_memory(*args):
         raise MemoryError
 
-    monkeypatch.setattr(gpudrop.backends, "empty", out_of_memory)
+    monkeypatch.setattr(gpudrop.arrays, "empty", out_of_memory)
     for name in ("drop_path", "dropblock2d"):
         with pytest.raises(MemoryError):
             getattr(gpudrop, name)(X, rng=rng)

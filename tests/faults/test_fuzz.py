@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Generator, Stream
+from gpudrop import Generator, Stream, plan
 from gpudrop.kernels import cpu
 from tests import fuzz, fuzz_arguments
 from tests.sampling import few
@@ -142,7 +142,7 @@ def test_nothing_is_seen_where_nothing_is_wrong(monkeypatch):
 
 
 def test_a_stream_that_is_drawn_too_early_is_seen(monkeypatch):
-    rng_of = gpudrop.dropout.__globals__["rng_of"]
+    rng_of = plan.rng_of
 
     def early(rng, context):
         chosen = rng_of(rng, context)
@@ -150,7 +150,7 @@ def test_a_stream_that_is_drawn_too_early_is_seen(monkeypatch):
             chosen.next()
         return chosen
 
-    monkeypatch.setitem(gpudrop.dropout.__globals__, "rng_of", early)
+    monkeypatch.setattr(plan, "rng_of", early)
     found = problems(monkeypatch)
     assert "a generator or a state moved on before an error" in found and "2 streams were drawn" in found
 
@@ -250,4 +250,4 @@ def test_a_formula_that_no_processor_would_compile_is_refused_at_once(error, mes
                 gpudrop.register_activation("refused", undefined_at_a_half, formula)
         finally:
             sys.setrecursionlimit(limit)
-    assert "refused" not in gpudrop.activations.ACTIVATIONS
+    assert "refused" not in gpudrop.formulas.activations.ACTIVATIONS

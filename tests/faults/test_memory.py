@@ -31,7 +31,7 @@ def test_no_memory_for_the_result_leaves_the_generator_where_it_was(cls):
 
 @pytest.mark.parametrize("name", ["DropPath", "EmbeddingDropout", "TokenDropout", "DropBlock1d", "DropBlock2d"])
 def test_no_memory_for_the_mask_leaves_the_generator_where_it_was(name, monkeypatch):
-    monkeypatch.setattr("gpudrop.backends.overlaps_itself", lambda array: False)  # such an out is refused, else
+    monkeypatch.setattr("gpudrop.arrays.overlaps_itself", lambda array: False)  # such an out is refused, else
     rng, cls, x = Generator(1), getattr(layers, name), huge(SHAPES[name])
     with pytest.raises(MemoryError):
         call(cls, x=x, out=x, rng=rng)  # in place, so that the mask alone needs memory

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad  # noqa: E402
 import gpudrop  # noqa: E402
 import gpudrop.torch  # noqa: E402
 from gpudrop import Stream  # noqa: E402
-from gpudrop.activations import ACTIVATIONS  # noqa: E402
+from gpudrop.formulas.activations import ACTIVATIONS  # noqa: E402
 from gpudrop.torch import accelerate, convert, functional, modules  # noqa: E402
 from gpudrop.torch.activations import TORCHS  # noqa: E402
 from tests.sampling import few  # noqa: E402

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Generator, Stream, backends
+from gpudrop import Generator, Stream, arrays
 from tests.foreign import Foreign
 
 X = np.arange(1, 9, dtype=np.float32)
@@ -257,7 +257,7 @@ def test_a_failed_allocation_leaves_the_generator_where_it_was(monkeypatch):
     def out_of_memory(operand):
         raise MemoryError
 
-    monkeypatch.setattr(backends, "empty_like", out_of_memory)
+    monkeypatch.setattr(arrays, "empty_like", out_of_memory)
     with pytest.raises(MemoryError):
         gpudrop.dropout(X, rng=rng)
     assert rng.next() == Stream(1, 0)

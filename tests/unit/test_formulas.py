@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import random_bits, reference, ulps
-from gpudrop.cuda_source import CudaSource, prelude
-from gpudrop.formulas import compiled, parse
+from gpudrop import reference, ulps
+from gpudrop.formulas import compiled, parse, philox
+from gpudrop.formulas.cuda_cpp import CudaSource, prelude
 from tests.unit import own_activation, own_helpers
 
 TWO = 2
@@ -196,7 +196,7 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
     line = int(str(caught.value).partition(":")[0].removeprefix("line "))
     first = formula.__code__.co_firstlineno
     assert first <= line <= first + 3
-    assert f"refused_{formula.__name__}" not in gpudrop.activations.ACTIVATIONS
+    assert f"refused_{formula.__name__}" not in gpudrop.formulas.activations.ACTIVATIONS
 
 
 def test_what_has_no_source_is_refused():
@@ -236,7 +236,7 @@ def test_a_digest_changes_with_everything_a_formula_is_made_of():
     assert parse(make(plain)).digest == parse(make(plain)).digest
 
 
-def philox(printed_by, tmp_path, rows):
+def in_cpp(printed_by, tmp_path, rows):
     """The known answers' counters and keys through the printed C++."""
     loop = """
 int main() {
@@ -260,11 +260,11 @@ def test_known_answers_on_every_processor(tmp_path):
 
     rows = [row[1:] for row in reference.known_answers() if row[0] == 10]
     assert len(rows) > 50
-    in_numba = compiled(random_bits.philox4x32, np.float32, {}, jit())
-    in_cpp = philox(printed(random_bits.philox4x32), tmp_path, rows)
-    for (counter, key, answer), cpp in zip(rows, in_cpp, strict=True):
+    in_numba = compiled(philox.philox4x32, np.float32, {}, jit())
+    cpp_words = in_cpp(printed(philox.philox4x32), tmp_path, rows)
+    for (counter, key, answer), cpp in zip(rows, cpp_words, strict=True):
         words = [np.uint32(word) for word in (*counter, *key)]
-        assert tuple(random_bits.philox4x32(*words)) == answer  # as the simulator runs it
+        assert tuple(philox.philox4x32(*words)) == answer  # as the simulator runs it
         assert tuple(in_numba(*words)) == answer
         assert cpp == answer
 
@@ -274,9 +274,9 @@ def test_the_hosts_own_radius_is_the_formulas(monkeypatch):
     from gpudrop.kernels import host_math
     from gpudrop.kernels.cpu import jit
 
-    assert set(host_math.FORMULAS["float32"]) == {random_bits.radius}
+    assert set(host_math.FORMULAS["float32"]) == {philox.radius}
     own = jit()(host_math.radius32.py_func)
-    formula = compiled(random_bits.radius, np.float64, host_math.HOST_MATH["float64"], jit())
+    formula = compiled(philox.radius, np.float64, host_math.HOST_MATH["float64"], jit())
     near = np.arange(3000)
     words = np.concatenate([near, 2**32 - 1 - near, 2**31 - 1500 + near, 2**24 - 1500 + near])
     words = np.concatenate([words, np.random.default_rng(0).integers(0, 2**32, 100_000)]).astype(np.uint32)
@@ -295,6 +295,6 @@ def test_sine_of_every_part_of_the_turn():
     exact = np.where(turns & 2**30, np.sin(2 * np.pi * (2**30 - turns % 2**30) / 2**32), exact)
     exact *= np.where(turns & 2**31, -1, 1)
     for real, limit in ((np.float32, 2), (np.float64, 3)):
-        sine = compiled(random_bits.sine, real, HOST_MATH[real.__name__], jit())
+        sine = compiled(philox.sine, real, HOST_MATH[real.__name__], jit())
         got = np.array([sine(np.uint32(turn)) for turn in turns], real)
         assert ulps.error(got, exact, 2.0**-30).max() < limit

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import activations, formulas, layers
+from gpudrop import formulas, layers
+from gpudrop.formulas import activations
 from tests.processes import run
 
 X = np.float32([-1.5, 0.5, 2])
@@ -344,7 +345,7 @@ with open(sys.argv[1], "rb") as file:
         pickle.load(file)
     except ValueError as error:
         print(error)
-    gpudrop.register_activation("far", gpudrop.activations.relu2, gpudrop.activations.relu2_slope)
+    gpudrop.register_activation("far", gpudrop.formulas.activations.relu2, gpudrop.formulas.activations.relu2_slope)
     file.seek(0)
     print(pickle.load(file))
 """

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gpudrop import hints
-from gpudrop.cuda_source import CudaSource
 from gpudrop.formulas import latest, parse
+from gpudrop.formulas.cuda_cpp import CudaSource
 
 INV_SQRT_2 = 0.7071067811865476
 INV_SQRT_2PI = 0.3989422804014327
@@ -251,7 +251,7 @@ def register_activation(
     Examples
     --------
     >>> import numpy as np, gpudrop
-    >>> from gpudrop.activations import relu2, relu2_slope  # or two functions of your own
+    >>> from gpudrop.formulas.activations import relu2, relu2_slope  # or two functions of your own
     >>> row = gpudrop.register_activation("my_relu2", relu2, relu2_slope)
     >>> gpudrop.dropout(np.float32([-1, 3]), 0, activation="my_relu2")
     array([0., 9.], dtype=float32)
@@ -282,7 +282,7 @@ def unregister_activation(name: str) -> None:
     Examples
     --------
     >>> import gpudrop
-    >>> from gpudrop.activations import relu2, relu2_slope
+    >>> from gpudrop.formulas.activations import relu2, relu2_slope
     >>> row = gpudrop.register_activation("short_lived", relu2, relu2_slope)
     >>> gpudrop.unregister_activation("short_lived")
     """

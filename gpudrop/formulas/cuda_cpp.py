@@ -35,7 +35,7 @@ class CudaSource:
 
     Examples
     --------
-    >>> from gpudrop.activations import silu
+    >>> from gpudrop.formulas.activations import silu
     >>> source = CudaSource()
     >>> source.add(silu)
     'silu_'

@@ -12,7 +12,7 @@ do loop variables and what is cast to a float; parameters and results are real u
 in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending
 in its number), every bare number reads real(number), and every quotient divide(a, b), since a processor may have a way
 of its own to divide. `compiled` turns that back into a Python function for Numba or for the CUDA simulator;
-`gpudrop.cuda_source` prints it as C++.
+`gpudrop.formulas.cuda_cpp` prints it as C++.
 """
 
 import __future__

@@ -6,7 +6,7 @@ state). What is drawn is one of
 
     keep      field > limit, a truth value: is the element kept?
     field     the field itself, a uniform integer, as a real number
-    normal    a normal deviate, `random_bits.normal`
+    normal    a normal deviate, `philox.normal`
     None      nothing: the value depends on no random bits
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gpudrop.random_bits import check_bits, check_number, check_p, quantize
+from gpudrop.checks import check_bits, check_number, check_p
 
 ALPHA_PRIME = -1.7580993408473766
 """What SELU tends to at -infinity, -scale * alpha: alpha dropout's value of what is dropped."""
@@ -71,6 +71,63 @@ class Noise:
         if self.drawn == "normal" and bits != 32:
             raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
         return bits
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A probability of dropping, as the integers that kernels compare with.
+
+    Attributes
+    ----------
+    threshold : int
+        A field below it drops its element; from 0 to 2**bits.
+    scale : float
+        What kept elements are multiplied by: 1 / (1 - effective_p), or 0 where nothing is kept.
+    effective_p : float
+        The probability that is honoured, threshold / 2**bits.
+    """
+
+    threshold: int
+    scale: float
+    effective_p: float
+
+
+def quantize(p: float, bits: int = 16) -> Quantized:
+    """Round a probability of dropping to the nearest one that `bits` random bits can express.
+
+    Parameters
+    ----------
+    p : float
+        The probability of dropping an element, from 0 to 1.
+    bits : {8, 16, 32}
+        Random bits per element. The honoured probability is within 2**-(bits + 1) of p.
+
+    Returns
+    -------
+    Quantized
+        threshold = floor(p * 2**bits + 0.5), scale = 2**bits / (2**bits - threshold), effective_p.
+        The scale comes from the honoured probability, so the expected value is kept exactly.
+
+    Raises
+    ------
+    ValueError
+        If p is not between 0 and 1, or bits is not 8, 16 or 32.
+    TypeError
+        If p is not a real number.
+
+    Examples
+    --------
+    >>> import gpudrop
+    >>> gpudrop.quantize(0.1, bits=8)
+    Quantized(threshold=26, scale=1.1130434782608696, effective_p=0.1015625)
+    """
+    p, bits = check_p(p), check_bits(bits)
+    steps = 2**bits
+    threshold = int(p * steps)
+    # floor(p * steps + 0.5) without the sum, whose rounding is wrong for the p just below half a step.
+    threshold += p * steps - threshold >= 0.5
+    kept = steps - threshold
+    return Quantized(threshold, steps / kept if kept else 0.0, threshold / steps)
 
 
 def same(r: bool, scale, shift, z, other):

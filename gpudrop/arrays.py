@@ -1,0 +1,374 @@
+"""Every question about an array: its kind, memory like it, checks of one against another, and views of it."""
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpudrop.hints import name_of
+
+KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
+"""The kinds of arrays, and what they are called."""
+
+
+# DLPack's numbers of the devices whose memory is the host's (CPU, pinned for CUDA) and CUDA's.
+_DLPACK_HOST, _DLPACK_CUDA = (1, 3), (2, 13)
+
+
+class Operand(NamedTuple):
+    """A user's array as kernels take it.
+
+    Attributes
+    ----------
+    array : array
+        The same memory as a NumPy array, a CuPy array or a Numba device array.
+    kind : {"numpy", "cupy", "numba"}
+    give_back : callable
+        Turns a result of that kind into the user's own kind.
+    """
+
+    array: Any
+    kind: str
+    give_back: Callable
+
+    def likeness(self):
+        """What another array must have in common with this one to go with it; `describe` puts it in words."""
+        device = self.array.data.device_id if self.kind == "cupy" else None
+        return self.kind, self.array.dtype, self.array.shape, device
+
+    def on_device(self):
+        """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
+        return elsewhere(self.array) or nullcontext() if self.kind == "cupy" else nullcontext()
+
+
+def elsewhere(array):
+    """A CuPy array's device where that isn't the current one, else None: making it current again takes time."""
+    return array.device if array.data.device_id != _get_device()() else None
+
+
+@cache
+def _get_device():
+    from cupy.cuda.runtime import getDevice
+
+    return getDevice
+
+
+def describe(kind, dtype, shape, device):
+    """A likeness in words."""
+    place = "" if device is None else f" on device {device}"
+    return f"a {KINDS[kind]} of dtype {dtype} and shape {shape}{place}"
+
+
+def as_operand(name, x):
+    """The operand for an array of any supported kind, without moving it between devices.
+
+    Raises
+    ------
+    TypeError
+        If x, which the message calls `name`, is of no supported kind.
+    """
+    kind = _own_kind(type(x))  # type: ignore[arg-type]  # mypy takes no type[Any] for hashable
+    if kind is not None:
+        return Operand(x, kind, _unchanged)
+    cupy = sys.modules.get("cupy")
+    if getattr(type(x), "__cuda_ndarray__", False):
+        return Operand(_plain_numba(x), "numba", _unchanged)
+    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+        return Operand(np.asarray(x), "numpy", partial(_as_subclass, x))  # of no subclass: np.matrix is never flat
+    if isinstance(x, np.generic):
+        array = np.asarray(x)
+        array.flags.writeable = False  # as a scalar is, should it be an out
+        return Operand(array, "numpy", _as_scalar)
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return Operand(x, "cupy", _unchanged)
+    if hasattr(x, "__dlpack__") and not isinstance(x, (np.ndarray, type)):
+        array = _from_dlpack(name, x)
+        return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
+    if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
+        return Operand(_from_interface(name, x), "cupy", _unchanged)
+    advice = "; np.asarray(x, np.float32) makes one of it" if isinstance(x, (int, float, list, tuple)) else ""
+    raise TypeError(
+        f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
+        f"got {name_of(type(x))}{advice}"
+    )
+
+
+@lru_cache(maxsize=256)
+def _own_kind(of):
+    """The kind of all arrays of a class, or None where more than the class must be looked at."""
+    if of is np.ndarray:
+        return "numpy"
+    if getattr(of, "__cuda_ndarray__", False):
+        return None if issubclass(of, np.ndarray) else "numba"
+    return "cupy" if of.__module__ == "cupy" and of.__name__ == "ndarray" else None
+
+
+def _unchanged(result):
+    return result
+
+
+def _as_subclass(x, result):
+    """The result as NumPy's own functions return it for x: np.matrix a matrix, np.memmap a plain array."""
+    if result.ndim != x.ndim:
+        return result
+    try:
+        return x.__array_wrap__(result, None, False)
+    except TypeError:  # as subclasses had it before NumPy 2
+        return x.__array_wrap__(result)
+
+
+def _as_scalar(result):
+    return result[()]  # a result with axes stays an array
+
+
+def _cupy(name, x):
+    try:
+        import cupy
+    except ImportError:
+        raise TypeError(
+            f"{name} is a {type(x).__name__} on a device, which needs CuPy, and CuPy is not installed"
+        ) from None
+    return cupy
+
+
+def _from_dlpack(name, x):
+    device = int(x.__dlpack_device__()[0])
+    if device not in _DLPACK_HOST + _DLPACK_CUDA:
+        raise TypeError(f"{name} must be on the host or on a CUDA device, got DLPack's device type {device}")
+    library = np if device in _DLPACK_HOST else _cupy(name, x)
+    try:
+        return library.from_dlpack(x)
+    except (RuntimeError, BufferError) as error:
+        raise TypeError(f"{name} can't be read through DLPack: {error}") from error
+
+
+def _from_interface(name, x):
+    try:
+        return _cupy(name, x).asarray(x)
+    except RuntimeError as error:
+        raise TypeError(f"{name} can't be read through __cuda_array_interface__: {error}") from error
+
+
+def _plain_numba(x):
+    """Numba's managed and mapped arrays are NumPy arrays as well, and lack some of a device array's methods."""
+    if not isinstance(x, np.ndarray):
+        return x
+    from numba import cuda
+
+    return cuda.as_cuda_array(x, sync=False)
+
+
+def _through_dlpack(x, result):
+    """The result in x's namespace, or as it is where that has no from_dlpack."""
+    library = namespace(x)
+    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
+
+
+def namespace(x):
+    """The module of an array's functions, of the array API standard where it has one."""
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__()
+    return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def empty_like(operand):
+    """An uninitialised array like the operand's, in the same memory order."""
+    if operand.kind == "numpy":
+        return np.empty_like(operand.array, subok=False)
+    array = operand.array
+    if operand.kind == "cupy":
+        cupy = sys.modules["cupy"]
+        if array.flags.c_contiguous and not elsewhere(array):
+            return cupy.ndarray(array.shape, array.dtype)  # empty_like does this, after as long a look at the order
+        with operand.on_device():
+            return cupy.empty_like(array)
+    from numba import cuda
+
+    if array.size and hasattr(array, "gpu_data") and array.is_c_contiguous():
+        context = array.gpu_data.context
+        from gpudrop.kernels.numba_cuda import current_device
+
+        if current_device() == context.device.id:  # what device_array_like does, in less time
+            memory = context.memalloc(array.alloc_size)
+            return type(array)(array.shape, array.strides, array.dtype, stream=array.stream, gpu_data=memory)
+    return cuda.device_array_like(array, stream=array.stream)
+
+
+def empty(shape, dtype, like):
+    """An uninitialised array in C order, of an operand's kind and on its device."""
+    if like.kind == "numpy":
+        return np.empty(shape, dtype)
+    if like.kind == "cupy":
+        with like.on_device():
+            return sys.modules["cupy"].empty(shape, dtype)
+    from numba import cuda
+
+    return cuda.device_array(shape, dtype, stream=like.array.stream)
+
+
+def in_dtype(array, dtype):
+    """A view in another dtype of as many bytes; Numba's own refuses arrays without axes."""
+    if hasattr(array, "gpu_data"):
+        return type(array)(array.shape, array.strides, dtype, stream=array.stream, gpu_data=array.gpu_data)
+    return array.view(dtype)
+
+
+def to_host(array):
+    """A device array's copy in NumPy, after all that the device has been told to do."""
+    finish(array)
+    return array.get() if hasattr(array, "get") else array.copy_to_host()
+
+
+def overwrite(array, values):
+    """Copy a NumPy array into a device array, after all that the device has been told to do and before all else."""
+    finish(array)
+    array.set(values) if hasattr(array, "set") else array.copy_to_device(values)
+    finish(array)
+
+
+def finish(array):
+    """Wait for all streams of an array's device."""
+    if hasattr(array, "get"):
+        with array.device:
+            sys.modules["cupy"].cuda.runtime.deviceSynchronize()
+    else:
+        from numba import cuda
+
+        cuda.synchronize()
+
+
+def stream_owner(operand, target):
+    """The one of two arrays whose stream the kernels run on: a Numba array may have one, the operand's comes first."""
+    if operand.kind == "numba" and not operand.array.stream:
+        return operand._replace(array=target)
+    return operand
+
+
+def repeated(operand, copies):
+    """The operand so many times along a new first axis, in the same memory."""
+    x, shape = operand.array, (copies, *operand.array.shape)
+    if operand.kind == "numpy":
+        array = np.broadcast_to(x, shape)
+    elif operand.kind == "cupy":
+        array = sys.modules["cupy"].broadcast_to(x, shape)
+    elif hasattr(x, "gpu_data"):
+        array = type(x)(shape, (0, *x.strides), x.dtype, stream=x.stream, gpu_data=x.gpu_data)
+    else:
+        array = type(x)(np.broadcast_to(x._ary, shape))  # in the simulator
+    return operand._replace(array=array)
+
+
+class _Device:
+    """Memory on a device by its interface, with no stream to wait for; it keeps its owner alive."""
+
+    def __init__(self, interface, owner):
+        self.__cuda_array_interface__ = interface
+        self.owner = owner
+
+
+def overlap(x, y):
+    """Whether two arrays of one kind share an element's memory."""
+    if x is y or x.size == 0:
+        return x.size > 0
+    first, second = _begin(x), _begin(y)
+    if first is None or second is None:
+        return np.shares_memory(_addresses(x), _addresses(y))
+    return second < first + x.nbytes if first <= second else first < second + y.nbytes
+
+
+def _begin(array):
+    """The address of a contiguous array on a device; None for others."""
+    kind = _own_kind(type(array))  # type: ignore[arg-type]  # as in as_operand
+    if kind == "cupy":
+        return array.data.ptr if array.flags.c_contiguous else None
+    if kind == "numba" and hasattr(array, "gpu_data") and array.is_c_contiguous():
+        return array.device_ctypes_pointer.value
+    return None
+
+
+def overlaps_itself(array):
+    """Whether elements of an array share memory; it takes those for such, too, whose axes are only interleaved."""
+    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
+        return False  # as the rest would find in a microsecond
+    reach = array.dtype.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (length - 1)
+    return False
+
+
+def same_memory(x, y):
+    """Whether two arrays of one kind are the same elements in the same places."""
+    if x is y:
+        return True
+    x, y = _addresses(x), _addresses(y)
+    return x.ctypes.data == y.ctypes.data and x.strides == y.strides and x.shape == y.shape
+
+
+def _interface(array):
+    """The CUDA array interface, with strides: Numba leaves out those of a broadcast array."""
+    interface = {key: array.__cuda_array_interface__[key] for key in ("shape", "data", "typestr", "version")}
+    return interface | {"strides": tuple(array.strides)}
+
+
+class _Addresses:
+    def __init__(self, interface):
+        self.__array_interface__ = interface
+
+
+def _addresses(array):
+    """A NumPy array with the same addresses, whose elements must not be touched."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "__cuda_array_interface__"):
+        return np.asarray(_Addresses(_interface(array)))
+    return array._ary  # a Numba array in the simulator
+
+
+def is_writable(array):
+    return not isinstance(array, np.ndarray) or array.flags.writeable
+
+
+def view_as(kind, array):
+    """A device array of CuPy or Numba, in the same memory, as the other kind's."""
+    if kind == "cupy":
+        return _cupy("array", array).asarray(_Device(_interface(array), array))
+    from numba import cuda
+
+    return cuda.as_cuda_array(array, sync=False)
+
+
+def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:
+    """Where to write: a new array, or the user's, checked to be like the operand and apart from it.
+
+    An Operand is not the user's: it was made to be so.
+    """
+    if out is None:
+        return empty_like(operand)
+    if type(out) is Operand:
+        return out.array
+    target = as_operand(name, out)
+    check_like(name, target, operand.likeness())
+    if not is_writable(target.array):
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    if overlaps_itself(target.array):
+        raise ValueError(f"{name} must not overlap itself, got an array whose elements share memory")
+    check_apart(name, target.array, operand.array, source)
+    return target.array
+
+
+def check_apart(name: str, target: Any, array: Any, source: str) -> None:
+    if overlap(target, array) and not same_memory(target, array):
+        raise ValueError(f"{name} must be {source} itself or share no memory with it, got an overlapping view")
+
+
+def check_like(name: str, operand: Operand, likeness: Any) -> None:
+    if operand.likeness() != likeness:
+        wanted, got = describe(*likeness), describe(*operand.likeness())
+        cast = likeness[1] != operand.array.dtype and likeness[2] == operand.array.shape and name != "out"
+        advice = f"; {name}.astype({likeness[1].name!r}) has that dtype" if cast else ""
+        raise ValueError(f"{name} must be {wanted}, got {got}{advice}")

@@ -1,0 +1,87 @@
+"""Checks of arguments and saved states. A check returns the value in Python's own type, or raises what names it."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpudrop.formulas.philox import BITS
+
+
+def check_number(name: str, value: Any, rule: str = "") -> float:
+    """value as a float, or a TypeError that names the argument; what overflows is infinite."""
+    # What float() would take besides: text, and the real part of NumPy's complex numbers.
+    text = isinstance(value, (str, bytes, bytearray, memoryview))
+    text_or_complex = text or getattr(getattr(value, "dtype", None), "kind", None) in ("S", "U", "c")
+    try:
+        return float("text" if text_or_complex else value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number{rule}, got {value!r}") from None
+
+
+def check_p(p: Any, name: str = "p") -> float:
+    """p as a float, or a ValueError or TypeError that names the argument."""
+    value = check_number(name, p, " between 0 and 1")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {p}")
+    return value
+
+
+def check_bits(bits: Any) -> int:
+    """bits as an int, or a ValueError that lists the widths."""
+    try:
+        width = operator.index(bits)
+    except TypeError:
+        width = None
+    if width not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
+    return width
+
+
+def check_truth(name: str, value: Any) -> bool:
+    """value as a bool: True or False, NumPy's and other libraries', 1 or 0."""
+    try:
+        if value is True or value is False or (getattr(value, "ndim", 0) == 0 and value in (0, 1)):
+            return bool(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_integer(name: str, value: Any) -> int:
+    """value as a Python int, or a TypeError that names the argument."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def check_uint64(name: str, value: Any) -> int:
+    """value as a Python int in [0, 2**64), or an error that names the argument."""
+    number = check_integer(name, value)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {value}")
+    return number
+
+
+def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """An error unless a state of so and so has all the required keys, and no others but the optional ones."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"the state of a {of} must be a dict, got {type(state).__name__}")
+    if unknown := set(state).difference(required, optional):
+        names = ", ".join(sorted(map(repr, unknown)))
+        raise ValueError(f"the state of a {of} has {names}, which {_this()} doesn't know; it may be of a newer version")
+    if not state.keys() >= set(required):
+        keys, found = ", ".join(sorted(required)), ", ".join(map(str, state)) or "none"
+        raise ValueError(f"the state of a {of} has the keys {keys}, got {found}")
+
+
+def _this() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"gpudrop {version('gpudrop')}"
+    except PackageNotFoundError:  # its files without an installation
+        return "this gpudrop"

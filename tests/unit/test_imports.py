@@ -1,0 +1,51 @@
+"""Imports point one way: each module of the package imports those alone that stand before it here."""
+
+import ast
+
+from tests import ROOT
+
+FLOORS = (
+    "hints uninterrupted",
+    "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises fusion",
+    "kernels kernels.half kernels.threads kernels.host_math kernels.device_math",
+    "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
+    "arrays backends generator signatures masks context plan",
+    "dropout variants schedules layers warming monte_carlo",
+    "reference ulps . statistics selftest demo cli __main__ _pyinstaller _pyinstaller.hook-gpudrop",
+    "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",
+    "torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
+)
+ORDER = [name for floor in FLOORS for name in floor.split()]
+"""The lowest floor first; the package itself is a dot, and its names are those that users import."""
+
+
+def modules():
+    """The files of the package, by their names without its own."""
+    for folder, prefix in (("gpudrop", ""), ("kernels", "kernels.")):
+        for path in (ROOT / folder).rglob("*.py"):
+            if "kernels" not in path.relative_to(ROOT).parts[1:-1]:
+                name = prefix + ".".join(path.relative_to(ROOT / folder).with_suffix("").parts)
+                yield name.removesuffix("__init__").rstrip(".") or ".", path
+
+
+def imported(path):
+    """What a file imports of the package, also within functions and for type checkers."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gpudrop":
+            module = node.module.removeprefix("gpudrop").lstrip(".")
+            for name in (f"{module}.{alias.name}".lstrip(".") for alias in node.names):
+                yield name if name in ORDER else module or "."
+        elif isinstance(node, ast.Import):
+            yield from (a.name[8:] or "." for a in node.names if a.name.split(".")[0] == "gpudrop")
+
+
+def test_imports_point_one_way():
+    files = dict(modules())
+    assert sorted(files) == sorted(ORDER)
+    wrong = {
+        (name, other)
+        for name, path in files.items()
+        for other in imported(path)
+        if ORDER.index(other) >= ORDER.index(name)
+    }
+    assert wrong == set()
