@@ -7,6 +7,7 @@ from gpudrop.formulas.activations import register_activation, unregister_activat
 from gpudrop.formulas.noises import Quantized, quantize
 from gpudrop.generator import Generator, Stream, manual_seed
 from gpudrop.layers import Dropout
+from gpudrop.masks import Shard
 from gpudrop.monte_carlo import MonteCarlo, mc_samples
 from gpudrop.variants import (
     alpha_dropout,
@@ -35,6 +36,7 @@ __all__ = [
     "Generator",
     "MonteCarlo",
     "Quantized",
+    "Shard",
     "Stream",
     "alpha_dropout",
     "consistent_dropout",

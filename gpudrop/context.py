@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 from gpudrop.generator import Generator, Stream, check_rng
-from gpudrop.masks import Part
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -24,7 +23,6 @@ class Context(NamedTuple):
     on: bool = True
     rng: Generator | None = None  # what draws where no Stream is given
     first: int = 0  # the number of an array's first sample in the whole batch
-    part: Part | None = None  # of which array the one that a call gets is a part
     tape: Any = None  # records the streams of a function that will be run again, and then repeats them
     entry: "tuple[int, Mapping[str, Any]]" = (0, {})  # the number of the innermost block's entry, and what it changes
     outer: "Context | None" = None  # what holds around it

@@ -9,9 +9,11 @@ import numpy as np
 
 from gpudrop import arrays
 from gpudrop.checks import check_bits, check_p, check_uint64
+from gpudrop.context import Context
 from gpudrop.formulas.noises import DROPOUT, PLAIN
 from gpudrop.generator import Generator, Stream, check_rng
 from gpudrop.hints import unexpected
+from gpudrop.masks import Shard
 from gpudrop.plan import Prepared, draw_mask, prepare
 from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape
 
@@ -30,6 +32,7 @@ def dropout(
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
+    shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
@@ -63,6 +66,8 @@ def dropout(
         Where to write y: of x's kind, shape and dtype; x itself is allowed.
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}, optional
         Which kernels to use; None chooses by the array. All give the same mask.
+    shard : Shard, optional
+        Which part of a larger array x is, if it is one; mask_shape is then the whole array's.
 
     Returns
     -------
@@ -95,7 +100,7 @@ def dropout(
     """
     if unknown:
         raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).forward()
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend, shard).forward()
 
 
 def dropout_vjp(
@@ -109,6 +114,7 @@ def dropout_vjp(
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
+    shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> tuple[Array, Backprop]:
     """`dropout`, and the function that takes a gradient back through it.
@@ -119,7 +125,7 @@ def dropout_vjp(
 
     Parameters
     ----------
-    x, p, mask_shape, activation, training, rng, bits, out, backend
+    x, p, mask_shape, activation, training, rng, bits, out, backend, shard
         As for `dropout`; out may not overlap x if the backward pass needs x.
 
     Returns
@@ -140,7 +146,7 @@ def dropout_vjp(
     """
     if unknown:
         raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend).vjp()
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend, shard).vjp()
 
 
 def _prepared(
@@ -153,9 +159,11 @@ def _prepared(
     bits: int = 16,
     out: Any = None,
     backend: str | None = None,
+    shard: Shard | None = None,
+    context: Context | None = None,
 ) -> Prepared:
     how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a Variation, but for the time that it takes to make one
-    return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, out, backend)
+    return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, out, backend, shard, context)
 
 
 @overload
@@ -168,6 +176,7 @@ def keep_mask(
     start: int = 0,
     like: None = None,
     backend: str | None = None,
+    shard: Shard | None = None,
 ) -> "NDArray[np.bool_]": ...
 @overload
 def keep_mask(
@@ -179,6 +188,7 @@ def keep_mask(
     start: int = 0,
     like: AnyArray,
     backend: str | None = None,
+    shard: Shard | None = None,
 ) -> Any: ...
 def keep_mask(
     shape: int | Sequence[int],
@@ -189,6 +199,7 @@ def keep_mask(
     start: int = 0,
     like: AnyArray | None = None,
     backend: str | None = None,
+    shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> Any:
     """The mask that `dropout` would use in the same place, as booleans: True where an element is kept.
@@ -203,11 +214,13 @@ def keep_mask(
     bits : {8, 16, 32}
         Random bits per element.
     start : int
-        The global index of the mask's first element: the mask of a shard is a slice of the whole one's.
+        The index in the whole array's mask, counted in C order, of the first element; 0 with a shard.
     like : array, optional
         An array whose kind (and device) the result has; NumPy's without it.
     backend : str, optional
         As for `dropout`.
+    shard : Shard, optional
+        Which part of a larger array's mask it is; shape is the part's own.
 
     Returns
     -------
@@ -237,7 +250,9 @@ def keep_mask(
         check_bits(bits),
     )
     operand = arrays.as_operand("like", np.empty(0) if like is None else like)
-    return draw_mask(shape, p, rng, bits, start, operand, backend)
+    if shard is not None and start:
+        raise ValueError("give start or shard, not both")
+    return draw_mask(shape, p, rng, bits, start, operand, backend, shard)
 
 
 def _check_shape(shape: Any) -> tuple[int, ...]:

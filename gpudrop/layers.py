@@ -185,7 +185,7 @@ class Layer:
     def defaults(cls) -> dict[str, Any]:
         """The options and their defaults, in order."""
         parameters = inspect.signature(cls.function).parameters.values()
-        others = ("training", "rng", "out", "backend")
+        others = ("training", "rng", "out", "backend", "shard")
         return {a.name: a.default for a in parameters if a.kind is a.KEYWORD_ONLY and a.name not in others}
 
     @classmethod

@@ -9,24 +9,65 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 
-class Part(NamedTuple):
-    """That an array is a part of a larger one: the whole's shape, and where in it the part begins."""
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a larger array an array is: its mask is then that part of the whole array's mask.
 
-    whole: tuple
-    begin: tuple
+    It is not torch.distributed's placement of that name, which says along which axis a tensor is cut.
+
+    Parameters
+    ----------
+    shape : tuple of int and None
+        The whole array's shape; None for an axis that is not cut, so that x's own size is the whole's.
+    start : tuple of int
+        The index in the whole array of x's first element.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If these are not tuples of integers of one length, or an integer is negative.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> x, stream = np.ones((4, 8), np.float32), gpudrop.Stream(0, 0)
+    >>> right = gpudrop.dropout(x[:, 4:].copy(), 0.5, rng=stream, shard=gpudrop.Shard((None, 8), (0, 4)))
+    >>> bool((right == gpudrop.dropout(x, 0.5, rng=stream)[:, 4:]).all())
+    True
+    """
+
+    shape: tuple
+    start: tuple
+
+    def __post_init__(self):
+        shape, start = check_shape("shape", self.shape), check_shape("start", self.start)
+        if len(shape) != len(start) or None in start:
+            raise ValueError(f"start must be an integer for each axis of shape, got {self.start!r} for {self.shape!r}")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "start", start)
 
 
 @lru_cache(maxsize=1024)
-def rows(shape, part):
-    """How the elements of a part lie in the mask of the whole: (row, pitch, starts), as `fusion.Draw` has them.
+def within(shard, shape):
+    """The shard of an array of this shape, with the sizes that None stands for; a ValueError if it can't be one."""
+    if len(shard.shape) != len(shape):
+        raise ValueError(f"shard must have as many axes as x, which has {len(shape)}, got {shard}")
+    whole = tuple(own if n is None else n for n, own in zip(shard.shape, shape, strict=True))
+    if any(begin + own > n for begin, own, n in zip(shard.start, shape, whole, strict=True)):
+        raise ValueError(f"shard must have room for x, of shape {shape}, from its start on, got {shard}")
+    return Shard(whole, shard.start)
 
-    Kernels take rows that begin equally far apart. Where a part is cut along more axes than that, it is several such
+
+@lru_cache(maxsize=1024)
+def rows(shape, shard):
+    """How the elements of a shard lie in the mask of the whole: (row, pitch, starts), as `fusion.Draw` has them.
+
+    Kernels take rows that begin equally far apart. Where a shard is cut along more axes than that, it is several such
     windows of equal size, one after the other, each with a start of its own.
     """
-    whole, begin = part
+    whole, begin = shard.shape, shard.start
     cut = max((axis for axis in range(len(shape)) if shape[axis] != whole[axis]), default=0)
     row, pitch = math.prod(shape[cut:]), math.prod(whole[cut:])
     first = cut
@@ -82,29 +123,33 @@ class Shared:
 
 
 def check_mask_shape(mask_shape):
-    """mask_shape as a tuple of Python's integers and None, or a TypeError; a ValueError if it can be none's."""
+    return check_shape("mask_shape", mask_shape)
+
+
+def check_shape(name, shape):
+    """A shape as a tuple of Python's integers and None, or a TypeError; a ValueError if one is negative."""
     try:
-        sizes = tuple(None if n is None else operator.index(n) for n in mask_shape)
+        sizes = tuple(None if n is None else operator.index(n) for n in shape)
     except TypeError:
-        raise TypeError(f"mask_shape must be a tuple of integers and None, got {mask_shape!r}") from None
+        raise TypeError(f"{name} must be a tuple of integers and None, got {shape!r}") from None
     if any(n is not None and n < 0 for n in sizes):
-        raise ValueError(f"mask_shape must not be negative, got {mask_shape!r}")
+        raise ValueError(f"{name} must not be negative, got {shape!r}")
     return sizes
 
 
 @lru_cache(maxsize=1024)
-def shared(shape, mask_shape, batch_axis, part=None):
+def shared(shape, mask_shape, batch_axis, shard=None):
     """The Shared of a checked mask_shape against an array's shape; None where nothing is shared.
 
-    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own. part: the
-    Part that the array is of the one that mask_shape is meant for; what kernels can't draw in one window is shared too.
+    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own. shard:
+    which part this array is of the one that mask_shape is for; what kernels can't draw in one window is shared too.
 
     Raises
     ------
     ValueError
         If mask_shape doesn't broadcast against the array's.
     """
-    whole, begin = (shape, (0,) * len(shape)) if part is None else part
+    whole, begin = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.start)
     leading = len(whole) - len(mask_shape)
     if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, whole[leading:], strict=True)):
         raise ValueError(f"mask_shape must broadcast against x, of shape {whole}, got {mask_shape}")
@@ -114,7 +159,7 @@ def shared(shape, mask_shape, batch_axis, part=None):
     size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
     if math.prod(shape) == 0:
         return None
-    place = rows(_of(own, shape), Part(_of(own, whole), _of(own, begin, 0)))
+    place = rows(_of(own, shape), Shard(_of(own, whole), _of(own, begin, 0)))
     if all(own) and len(place[2]) == 1:
         return None
     samples = batch_axis is not None and own[batch_axis]

@@ -11,12 +11,13 @@ import numpy as np
 
 from gpudrop import arrays, backends
 from gpudrop.checks import check_bits, check_truth
-from gpudrop.context import DEFAULT, Context, current, rng_of
+from gpudrop.context import Context, current, rng_of
 from gpudrop.formulas.activations import Activation, find_activation
 from gpudrop.formulas.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
 from gpudrop.fusion import REAL, STORAGE, Draw, Fusion, Given
 from gpudrop.generator import Generator, Stream, take
-from gpudrop.masks import Blocks, Shared, check_mask_shape, rows, shared
+from gpudrop.hints import name_of
+from gpudrop.masks import Blocks, Shard, Shared, check_mask_shape, rows, shared, within
 from gpudrop.signatures import MaskShape
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
@@ -245,10 +246,15 @@ def prepare(
     bits: int,
     out: Any,
     backend: str | None,
+    shard: Shard | None = None,
+    context: Context | None = None,
 ) -> Prepared:
-    """Check a call and allocate for it. operand: x; how: the Variation."""
+    """Check a call and allocate for it.
+
+    operand: x; how: the Variation; context: what holds for the call, by default what holds for the code that runs.
+    """
     strength, noise, prediction, mask, axis, other, copies = how
-    context = current()
+    context = current() if context is None else context
     if training is not True and training is not False:
         training = check_truth("training", training)
     acts = training and context.on
@@ -261,8 +267,8 @@ def prepare(
     x, kind, _ = operand
     activation, rng = find_activation(activation), rng_of(rng, context)
     counted, window, place = False, False, (0, x.size, 0)
-    if mask is not None or context is not DEFAULT:
-        mask, place = _placed(x, mask, axis, context)
+    if mask is not None or shard is not None or context.first:
+        mask, place = _placed(x, mask, axis, context.first, shard, copies)
         counted, window = (False, place[1] < x.size) if mask is None else (mask.counted, mask.window)
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
     module = backends.choose(kind, backend)
@@ -281,23 +287,34 @@ def prepare(
     return Prepared(operand, second, target, out, module, plan, mask, buffers, rng, place)
 
 
-def _placed(x: Any, mask: Any, axis: int | None, context: Context) -> tuple[Any, tuple[int, int, int]]:
+def _placed(
+    x: Any, mask: Any, axis: int | None, first: int, shard: Shard | None, copies: int | None
+) -> tuple[Any, tuple[int, int, int]]:
     """The mask as a Shared, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
-    part = context.part
-    shape = tuple(x.shape) if part is None else part.whole
-    if isinstance(mask, Blocks):
-        if part is not None:
-            raise ValueError("blocks can't be dropped in a part of an array alone, for their scale is the whole one's")
-    elif mask is not None or part is not None:
-        mask = shared(tuple(x.shape), (None,) * len(shape) if mask is None else check_mask_shape(mask), axis, part)
+    if shard is not None:
+        if isinstance(mask, Blocks):
+            raise ValueError("dropblock does not support shards: its normalisation needs the whole array")
+        shard = _shard_of(x, shard, copies)
+    shape = tuple(x.shape) if shard is None else shard.shape
+    if (mask is not None or shard is not None) and not isinstance(mask, Blocks):
+        mask = shared(tuple(x.shape), (None,) * len(shape) if mask is None else check_mask_shape(mask), axis, shard)
     start, row, pitch = 0, x.size, 0
-    if part is not None and mask is None and x.size:
-        row, pitch, (start,) = rows(tuple(x.shape), part)
-    if context.first and axis is not None and x.ndim and x.size:
-        start += context.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
+    if shard is not None and mask is None and x.size:
+        row, pitch, (start,) = rows(tuple(x.shape), shard)
+    if first and axis is not None and x.ndim and x.size:
+        start += first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
         if start + (math.prod(shape) if mask is None else mask.drawn) > 2**64:
-            raise ValueError(f"first must leave room for the mask below 2**64, got {context.first}")
+            raise ValueError(f"first must leave room for the mask below 2**64, got {first}")
     return mask, (start, row, pitch)
+
+
+def _shard_of(x: Any, shard: Any, copies: int | None = None) -> Shard:
+    """The shard that x is, with x repeated along a new first axis if there are copies."""
+    if not isinstance(shard, Shard):
+        raise TypeError(f"shard must be a gpudrop.Shard or None, got {name_of(type(shard))}")
+    if copies is not None:
+        shard = Shard((None, *shard.shape), (0, *shard.start))
+    return within(shard, tuple(x.shape))
 
 
 def draw_mask(
@@ -308,6 +325,7 @@ def draw_mask(
     start: int,
     operand: arrays.Operand,
     backend: str | None,
+    shard: Shard | None = None,
 ) -> Any:
     """The mask of `dropout` itself as an array of an operand's kind; the numbers are checked."""
     context = current()
@@ -319,11 +337,17 @@ def draw_mask(
     if start + mask.size > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     numbers = DROPOUT.numbers(p, bits) if context.on else None
+    row, pitch, starts = mask.size, 0, (0,)
+    if shard is not None and mask.size:
+        row, pitch, starts = rows(shape, _shard_of(mask, shard))
     bits, stored = (bits, rng.stored) if numbers else (0, False)
-    fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], stored=stored)
-    draw = Draw()
-    if numbers:
-        stream = take(rng, module, operand._replace(array=mask))
-        draw = Draw(*stream, start, numbers.limit, numbers.scale, numbers.shift)
-    backends.launch(module, operand, fusion, mask, mask, mask, draw)
+    drawn_here = {"window": row * len(starts) < mask.size, "stored": stored} if numbers else {}
+    fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], **drawn_here)
+    seed, call = take(rng, module, operand._replace(array=mask)) if numbers else (0, 0)
+    limit, scale, shift = numbers or Numbers()
+    flat, size = mask if len(starts) == 1 else mask.reshape(-1), mask.size // len(starts)
+    for k, begin in enumerate(starts):
+        piece = mask if len(starts) == 1 else flat[k * size : (k + 1) * size]
+        draw = Draw(seed, call, start + begin, limit, scale, shift, row, pitch)
+        backends.launch(module, operand, fusion, piece, piece, piece, draw)
     return operand.give_back(mask)

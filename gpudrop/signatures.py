@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from gpudrop.generator import Generator, Stream
+    from gpudrop.masks import Shard
 
     class BackpropOfTwo(Protocol):
         """The same for two arrays: see `gpudrop.zoneout`."""
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         bits: int
         out: AnyArray | None
         backend: str | None
+        shard: Shard | None
 
     class Own(TypedDict, total=False):
         """What variants take besides, each its own: all of it, for layers and modules, which check what they get."""

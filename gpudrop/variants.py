@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpudrop import arrays
 from gpudrop.checks import check_integer, check_p, check_truth, check_uint64
+from gpudrop.context import Context
 from gpudrop.formulas import noises
 from gpudrop.generator import Generator, Stream
 from gpudrop.hints import unexpected
-from gpudrop.masks import Blocks, check_mask_shape
+from gpudrop.masks import Blocks, Shard, check_mask_shape
 from gpudrop.plan import Variation, prepare
 from gpudrop.signatures import AnyArray
 
@@ -30,8 +31,9 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
     """The public function of a variant: vary(x, p, ...) -> Variation, for an array x of a supported kind.
 
     It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
-    many as are given here), out and backend. Its attribute `vjp` is the function that returns (y, backprop) instead,
-    as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `plan.Prepared`.
+    many as are given here), out, backend and shard. Its attribute `vjp` is the function that returns (y, backprop)
+    instead, as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `plan.Prepared`. This takes a
+    `context` besides, where that of the code that runs is not meant.
     """
 
     def prepared(
@@ -43,6 +45,8 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
         bits: int = bits,
         out: AnyArray | None = None,
         backend: str | None = None,
+        shard: Shard | None = None,
+        context: Context | None = None,
         **options: Any,
     ) -> Any:
         for name in options:
@@ -50,7 +54,7 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
                 raise unexpected(vary.__name__, options, forward.__signature__.parameters)
         operand = arrays.as_operand("x", x)
         how = vary(operand.array, *args, **options)
-        return prepare(operand, how, activation, training, rng, bits, out, backend)
+        return prepare(operand, how, activation, training, rng, bits, out, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
 
@@ -64,7 +68,7 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
 
     own, common = inspect.signature(vary), inspect.signature(prepared)
     names = frozenset(own.parameters)
-    named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY]
+    named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY and a.name != "context"]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
     forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show
@@ -135,7 +139,7 @@ def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
         The probability of dropping a channel, from 0 to 1.
     channels_last : bool
         Whether x is (samples, length, channels) or (length, channels).
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -196,7 +200,7 @@ def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
     x : array, shape (samples, ...)
     p : float
         The probability of dropping a sample, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -253,7 +257,7 @@ def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variat
         The probability of dropping a feature of a sample, from 0 to 1.
     time_axis : int
         The axis that shares the mask.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -284,7 +288,7 @@ def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
         The table, before rows are looked up in it.
     p : float
         The probability of dropping a word, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -314,7 +318,7 @@ def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
         Or any other shape whose last axis is features.
     p : float
         The probability of dropping a token, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -342,7 +346,7 @@ def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     x : array, shape (samples, ...)
     p : float
         The probability of dropping an element, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -371,7 +375,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
         The probability of dropping a weight, from 0 to 1.
     samples : int, optional
         How many samples get a mask each. Without it there is one mask for all of them.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the errors; out has the result's shape.
 
     Returns
@@ -446,7 +450,7 @@ def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
         About the probability of dropping an element, from 0 to 1.
     block_size : int
         The side of a block, in elements.
-    activation, training, rng, out, backend
+    activation, training, rng, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
     bits : {32, 8, 16}
         Random bits per seed; gamma is small, so the default is 32.
@@ -486,7 +490,7 @@ def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     x : array
     p : float
         The probability of dropping an element, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -532,7 +536,7 @@ def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     x : array
     p : float
         From 0 to less than 1: the p of the dropout that has this variance.
-    activation, training, rng, out, backend
+    activation, training, rng, out, backend, shard
         As for `dropout`, and so are the returned array and the errors. A deviate takes 32 bits.
 
     Examples
@@ -558,7 +562,7 @@ def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     x : array
     p : float
         From 0 to less than 1: the p of the dropout that has this variance.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors.
 
     Examples
@@ -582,7 +586,7 @@ def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
     x : array
     std : float
         The standard deviation of the noise, at least 0, in units of x.
-    activation, training, rng, out, backend
+    activation, training, rng, out, backend, shard
         As for `dropout`, and so are the returned array and the errors. A deviate takes 32 bits.
 
     Examples
@@ -610,7 +614,7 @@ def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
         The previous state, of x's kind, shape and dtype.
     p : float
         The probability of keeping the previous state, from 0 to 1.
-    activation, training, rng, bits, out, backend
+    activation, training, rng, bits, out, backend, shard
         As for `dropout`, and so are the returned array and the errors. backprop returns the gradients of x
         and of previous, and its out is for the first.
 

@@ -61,6 +61,7 @@ RAISES = {
 
 # What may be said though no argument is wrong: they don't go together, or the layer hasn't been called.
 EXCUSES = ("must not overlap", "x must have", "backward needs a call")
+EXCUSES += ("does not support shards", "shard must have as many axes", "give start or shard")
 
 # What is returned, by the last part of a call's name; classes make their own, and arrays are looked at one by one.
 RETURNS = {

@@ -229,6 +229,13 @@ def bits(case, call):
     return case.choose([width, width, np.uint8(width), np.array(width)])
 
 
+def shard(case, call):
+    """The whole array, said in several ways; what other shards are, tests of masks know."""
+    shape = np.shape(case.shape) and case.shape
+    start = (0,) * len(shape)
+    return case.choose([None, None, gpudrop.Shard(shape, start), gpudrop.Shard((None,) * len(shape), start)])
+
+
 def samples(case, call):
     value = case.choose([None, 0, 1, 3, np.uint8(2)])
     case.result = None if value is None else (int(value), *case.shape)
@@ -395,6 +402,9 @@ POOLS = {
     "training": one_of(True, True, True, False, 1, 0, np.True_, bad=[np.ones(2), "eval", 2, None]),
     "remember": one_of(1, 1, 2, None, np.int8(3), bad=[0, -1, 1.5, "2"]),
     "replace": one_of(False, True),
+    "shard": (shard, from_list([((4,), (0,)), gpudrop.Shard((1,) * 7, (0,) * 7), 3, "shard"])),
+    "Shard.shape": one_of((4, None), [3, np.int8(2)], bad=[(4,), 4, ("4", 1), (-1, 1), (1.5, 2)]),
+    "Shard.start": one_of((0, 1), [np.int64(1), 0], bad=[(0,), 4, (None, 1), (-1, 1), (1.5, 2)]),
     "rng": (rng, bad_rng),
     "bits": (bits, from_list([12, 16.0, "16", 0, -8, 64, [16], np.array([8, 16])])),
     "backend": one_of(None, "cpu", bad=["cupy_elementwise", "numba_cuda", "gpu", "", ["cpu"], 3]),

@@ -237,8 +237,8 @@ MUTANTS = [
     Mutant(
         "keep_mask begins at its first element always",
         "gpudrop/dropout.py",
-        "rng, bits, start, operand, backend)",
-        "rng, bits, 0, operand, backend)",
+        "rng, bits, start, operand, backend, shard)",
+        "rng, bits, 0, operand, backend, shard)",
         "backends/test_masks.py",
     ),
     Mutant(
@@ -272,15 +272,29 @@ MUTANTS = [
     Mutant(
         "every part of a batch begins at its first sample",
         "gpudrop/plan.py",
-        "start += context.first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)",
+        "start += first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)",
         "start += 0",
         "family/test_monte_carlo.py",
     ),
     Mutant(
+        "a shard may reach beyond the whole array",
+        "gpudrop/masks.py",
+        "if any(begin + own > n for begin, own, n in",
+        "if any(begin + own > n + own for begin, own, n in",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "a shard's mask in one piece only",
+        "gpudrop/plan.py",
+        "draw = Draw(seed, call, start + begin, limit, scale, shift, row, pitch)",
+        "draw = Draw(seed, call, start + starts[0], limit, scale, shift, row, pitch)",
+        "backends/test_parts.py",
+    ),
+    Mutant(
         "a shard's start is ignored",
         "gpudrop/plan.py",
-        "row, pitch, (start,) = rows(tuple(x.shape), part)",
-        "row, pitch, _ = rows(tuple(x.shape), part)",
+        "row, pitch, (start,) = rows(tuple(x.shape), shard)",
+        "row, pitch, _ = rows(tuple(x.shape), shard)",
         "backends/test_parts.py",
     ),
     # Geometry
@@ -565,8 +579,8 @@ MUTANTS = [
     Mutant(
         "a backward pass obeys the block it runs in",
         "gpudrop/torch/operators.py",
-        "with nullcontext() if as_called else Changes(on=True, first=first, part=part):",
-        "with nullcontext():",
+        "context=Context(first=first), **keywords",
+        "**keywords",
         "torch/test_torch.py",
     ),
     Mutant(
@@ -614,7 +628,7 @@ MUTANTS = [
     Mutant(
         "a recomputation obeys the block it runs in",
         "gpudrop/torch/checkpoints.py",
-        "Changes(on=context.on, rng=context.rng, first=context.first, part=context.part, tape=Replay(tape))",
+        "Changes(on=context.on, rng=context.rng, first=context.first, tape=Replay(tape))",
         "Changes(tape=Replay(tape))",
         "torch/test_compiled.py",
     ),

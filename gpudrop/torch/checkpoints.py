@@ -44,7 +44,7 @@ class Replay(Tape):
 
 def _again(context: Context, tape: Tape) -> Block:
     """The context of a forward pass, in which it is computed again."""
-    return Changes(on=context.on, rng=context.rng, first=context.first, part=context.part, tape=Replay(tape))
+    return Changes(on=context.on, rng=context.rng, first=context.first, tape=Replay(tape))
 
 
 def _recording(context: Context) -> tuple[Tape, Block]:

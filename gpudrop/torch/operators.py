@@ -35,11 +35,11 @@ from torch.autograd import forward_ad
 
 from gpudrop import variants
 from gpudrop.arrays import as_operand
-from gpudrop.context import Changes, current
+from gpudrop.context import Context, current
 from gpudrop.dropout import dropout
 from gpudrop.formulas.activations import find_activation, of_input
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
-from gpudrop.masks import Part
+from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
 
 CALL = "str variant, str options, float p, str activation, int bits, SymInt first"
@@ -120,10 +120,10 @@ def _to_stream(tensor):
 
 @functools.lru_cache(maxsize=1024)
 def _options(text):
-    """The variant's own options, the Part, and whether the backward pass of relu gets x."""
+    """The variant's own options and its Shard, and whether the backward pass of relu gets x."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-    part, keeps = read.pop("part", None), read.pop("keeps", None)
-    return read, None if part is None else Part(*map(tuple, part)), keeps == "input"
+    shard, keeps = read.pop("shard", None), read.pop("keeps", None)
+    return read | ({} if shard is None else {"shard": Shard(*shard)}), keeps == "input"
 
 
 @functools.cache
@@ -188,13 +188,11 @@ def _prepare(x, other, out, stream, call, backward=False):
     """The call, with torch's memory for its result: in torch's form, and of its allocator."""
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
-    options, part, by_input = _options(options)
+    options, by_input = _options(options)
     activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits, "out": as_operand("out", as_array(out))} | options
-    context = current()
-    as_called = (context.on, context.first, context.part) == (True, first, part)  # wherever a backward pass runs
-    with nullcontext() if as_called else Changes(on=True, first=first, part=part):
-        return _variant(variant).prepare(*inputs, p, rng=_to_stream(stream), **keywords)
+    # As it was called, wherever a backward pass runs.
+    return _variant(variant).prepare(*inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords)
 
 
 def forward(x, other, stream, *call):
@@ -280,7 +278,7 @@ def _kept(call, x, y):
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    by_sign = activation.slope_of == "output" and call[0] in BY_SIGN and not _options(call[1])[2]
+    by_sign = activation.slope_of == "output" and call[0] in BY_SIGN and not _options(call[1])[1]
     return y if by_sign else x
 
 

@@ -24,7 +24,7 @@ def _sharded(operator):
         placements = tuple(map(_placement(variant), (x if other is None else other).placements))
         locals_ = [t if t is None else t.redistribute(mesh, placements).to_local() for t in (x, other)]
         if any(isinstance(placement, Shard) for placement in placements):
-            options = json.dumps(json.loads(options) | {"part": [list(x.shape), _begin(x.shape, mesh, placements)]})
+            options = json.dumps(json.loads(options) | {"shard": [list(x.shape), _begin(x.shape, mesh, placements)]})
         y = operator(*locals_, stream, variant, options, *call)
         return DTensor.from_local(y, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
 

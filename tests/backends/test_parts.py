@@ -1,6 +1,7 @@
 """Parts of arrays and streams in memory: what sharded tensors and captured graphs need of the kernels."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import gpudrop
 from gpudrop import Stream
 from gpudrop.context import Changes
 from gpudrop.generator import StoredStream
-from gpudrop.masks import Part, rows
+from gpudrop.masks import Shard, rows
 from tests.conftest import SIMULATED
 from tests.sampling import few
 
@@ -59,8 +60,9 @@ def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
     y, backprop = function.vjp(backend.put(x), 0.4, rng=STREAM, **options)
     want, dx_want = backend.get(y)[part], backend.get(backprop(backend.put(dy)))[part]
     mine, mine_dy = (backend.put(np.ascontiguousarray(array[part])) for array in (x, dy))
-    with Changes(part=Part(WHOLE, tuple(ends[0] for ends in PARTS[name]))):
-        y, backprop = function.vjp(mine, 0.4, rng=STREAM, **options)
+    y, backprop = function.vjp(
+        mine, 0.4, rng=STREAM, **options, shard=Shard(WHOLE, tuple(ends[0] for ends in PARTS[name]))
+    )
     np.testing.assert_array_equal(backend.get(y), want)
     np.testing.assert_array_equal(backend.get(backprop(mine_dy)), dx_want)
 
@@ -69,8 +71,7 @@ def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
 def test_parts_of_strided_arrays(backend, poisoned, dtype):
     x = whole(dtype)
     want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))[:, :, :, 8:16]
-    with Changes(part=Part(WHOLE, (0, 0, 0, 8))):
-        y = gpudrop.dropout(backend.put(x)[:, :, :, 8:16], 0.4, rng=STREAM)
+    y = gpudrop.dropout(backend.put(x)[:, :, :, 8:16], 0.4, rng=STREAM, shard=Shard(WHOLE, (0, 0, 0, 8)))
     np.testing.assert_array_equal(backend.get(y), want)
 
 
@@ -79,34 +80,92 @@ def test_rows_that_begin_at_different_places_in_a_chunk(backend, poisoned, pitch
     x = np.random.default_rng(0).normal(size=(5, pitch)).astype(np.float32)
     want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))
     for begin, end in ((0, 8), (0, 17), (3, 19), (8, 24)):
-        with Changes(part=Part(x.shape, (0, begin))):
-            y = gpudrop.dropout(backend.put(np.ascontiguousarray(x[:, begin:end])), 0.4, rng=STREAM)
+        shard = Shard(x.shape, (0, begin))
+        y = gpudrop.dropout(backend.put(np.ascontiguousarray(x[:, begin:end])), 0.4, rng=STREAM, shard=shard)
         np.testing.assert_array_equal(backend.get(y), want[:, begin:end])
 
 
 def test_rows_of_parts():
-    assert rows((4, 6), Part((4, 6), (0, 0))) == (24, 24, (0,))
-    assert rows((2, 6), Part((4, 6), (2, 0))) == (12, 24, (12,))
-    assert rows((4, 3), Part((4, 6), (0, 3))) == (3, 6, (3,))
-    assert rows((2, 5, 3), Part((4, 5, 6), (2, 0, 3))) == (3, 6, (63,))  # the slowest axis may be cut as well
-    assert rows((2, 2, 3), Part((2, 4, 6), (0, 1, 3))) == (3, 6, (9, 33))
-    assert rows((), Part((), ())) == (1, 1, (0,))
+    assert rows((4, 6), Shard((4, 6), (0, 0))) == (24, 24, (0,))
+    assert rows((2, 6), Shard((4, 6), (2, 0))) == (12, 24, (12,))
+    assert rows((4, 3), Shard((4, 6), (0, 3))) == (3, 6, (3,))
+    assert rows((2, 5, 3), Shard((4, 5, 6), (2, 0, 3))) == (3, 6, (63,))  # the slowest axis may be cut as well
+    assert rows((2, 2, 3), Shard((2, 4, 6), (0, 1, 3))) == (3, 6, (9, 33))
+    assert rows((), Shard((), ())) == (1, 1, (0,))
 
 
 def test_a_part_larger_than_threads_take_at_a_time():
     x = np.ones((3000, 2000), np.float32)
     want = gpudrop.dropout(x, 0.5, activation="gelu", rng=STREAM)[:, 600:1631]
-    with Changes(part=Part(x.shape, (0, 600))):
-        y = gpudrop.dropout(np.ascontiguousarray(x[:, 600:1631]), 0.5, activation="gelu", rng=STREAM)
+    y = gpudrop.dropout(
+        np.ascontiguousarray(x[:, 600:1631]), 0.5, activation="gelu", rng=STREAM, shard=Shard(x.shape, (0, 600))
+    )
     np.testing.assert_array_equal(y, want)
 
 
 def test_the_whole_decides_what_is_wrong():
-    with Changes(part=Part((4, 6), (0, 3))):
-        with pytest.raises(ValueError, match=r"must broadcast against x, of shape \(4, 6\), got \(4, 3\)"):
-            gpudrop.dropout(np.ones((4, 3), np.float32), 0.5, mask_shape=(4, 3))
-        with pytest.raises(ValueError, match="blocks can't be dropped in a part"):
-            gpudrop.dropblock2d(np.ones((4, 3), np.float32), 0.5)
+    x, shard = np.ones((4, 3), np.float32), Shard((4, 6), (0, 3))
+    with pytest.raises(ValueError, match=r"must broadcast against x, of shape \(4, 6\), got \(4, 3\)"):
+        gpudrop.dropout(x, 0.5, mask_shape=(4, 3), shard=shard)
+    for function in (gpudrop.dropblock1d, gpudrop.dropblock2d, gpudrop.dropblock2d.vjp):
+        with pytest.raises(ValueError, match=r"^dropblock does not support shards: its normalisation needs"):
+            function(x, 0.5, shard=shard)
+
+
+WRONG = {
+    "shard must have as many axes as x, which has 2, got Shard": Shard((4, 6, 1), (0, 0, 0)),
+    "shard must have room for x, of shape (4, 3), from its start on, got Shard": Shard((4, 6), (0, 4)),
+    "shard must be a gpudrop.Shard or None, got tuple": ((4, 6), (0, 3)),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_shard_that_x_can_not_be_is_refused_and_draws_nothing(message):
+    rng, x = gpudrop.Generator(3), np.ones((4, 3), np.float32)
+    calls = [lambda shard: gpudrop.keep_mask((4, 3), 0.5, rng, shard=shard)]
+    calls += [lambda shard, f=f: f(x, 0.5, rng=rng, shard=shard) for f in (gpudrop.dropout, gpudrop.drop_path.vjp)]
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+            call(WRONG[message])
+    with pytest.raises(ValueError, match="give start or shard, not both"):
+        gpudrop.keep_mask((4, 3), 0.5, rng, start=3, shard=Shard((4, 6), (0, 3)))
+    assert rng.state_dict()["call"] == 0
+
+
+def test_what_is_no_shard_is_refused():
+    for shape, start in (
+        ((4, 6), (0,)),
+        ((4,), (None,)),
+        ((-1,), (0,)),
+        ((4,), (-1,)),
+        ((4.0,), (0,)),
+        (4, 0),
+        ("4", "0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^(shape|start) must "):
+            Shard(shape, start)
+    assert Shard([np.int64(4), None], [np.int8(1), 0]) == Shard((4, None), (1, 0))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_mask_of_a_shard_is_that_of_the_whole_there(backend, poisoned, name):
+    shape, start = (tuple(b - a for a, b in PARTS[name]), tuple(a for a, _ in PARTS[name]))
+    want = gpudrop.keep_mask(WHOLE, 0.4, STREAM)[tuple(slice(*ends) for ends in PARTS[name])]
+    np.testing.assert_array_equal(backend.mask(shape, 0.4, STREAM, shard=Shard(WHOLE, start)), want)
+
+
+def test_an_axis_that_is_not_cut_needs_no_size():
+    x = whole()
+    want = gpudrop.dropout(x, 0.4, rng=STREAM)[:, 1:3]
+    y = gpudrop.dropout(x[:, 1:3].copy(), 0.4, rng=STREAM, shard=Shard((None, WHOLE[1], None, None), (0, 1, 0, 0)))
+    np.testing.assert_array_equal(y, want)
+
+
+def test_shards_of_weights_that_each_sample_has_of_its_own():
+    weights = np.ones((6, 8), np.float32)
+    want = gpudrop.drop_connect(weights, 0.5, samples=3, rng=STREAM)
+    y = gpudrop.drop_connect(weights[:, 2:5].copy(), 0.5, samples=3, rng=STREAM, shard=Shard((6, 8), (0, 2)))
+    np.testing.assert_array_equal(y, want[:, :, 2:5])
 
 
 @pytest.mark.parametrize("call", few(CALLS, "gelu"))

@@ -55,6 +55,8 @@ assert_type(gpudrop.mc_samples(lambda x: gpudrop.dropout(x), x, 3, batch_size=2)
 assert_type(gpudrop.drop_path_rates(0.1, 3), list[float])
 assert_type(gpudrop.manual_seed(0).spawn(2), list[Generator])
 assert_type(Generator(0).next(), Stream)
+assert_type(gpudrop.dropout(x, 0.5, shard=gpudrop.Shard((4, None), (2, 0))), Array)
+assert_type(gpudrop.keep_mask((2, 3), 0.5, shard=gpudrop.Shard((4, 3), (2, 0))), NDArray[np.bool_])
 with gpudrop.no_dropout():
     gpudrop.warmup(["relu"], dtypes=["float32"])
 def cube(x: float) -> float:
@@ -94,6 +96,7 @@ WRONG = {
     "Generator('0')": 'expected "int | None"',
     "schedules.linear(0, '1', 10)": 'expected "float"',
     "gpudrop.mc_samples(3, x, 2)": "[arg-type]",
+    "gpudrop.drop_path(x, shard=((4, 3), (0, 0)))": 'expected "Shard | None"',
     "gpudrop.quantize('0.1')": 'expected "float"',
 }
 
@@ -137,7 +140,7 @@ def test_right_calls_have_the_types_they_should_and_wrong_ones_are_reported(tmp_
                 wrong[call(function, {other: 1}, *arrays)] = f'Unexpected keyword argument "{other}"'
     for layer in layers.VARIANTS.values():
         right += call(f"layers.{layer.__name__}", layer.defaults(), "0.5") + "\n"
-    assert common == {"activation", "training", "rng", "bits", "out", "backend"}
+    assert common == {"activation", "training", "rng", "bits", "out", "backend", "shard"}
     assert any("block_size" in key for key in wrong)
     messages = checked(tmp_path, right + "\n".join(wrong))
     assert {line: said for line, said in messages.items() if line not in wrong} == {}

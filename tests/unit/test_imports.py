@@ -9,7 +9,7 @@ FLOORS = (
     "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises fusion",
     "kernels kernels.half kernels.threads kernels.host_math kernels.device_math",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
-    "arrays backends generator signatures masks context plan",
+    "arrays backends generator masks signatures context plan",
     "dropout variants schedules layers warming monte_carlo",
     "reference ulps . statistics selftest demo cli __main__ _pyinstaller _pyinstaller.hook-gpudrop",
     "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",
