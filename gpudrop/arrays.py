@@ -343,12 +343,10 @@ def view_as(kind, array):
 
 
 def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:
-    """Where to write: a new array, or the user's, checked to be like the operand and apart from it.
+    """The user's array to write to, checked to be like the operand and apart from it.
 
     An Operand is not the user's: it was made to be so.
     """
-    if out is None:
-        return empty_like(operand)
     if type(out) is Operand:
         return out.array
     target = as_operand(name, out)

@@ -54,7 +54,10 @@ def _set(context: Context) -> None:
 
 def rng_of(rng: Generator | Stream | None, context: Context) -> Generator | Stream:
     """What a call draws from: the rng it is given, checked, or the context's in the place of a Generator."""
-    rng, own = check_rng(rng), context.rng
+    own = context.rng
+    if own is None and type(rng) is Generator:  # as most calls have it
+        return rng
+    rng = check_rng(rng)
     return rng if own is None or isinstance(rng, Stream) else own
 
 

@@ -164,7 +164,7 @@ class Prepared(NamedTuple):
             """dx for dy = d cost / d y; see `dropout_vjp`."""
             operand = arrays.as_operand("dy", dy)
             arrays.check_like("dy", operand, likeness)
-            target = arrays.target_of("out", out, operand, "dy")
+            target = arrays.empty_like(operand) if out is None else arrays.target_of("out", out, operand, "dy")
             if out is not None and saved is not None and arrays.overlap(target, saved):
                 kept = "y" if plan.backward.saves_output else "x"
                 name = plan.backward.activation.name
@@ -277,10 +277,12 @@ def prepare(
         second = arrays.as_operand("previous", other)
         arrays.check_like("previous", second, operand.likeness())
         second = second.array
-    if copies is not None and out is None:
+    if out is not None:
+        target = arrays.target_of("out", out, operand, "x")
+    elif copies is not None:
         target = arrays.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
     else:
-        target = arrays.target_of("out", out, operand, "x")
+        target = arrays.empty_like(operand)
     if noise.two_inputs and out is not None:
         arrays.check_apart("out", target, second, "previous")
     buffers = None if plan.mask is None else _buffers(mask, arrays.stream_owner(operand, target), plan.mask.dtype)
