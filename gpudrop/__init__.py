@@ -29,6 +29,7 @@ from gpudrop.variants import (
     uniform_dropout,
     zoneout,
 )
+from gpudrop.version import VERSION as __version__  # noqa: F401  (`import *` leaves it out)
 from gpudrop.warming import warmup
 
 __all__ = [

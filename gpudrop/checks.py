@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpudrop.formulas.philox import BITS
+from gpudrop.version import VERSION
 
 
 def check_number(name: str, value: Any, rule: str = "") -> float:
@@ -72,16 +73,8 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
         raise TypeError(f"the state of a {of} must be a dict, got {type(state).__name__}")
     if unknown := set(state).difference(required, optional):
         names = ", ".join(sorted(map(repr, unknown)))
-        raise ValueError(f"the state of a {of} has {names}, which {_this()} doesn't know; it may be of a newer version")
+        this = f"gpudrop {VERSION}"
+        raise ValueError(f"the state of a {of} has {names}, which {this} doesn't know; it may be of a newer version")
     if not state.keys() >= set(required):
         keys, found = ", ".join(sorted(required)), ", ".join(map(str, state)) or "none"
         raise ValueError(f"the state of a {of} has the keys {keys}, got {found}")
-
-
-def _this() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"gpudrop {version('gpudrop')}"
-    except PackageNotFoundError:  # its files without an installation
-        return "this gpudrop"

@@ -13,6 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from gpudrop.version import VERSION
+
 app = typer.Typer(help="Dropout with one mask everywhere.", no_args_is_help=True, add_completion=False)
 
 
@@ -50,7 +52,7 @@ def _give_up_output() -> None:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"gpudrop {_version('gpudrop')}")  # noqa: T201
+        print(f"gpudrop {VERSION}")  # noqa: T201
         raise typer.Exit
 
 
@@ -93,7 +95,8 @@ def info() -> None:
     from gpudrop import arrays, backends
 
     versions = Table("package", "version", title="Versions")
-    for package in ("gpudrop", "numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
+    versions.add_row("gpudrop", VERSION)
+    for package in ("numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
         versions.add_row(package, _version(package))
     serving = Table("backend", "serves", "state", title="Backends")
     for name, kind in backends.BACKENDS.items():

@@ -6,16 +6,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 
 import pytest
 
+import gpudrop
 from tests import ROOT
 
 
 def test_the_changelog_begins_with_this_version():
-    version = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version = "))
     entries = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")]
-    assert entries[0].startswith(f"## [{version.split(chr(34))[1]}]")
+    assert entries[0].startswith(f"## [{gpudrop.__version__}]")
+    assert gpudrop.__version__ == version("gpudrop")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import ast
 from tests import ROOT
 
 FLOORS = (
-    "hints uninterrupted",
+    "version hints uninterrupted",
     "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises fusion",
     "kernels kernels.half kernels.threads kernels.host_math kernels.device_math",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
