@@ -29,8 +29,10 @@ from gpudrop.variants import (
     uniform_dropout,
     zoneout,
 )
-from gpudrop.version import VERSION as __version__  # noqa: F401  (`import *` leaves it out)
+from gpudrop.version import VERSION
 from gpudrop.warming import warmup
+
+__version__ = VERSION
 
 __all__ = [
     "Dropout",

@@ -4,7 +4,6 @@ import copy
 import json
 import pickle
 import re
-from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -85,7 +84,9 @@ NEWER = [
 def test_a_newer_versions_state_is_refused_by_name_and_changes_nothing(of, loader, state):
     before = copy.deepcopy(loader.state_dict())
     state = before | state
-    words = f"the state of a {of} has 'rounds', which gpudrop {version('gpudrop')} doesn't know; it may be of a newer v"
+    words = (
+        f"the state of a {of} has 'rounds', which gpudrop {gpudrop.__version__} doesn't know; it may be of a newer v"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         loader.load_state_dict(state)
     assert loader.state_dict() == before

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import gpudrop
 from gpudrop import reference, warming
 from tests.family.layer_calls import CLASSES, arrays
 from tests.processes import run
@@ -166,7 +166,7 @@ def test_a_warmup_that_can_keep_nothing_fails(tmp_path):
 
 def test_the_version_is_that_of_the_package():
     done = subprocess.run([*GPUDROP, "--version"], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == (f"gpudrop {version('gpudrop')}\n", "")
+    assert (done.stdout, done.stderr) == (f"gpudrop {gpudrop.__version__}\n", "")
 
 
 def test_warmup_of_all_variants_compiles_what_plain_calls_use(monkeypatch):
