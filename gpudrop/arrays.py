@@ -56,6 +56,13 @@ def _get_device():
     return getDevice
 
 
+@cache
+def _numba_device():
+    from gpudrop.kernels.numba_cuda import current_device
+
+    return current_device
+
+
 def describe(kind, dtype, shape, device):
     """A likeness in words."""
     place = "" if device is None else f" on device {device}"
@@ -189,9 +196,7 @@ def empty_like(operand):
 
     if array.size and hasattr(array, "gpu_data") and array.is_c_contiguous():
         context = array.gpu_data.context
-        from gpudrop.kernels.numba_cuda import current_device
-
-        if current_device() == context.device.id:  # what device_array_like does, in less time
+        if _numba_device()() == context.device.id:  # what device_array_like does, in less time
             memory = context.memalloc(array.alloc_size)
             return type(array)(array.shape, array.strides, array.dtype, stream=array.stream, gpu_data=memory)
     return cuda.device_array_like(array, stream=array.stream)
@@ -333,13 +338,15 @@ def is_writable(array):
     return not isinstance(array, np.ndarray) or array.flags.writeable
 
 
-def view_as(kind, array):
-    """A device array of CuPy or Numba, in the same memory, as the other kind's."""
+def viewer(kind):
+    """The function that views a device array of CuPy or Numba, in the same memory, as the other kind's."""
     if kind == "cupy":
-        return _cupy("array", array).asarray(_Device(_interface(array), array))
+        import cupy
+
+        return lambda array: cupy.asarray(_Device(_interface(array), array))
     from numba import cuda
 
-    return cuda.as_cuda_array(array, sync=False)
+    return partial(cuda.as_cuda_array, sync=False)
 
 
 def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:

@@ -55,7 +55,7 @@ def as_kind(array, operand):
     kind = arrays.as_operand("rng", array).kind
     if operand.kind == "numpy" != kind:
         raise ValueError("rng must have its state on the host, where the arrays are, got one on the device")
-    array = array if kind == operand.kind else arrays.view_as(operand.kind, array)
+    array = array if kind == operand.kind else arrays.viewer(operand.kind)(array)
     if kind == "cupy" == operand.kind and array.data.device_id != operand.array.data.device_id:
         where = array.data.device_id, operand.array.data.device_id
         raise ValueError(
@@ -137,7 +137,7 @@ def grow(module, operand, seeds, mask, block):
         if view is None:
             return module.grow(seeds, mask, block)
         kept = module.grow(view(seeds), view(mask), block)
-    return arrays.view_as(operand.kind, kept)
+    return arrays.viewer(operand.kind)(kept)
 
 
 @contextmanager
@@ -148,10 +148,10 @@ def _views(module, operand, out):
             yield None
         elif operand.kind == "cupy":
             # CuPy's interface names its current stream, which the views then carry.
-            yield partial(arrays.view_as, "numba")
+            yield arrays.viewer("numba")
         else:
             import cupy
 
             stream = operand.array.stream or out.stream
             with cupy.cuda.ExternalStream(int(stream)) if stream else nullcontext():
-                yield partial(arrays.view_as, "cupy")
+                yield arrays.viewer("cupy")

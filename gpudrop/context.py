@@ -1,4 +1,4 @@
-"""What holds for a block of the program: whether dropout is on, which generator draws, which part of an array this is.
+"""What holds for a block of the program: whether dropout is on, which generator draws, which sample is the first.
 
 A context belongs to a thread, or to an asyncio task. It is read once in each call, at the public face.
 """

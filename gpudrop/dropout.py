@@ -242,13 +242,8 @@ def keep_mask(
     """
     if unknown:
         raise unexpected("keep_mask", unknown, inspect.signature(keep_mask).parameters)
-    start, rng, shape, p, bits = (
-        check_uint64("start", start),
-        check_rng(rng),
-        _check_shape(shape),
-        check_p(p),
-        check_bits(bits),
-    )
+    start, rng = check_uint64("start", start), check_rng(rng)
+    shape, p, bits = _check_shape(shape), check_p(p), check_bits(bits)
     operand = arrays.as_operand("like", np.empty(0) if like is None else like)
     if shard is not None and start:
         raise ValueError("give start or shard, not both")

@@ -268,7 +268,7 @@ def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
     parent = rng if isinstance(rng, Stream) else rng.next()
-    seed, call = map(int, arrays.to_host(parent.seed)) if parent.stored else (parent.seed, parent.call)
+    seed, call = parent.numbers().values()
     children = np.random.SeedSequence(seed, spawn_key=(call,)).spawn(n)
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 

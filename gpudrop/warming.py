@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from gpudrop import backends, variants
-from gpudrop.dropout import dropout, keep_mask
+from gpudrop import backends
+from gpudrop.dropout import keep_mask
 from gpudrop.formulas.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.generator import Stream
 from gpudrop.hints import hint
+from gpudrop.layers import VARIANTS
 
-NAMES = ("dropout", *(name for name, of in vars(variants).items() if hasattr(of, "vjp")))
+NAMES = tuple(VARIANTS)
 """The variants, by name."""
 
 
@@ -58,7 +59,7 @@ def warmup(
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
     rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
-    function: Any = dropout if variant == "dropout" else getattr(variants, variant)
+    function = VARIANTS[variant].function
     axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):

@@ -33,12 +33,11 @@ from torch._C import _functorch as functorch
 from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
-from gpudrop import variants
 from gpudrop.arrays import as_operand
 from gpudrop.context import Context, current
-from gpudrop.dropout import dropout
 from gpudrop.formulas.activations import find_activation, of_input
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
+from gpudrop.layers import VARIANTS
 from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
 
@@ -126,11 +125,6 @@ def _options(text):
     return read | ({} if shard is None else {"shard": Shard(*shard)}), keeps == "input"
 
 
-@functools.cache
-def _variant(name):
-    return dropout if name == "dropout" else getattr(variants, name)
-
-
 class _Memory:
     """A tensor's memory on the host, for NumPy: through tensor.numpy() torch could never resize or free it again."""
 
@@ -192,7 +186,9 @@ def _prepare(x, other, out, stream, call, backward=False):
     activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits, "out": as_operand("out", as_array(out))} | options
     # As it was called, wherever a backward pass runs.
-    return _variant(variant).prepare(*inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords)
+    return VARIANTS[variant].function.prepare(
+        *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
+    )
 
 
 def forward(x, other, stream, *call):
