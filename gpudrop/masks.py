@@ -57,6 +57,8 @@ def within(shard, shape):
     whole = tuple(own if n is None else n for n, own in zip(shard.shape, shape, strict=True))
     if any(begin + own > n for begin, own, n in zip(shard.start, shape, whole, strict=True)):
         raise ValueError(f"shard must have room for x, of shape {shape}, from its start on, got {shard}")
+    if math.prod(whole) > 2**64:
+        raise ValueError(f"shard must be of an array of at most 2**64 elements, got {shard}")
     return Shard(whole, shard.start)
 
 

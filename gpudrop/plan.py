@@ -132,8 +132,11 @@ class Prepared(NamedTuple):
     place: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
 
     def forward(self) -> Any:
-        x, other, target, out, module, plan, mask, buffers, rng, place = self
-        _launch(x, other, target, module, plan, mask, buffers, plan.draw(rng, place, module, x, target))
+        return self._forward(self.plan.draw(self.rng, self.place, self.module, self.x, self.target))
+
+    def _forward(self, draw: Draw) -> Any:
+        x, other, target, out, module, plan, mask, buffers, _, _ = self
+        _run(module, plan.forward, plan.mask, mask, x, other, target, draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self) -> tuple[Any, Any]:
@@ -143,7 +146,17 @@ class Prepared(NamedTuple):
         if needs_x and self.out is not None and arrays.overlap(self.target, x):
             raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
         draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
-        _launch(self.x, self.other, self.target, self.module, self.plan, self.mask, self.buffers, draw)
+        _run(
+            self.module,
+            self.plan.forward,
+            self.plan.mask,
+            self.mask,
+            self.x,
+            self.other,
+            self.target,
+            draw,
+            self.buffers,
+        )
         y = self.x.give_back(self.target) if self.out is None else self.out
         return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
 
@@ -154,7 +167,7 @@ class Prepared(NamedTuple):
         """
         fusion = self.plan.second if second else self.plan.backward
         draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
-        _go_back(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.buffers)
+        _run(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.buffers)
 
     def _backprop(self, draw: Draw, saved: Any) -> Any:
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
@@ -172,8 +185,8 @@ class Prepared(NamedTuple):
             dprevious = None
             if plan.second is not None:  # first, for out may be dy
                 dprevious = arrays.empty_like(operand)
-                _go_back(module, plan.second, plan.mask, mask, operand, None, dprevious, draw)
-            _go_back(module, plan.backward, plan.mask, mask, operand, saved, target, draw)
+                _run(module, plan.second, plan.mask, mask, operand, None, dprevious, draw)
+            _run(module, plan.backward, plan.mask, mask, operand, saved, target, draw)
             dx = operand.give_back(target) if out is None else out
             return dx if dprevious is None else (dx, operand.give_back(dprevious))
 
@@ -192,11 +205,8 @@ def _draw_shared(mask: Any, module: Any, operand: arrays.Operand, buffers: list[
         backends.launch(module, operand, fusion, seeds, seeds, seeds, draw)
         kept = backends.grow(module, operand, seeds, grown, mask.block)
         return Given(grown.reshape(-1), period=math.prod(grown.shape), kept=kept)
-    array, size = buffers[0], mask.drawn // len(mask.starts)
-    for k, start in enumerate(mask.starts):
-        piece = array[k * size : (k + 1) * size] if len(mask.starts) > 1 else array
-        placed = draw._replace(start=draw.start + start, row=mask.row, pitch=mask.pitch)
-        backends.launch(module, operand, fusion, piece, piece, piece, placed)
+    array = buffers[0]
+    _draw_windows(module, operand, fusion, array, draw._replace(row=mask.row, pitch=mask.pitch), mask.starts)
     spread = Fusion("mask", fusion.activation, 0, fusion.dtype, fusion.noise, given=True)
     for buffer, (_, *place) in zip(buffers[1:], mask.spreads, strict=True):
         backends.launch(module, operand, spread, buffer, buffer, buffer, Draw(), Given(array, *place))
@@ -204,37 +214,36 @@ def _draw_shared(mask: Any, module: Any, operand: arrays.Operand, buffers: list[
     return Given(array, mask.period, mask.repeat, mask.run)
 
 
-def _launch(
-    x: arrays.Operand, other: Any, target: Any, module: Any, plan: _Plan, mask: Any, buffers: Any, draw: Draw
-) -> None:
-    given = (
-        None
-        if buffers is None
-        else _draw_shared(mask, module, arrays.stream_owner(x, target), buffers, plan.mask, draw)
-    )
-    backends.launch(module, x, plan.forward, x.array, other, target, draw, given)
+def _draw_windows(module: Any, operand: arrays.Operand, fusion: Fusion, array: Any, draw: Draw, starts: Any) -> None:
+    """Draw an array in as many windows as there are starts, each of which is counted from the draw's own."""
+    flat = array if len(starts) == 1 else array.reshape(-1)
+    size = array.size // len(starts)
+    for k, start in enumerate(starts):
+        window = flat if len(starts) == 1 else flat[k * size : (k + 1) * size]
+        backends.launch(module, operand, fusion, window, window, window, draw._replace(start=draw.start + start))
 
 
-def _go_back(
+def _run(
     module: Any,
     fusion: Any,
-    drawing: Any,
+    drawing: Fusion | None,
     mask: Any,
-    dy: arrays.Operand,
-    saved: Any,
+    operand: arrays.Operand,
+    second: Any,
     target: Any,
     draw: Draw,
     buffers: Any = None,
 ) -> None:
-    """Run a backward fusion on the operand dy; what it needs of a mask is drawn before, by the fusion `drawing`.
+    """Run a fusion on an operand and a second array, if there is one, after drawing what it needs of a mask.
 
-    buffers: for the mask, where they are allocated already.
+    drawing: the fusion that draws the mask; buffers: for the mask, where they are allocated already.
     """
     given = None
-    if fusion.given:
-        owner = arrays.stream_owner(dy, target)
+    if drawing is not None and fusion.given:
+        owner = arrays.stream_owner(operand, target)
         given = _draw_shared(mask, module, owner, buffers or _buffers(mask, owner, drawing.dtype), drawing, draw)
-    backends.launch(module, dy, fusion, dy.array, dy.array if saved is None else saved, target, draw, given)
+    array = operand.array
+    backends.launch(module, operand, fusion, array, array if second is None else second, target, draw, given)
 
 
 def prepare(
@@ -334,22 +343,21 @@ def draw_mask(
     rng = rng_of(rng, context)
     module = backends.choose(operand.kind, backend)
     mask = arrays.empty(shape, np.bool_, operand)
+    whole, (row, pitch, starts) = shape, (mask.size, 0, (0,))
+    if shard is not None:
+        shard = _shard_of(mask, shard)
+        whole = shard.shape
+        if mask.size:
+            row, pitch, starts = rows(shape, shard)
     if context.first and mask.ndim and mask.size:
-        start += context.first * (mask.size // mask.shape[0])
-    if start + mask.size > 2**64:
+        start += context.first * (math.prod(whole) // whole[0])
+    if start + math.prod(whole) > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     numbers = DROPOUT.numbers(p, bits) if context.on else None
-    row, pitch, starts = mask.size, 0, (0,)
-    if shard is not None and mask.size:
-        row, pitch, starts = rows(shape, _shard_of(mask, shard))
     bits, stored = (bits, rng.stored) if numbers else (0, False)
     drawn_here = {"window": row * len(starts) < mask.size, "stored": stored} if numbers else {}
     fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], **drawn_here)
     seed, call = take(rng, module, operand._replace(array=mask)) if numbers else (0, 0)
-    limit, scale, shift = numbers or Numbers()
-    flat, size = mask if len(starts) == 1 else mask.reshape(-1), mask.size // len(starts)
-    for k, begin in enumerate(starts):
-        piece = mask if len(starts) == 1 else flat[k * size : (k + 1) * size]
-        draw = Draw(seed, call, start + begin, limit, scale, shift, row, pitch)
-        backends.launch(module, operand, fusion, piece, piece, piece, draw)
+    draw = Draw(seed, call, start, *(numbers or Numbers()), row, pitch)
+    _draw_windows(module, operand, fusion, mask, draw, starts)
     return operand.give_back(mask)

@@ -286,8 +286,8 @@ MUTANTS = [
     Mutant(
         "a shard's mask in one piece only",
         "gpudrop/plan.py",
-        "draw = Draw(seed, call, start + begin, limit, scale, shift, row, pitch)",
-        "draw = Draw(seed, call, start + starts[0], limit, scale, shift, row, pitch)",
+        "draw._replace(start=draw.start + start))",
+        "draw._replace(start=draw.start + starts[0]))",
         "backends/test_parts.py",
     ),
     Mutant(

@@ -115,6 +115,7 @@ def test_the_whole_decides_what_is_wrong():
 WRONG = {
     "shard must have as many axes as x, which has 2, got Shard": Shard((4, 6, 1), (0, 0, 0)),
     "shard must have room for x, of shape (4, 3), from its start on, got Shard": Shard((4, 6), (0, 4)),
+    "shard must be of an array of at most 2**64 elements": Shard((2**40, 2**40), (0, 0)),
     "shard must be a gpudrop.Shard or None, got tuple": ((4, 6), (0, 3)),
 }
 
@@ -127,6 +128,8 @@ def test_a_shard_that_x_can_not_be_is_refused_and_draws_nothing(message):
     for call in calls:
         with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
             call(WRONG[message])
+    with pytest.raises(TypeError, match=r"shard must be a gpudrop.Shard"):  # also of an empty mask
+        gpudrop.keep_mask((0, 3), 0.5, rng, shard=((4, 6), (0, 3)))
     with pytest.raises(ValueError, match="give start or shard, not both"):
         gpudrop.keep_mask((4, 3), 0.5, rng, start=3, shard=Shard((4, 6), (0, 3)))
     assert rng.state_dict()["call"] == 0
@@ -152,6 +155,15 @@ def test_a_mask_of_a_shard_is_that_of_the_whole_there(backend, poisoned, name):
     shape, start = (tuple(b - a for a, b in PARTS[name]), tuple(a for a, _ in PARTS[name]))
     want = gpudrop.keep_mask(WHOLE, 0.4, STREAM)[tuple(slice(*ends) for ends in PARTS[name])]
     np.testing.assert_array_equal(backend.mask(shape, 0.4, STREAM, shard=Shard(WHOLE, start)), want)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_mask_of_a_shard_is_that_of_dropout_whatever_the_first_sample(first):
+    x, shard = np.ones((2, 3)), Shard((2, 6), (0, 3))
+    with Changes(first=first):
+        mask, y = gpudrop.keep_mask((2, 3), 0.5, STREAM, shard=shard), gpudrop.dropout(x, 0.5, rng=STREAM, shard=shard)
+    np.testing.assert_array_equal(mask, y != 0)
+    np.testing.assert_array_equal(mask, gpudrop.keep_mask((first + 2, 6), 0.5, STREAM)[first:, 3:])
 
 
 def test_an_axis_that_is_not_cut_needs_no_size():
