@@ -132,33 +132,22 @@ class Prepared(NamedTuple):
     place: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
 
     def forward(self) -> Any:
-        return self._forward(self.plan.draw(self.rng, self.place, self.module, self.x, self.target))
-
-    def _forward(self, draw: Draw) -> Any:
-        x, other, target, out, module, plan, mask, buffers, _, _ = self
+        x, other, target, out, module, plan, mask, buffers, rng, place = self
+        draw = plan.draw(rng, place, module, x, target)
         _run(module, plan.forward, plan.mask, mask, x, other, target, draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self) -> tuple[Any, Any]:
         """What `forward` returns, and the function that takes a gradient back."""
-        activation, x = self.plan.backward.activation, self.x.array
-        needs_x = activation.slope_of is not None and not self.plan.backward.saves_output
-        if needs_x and self.out is not None and arrays.overlap(self.target, x):
+        x, other, target, out, module, plan, mask, buffers, rng, place = self
+        activation = plan.backward.activation
+        needs_x = activation.slope_of is not None and not plan.backward.saves_output
+        if needs_x and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-        draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
-        _run(
-            self.module,
-            self.plan.forward,
-            self.plan.mask,
-            self.mask,
-            self.x,
-            self.other,
-            self.target,
-            draw,
-            self.buffers,
-        )
-        y = self.x.give_back(self.target) if self.out is None else self.out
-        return y, self._backprop(draw, x if needs_x else None if activation.slope_of is None else self.target)
+        draw = plan.draw(rng, place, module, x, target)
+        _run(module, plan.forward, plan.mask, mask, x, other, target, draw, buffers)
+        y = x.give_back(target) if out is None else out
+        return y, self._backprop(draw, x.array if needs_x else None if activation.slope_of is None else target)
 
     def backward(self, saved: Any, second: bool = False) -> None:
         """The gradient alone, for a call that was prepared with dy in the place of x.

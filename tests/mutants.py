@@ -230,8 +230,8 @@ MUTANTS = [
     Mutant(
         "a refused call uses up a stream",
         "gpudrop/plan.py",
-        "        if needs_x and self.out is not None and arrays.overlap(self.target, x):\n",
-        "        if needs_x and self.out is not None and self.rng.next() and arrays.overlap(self.target, x):\n",
+        "        if needs_x and out is not None and arrays.overlap(target, x.array):\n",
+        "        if needs_x and out is not None and rng.next() and arrays.overlap(target, x.array):\n",
         "faults/test_arguments.py unit/test_api.py",
     ),
     Mutant(
