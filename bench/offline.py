@@ -17,7 +17,8 @@ import gpudrop
 from bench.cupy_text import program
 from bench.store import stored
 from gpudrop.formulas import parse
-from gpudrop.kernels import cupy_elementwise, numba_cuda
+from gpudrop.kernels import cupy_elementwise
+from gpudrop.kernels.numba_cuda.launch import any_kernel, flat_kernel, strided_signature
 
 CUDA = Path(next(iter(nvidia.__path__))) / "cu13"
 INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
@@ -27,7 +28,7 @@ INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
 COMPILERS = ("cuda-core", "numba-cuda", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink", "nvidia-nvvm")
 PACKAGE = Path(gpudrop.__file__).parent
 SOURCES = [*(PACKAGE / "formulas").glob("*.py"), PACKAGE / "fusion.py"]
-SOURCES += sorted(Path(numba_cuda.__file__).parent.glob("*.py"))
+SOURCES += sorted(Path(cupy_elementwise.__file__).parent.rglob("*.py"))
 
 
 @functools.cache
@@ -84,10 +85,10 @@ def _compiled_by_numba(fusion, form, native, architectures):
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
     if form is None:
-        function, signature = numba_cuda.flat_kernel(fusion, native)
+        function, signature = flat_kernel(fusion, native)
     else:
-        function = numba_cuda.any_kernel(fusion, False, native).py_func
-        signature = numba_cuda.strided_signature(fusion, form[0])
+        function = any_kernel(fusion, False, native).py_func
+        signature = strided_signature(fusion, form[0])
     library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
     return {architecture: library.get_asm_str(divmod(architecture, 10)) for architecture in architectures}
 

@@ -55,7 +55,7 @@ PHILOX = "gpudrop/formulas/philox.py"
 MASKS = "gpudrop/masks.py"
 CPU = "kernels/cpu.py"
 CUPY = "kernels/cupy_elementwise.py"
-NUMBA = "kernels/numba_cuda.py"
+NUMBA, NUMBA_LAUNCH = "kernels/numba_cuda/map.py", "kernels/numba_cuda/launch.py"
 
 MUTANTS = [
     # The mapping
@@ -969,7 +969,7 @@ MUTANTS = [
     ),
     Mutant(
         "Numba's blocks are a column too wide",
-        NUMBA,
+        NUMBA_LAUNCH,
         "range(max(column - columns + 1, 0)",
         "range(max(column - columns, 0)",
         "family/test_family.py",
@@ -977,7 +977,7 @@ MUTANTS = [
     ),
     Mutant(
         "a generator on a device does not advance",
-        NUMBA,
+        NUMBA_LAUNCH,
         "cuda.atomic.add(state, 1, np.uint64(1))",
         "cuda.atomic.add(state, 1, np.uint64(0))",
         "backends/test_device_generator.py",
@@ -997,6 +997,21 @@ MUTANTS = [
         "place = move_on(place, further_place, period, repeat, run)",
         "place = find((i + threads) * chunk, period, repeat, run)",
         "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "Numba's quotients of 16-bit dtypes are exact and slow",
+        "kernels/numba_cuda/intrinsics.py",
+        "div.approx.f32",
+        "div.rn.f32",
+        "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "the simulator's threads get back their own words",
+        "kernels/numba_cuda/simulator.py",
+        "value = _words[me ^ distance]",
+        "value = _words[me]",
+        "backends/test_masks.py",
+        simulated=True,
     ),
     Mutant(
         "CuPy's stores are of single elements",
@@ -1251,6 +1266,7 @@ MUTANTS = [
 LEFT_OUT = {
     "gpudrop/__init__.py": "it has names alone",
     "gpudrop/version.py": "it has one number",
+    "kernels/numba_cuda/__init__.py": "it has names alone",
     "gpudrop/_pyinstaller/__init__.py": "PyInstaller alone calls it",
     "gpudrop/_pyinstaller/hook-gpudrop.py": "the test that runs PyInstaller is slow",
 }

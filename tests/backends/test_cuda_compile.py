@@ -217,7 +217,7 @@ def test_other_kernels_compile(architecture):
     from numba.cuda import compile_ptx, types
 
     from bench.cupy_text import elementwise_source, program
-    from gpudrop.kernels import numba_cuda
+    from gpudrop.kernels.numba_cuda.launch import advance_kernel, grow_kernel
     from tests.backends import cupy_on_host
 
     kernels = cupy_on_host.GROW(), cupy_on_host.ADVANCE()
@@ -226,8 +226,8 @@ def test_other_kernels_compile(architecture):
     assert b"kernel_0" in code and b"kernel_1" in code
     maps, counts = types.Array(types.uint8, 3, "C"), types.Array(types.uint64, 1, "C")
     for kernel, arguments in (
-        (numba_cuda.grow_kernel(), types.void(maps, maps, types.int64, types.int64, counts)),
-        (numba_cuda.advance_kernel(), types.void(counts, counts)),
+        (grow_kernel(), types.void(maps, maps, types.int64, types.int64, counts)),
+        (advance_kernel(), types.void(counts, counts)),
     ):
         ptx, _ = compile_ptx(kernel.py_func, arguments, cc=divmod(architecture, 10))
         assert ".local" not in ptx and offline.cubin(ptx, "ptx", architecture)

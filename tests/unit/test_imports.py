@@ -8,6 +8,7 @@ FLOORS = (
     "version hints uninterrupted",
     "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises fusion",
     "kernels kernels.half kernels.threads kernels.host_math kernels.device_math",
+    "kernels.numba_cuda.intrinsics kernels.numba_cuda.simulator kernels.numba_cuda.map kernels.numba_cuda.launch",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
     "arrays backends generator masks signatures context plan",
     "dropout variants schedules layers warming monte_carlo",

@@ -1,0 +1,151 @@
+"""What Numba's kernels use of LLVM and PTX: wide accesses, addresses as arrays, conversions and single instructions.
+
+Nothing of Numba's internals stands in another file, and `simulator` has the same names for the CUDA simulator.
+"""
+
+import functools
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic
+
+from gpudrop.formulas import MATH, philox
+from gpudrop.kernels import half
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+LOG2_E = np.float32(math.log2(math.e))
+
+device = functools.partial(cuda.jit, device=True, inline="always")
+
+
+def vector_access(width):
+    """load(array, i, lanes, j) and store(lanes, j, array, i): `width` bytes as one access.
+
+    array is in global memory, lanes a local array. Elements and words are taken apart by shifts:
+    given a vector of 16-bit elements, NVVM would split the access.
+    """
+    words = ir.VectorType(I32, width // 4)
+
+    def pointer(context, builder, kind, array, index):
+        return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+    def each_lane(context, builder, kind, lanes, j):
+        """For each element of the access: where it lives, its first word and its place in that."""
+        bits = kind.dtype.bitwidth
+        first = pointer(context, builder, kind, lanes, j)
+        for k in range(8 * width // bits):
+            yield builder.gep(first, [I32(k)]), I32(k * bits // 32), k * bits % 32, bits
+
+    @intrinsic
+    def load(typingctx, array, i, lanes, j):
+        def codegen(context, builder, signature, values):
+            address = builder.bitcast(pointer(context, builder, array, *values[:2]), words.as_pointer())
+            loaded = builder.load(address, align=width)
+            for target, word, place, bits in each_lane(context, builder, lanes, *values[2:]):
+                element = builder.extract_element(loaded, word)
+                if bits == 64:
+                    high = builder.extract_element(loaded, I32(word.constant + 1))
+                    high = builder.shl(builder.zext(high, I64), I64(32))
+                    element = builder.or_(builder.zext(element, I64), high)
+                elif bits < 32:
+                    element = builder.trunc(builder.lshr(element, I32(place)), ir.IntType(bits))
+                builder.store(builder.bitcast(element, target.type.pointee), target)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, lanes, types.int64), codegen
+
+    @intrinsic
+    def store(typingctx, lanes, j, array, i):
+        def codegen(context, builder, signature, values):
+            gathered = [I32(0)] * (width // 4)
+            for source, word, place, bits in each_lane(context, builder, lanes, *values[:2]):
+                element = builder.bitcast(builder.load(source), ir.IntType(bits))
+                if bits == 64:
+                    gathered[word.constant + 1] = builder.trunc(builder.lshr(element, I64(32)), I32)
+                    element = builder.trunc(element, I32)
+                elif bits < 32:
+                    element = builder.shl(builder.zext(element, I32), I32(place))
+                gathered[word.constant] = builder.or_(gathered[word.constant], element)
+            vector = ir.Constant(words, ir.Undefined)
+            for k, word in enumerate(gathered):
+                vector = builder.insert_element(vector, word, I32(k))
+            address = builder.bitcast(pointer(context, builder, array, *values[2:]), words.as_pointer())
+            builder.store(vector, address, align=width)
+            return context.get_dummy_value()
+
+        return types.void(lanes, types.int64, array, types.int64), codegen
+
+    return load, store
+
+
+@intrinsic
+def flat(typingctx, pointer):
+    """The contiguous array at an address, of unknown size."""
+    kind = types.Array(pointer.dtype, 1, "C")
+
+    def codegen(context, builder, signature, values):
+        array = context.make_array(kind)(context, builder)
+        array.data = builder.bitcast(values[0], array.data.type)
+        array.itemsize = I64(context.get_abi_sizeof(context.get_data_type(pointer.dtype)))
+        array.strides = cgutils.pack_array(builder, [array.itemsize])
+        return array._getvalue()
+
+    return kind(pointer), codegen
+
+
+@intrinsic
+def aligned(typingctx, array, i, width):
+    """Whether array[i] lies at a multiple of `width` bytes."""
+
+    def codegen(context, builder, signature, values):
+        data = context.make_array(array)(context, builder, values[0]).data
+        address = builder.ptrtoint(builder.gep(data, [values[1]]), I64)
+        mask = builder.sub(values[2], I64(1))
+        return builder.icmp_unsigned("==", builder.and_(address, mask), I64(0))
+
+    return types.boolean(array, types.int64, types.int64), codegen
+
+
+@device
+def exchanged(value, distance):
+    """The value of the thread whose number in the warp differs in the bit `distance`."""
+    return np.uint32(cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), np.int32(value), np.int32(distance)))
+
+
+@functools.cache
+def conversions(native):
+    """By dtype; native: whether the GPU converts to bfloat16 by itself."""
+    native = half.ptx_narrow_bfloat16 if native else None
+    return half.conversions(intrinsic, types, device, half.ptx_widen, half.ptx_narrow, native)
+
+
+def assembly(text, constraints, result, *arguments):
+    """An instruction of two arguments as a function; its operands are $0, the result, $1 and $2."""
+
+    @intrinsic
+    def function(typingctx, a, b):
+        def codegen(context, builder, signature, values):
+            of = ir.FunctionType(context.get_value_type(result), [value.type for value in values])
+            return builder.asm(of, text, constraints, values, side_effect=False)
+
+        return result(*arguments), codegen
+
+    return function
+
+
+from_bits = {
+    "float32": half.instruction(intrinsic, types.float32, types.int32, half.llvm_float32),
+    "float64": half.instruction(intrinsic, types.float64, types.int64, half.llvm_float64),
+}
+exp2 = half.instruction(intrinsic, types.float32, types.float32, half.ptx_exp2)
+MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH} | {"divide": device(lambda a, b: a / b)}
+FAST_FUNCTIONS = {
+    "exp": device(lambda x: exp2(x * LOG2_E)),
+    "divide": assembly("div.approx.f32 $0, $1, $2;", "=f,f,f", *(types.float32,) * 3),
+}
+# Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+multiply = assembly("mul.wide.u32 $0, $1, $2;", "=l,r,r", types.uint64, types.uint32, types.uint32)
+OWN_FORMULAS = {philox.product: device(lambda a, b: multiply(a, b))}

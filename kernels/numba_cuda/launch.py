@@ -1,0 +1,265 @@
+"""How Numba's CUDA kernels are compiled and launched."""
+
+import functools
+import importlib
+import struct
+import threading
+
+import numba_cuda
+import numpy as np
+from numba import config, cuda
+from numba.cuda import types
+
+from gpudrop.kernels import numbers, thread_count
+from gpudrop.kernels.numba_cuda.map import SIMULATED, body
+
+if not SIMULATED:
+    from cuda.bindings import driver
+    from cuda.core import LaunchConfig, Stream
+    from cuda.core import launch as launch_function
+
+    from gpudrop.kernels.numba_cuda.intrinsics import flat, from_bits
+
+    stream_of = functools.lru_cache(maxsize=1024)(Stream.from_handle)  # which takes a third of the time of a call
+
+THREADS = 32 if SIMULATED else 256
+BLOCKS_PER_MULTIPROCESSOR = 8
+_configuring = threading.Lock()
+
+
+def unavailable():
+    if SIMULATED:
+        return None
+    try:
+        if not cuda.is_available():
+            reason = cuda.cuda_error() or "NVVM, its compiler, can't be loaded"
+            return f"Numba finds no CUDA GPU and driver ({' '.join(reason.split())})"
+        (driver, minor), toolkit = cuda.cudadrv.driver.get_version(), cuda.runtime.get_version()[0]
+        if driver < toolkit:
+            return f"the CUDA driver is one of CUDA {driver}.{minor}, and too old for CUDA {toolkit}, which Numba uses"
+        if not devices():
+            return "Numba finds no CUDA GPU"
+    except Exception as error:  # as it comes from a driver without some of its functions
+        return f"Numba can't use the CUDA driver, which is broken or older than CUDA 12 ({error})"
+    try:
+        importlib.import_module("numba.cuda.np.npyimpl")  # as compiling does
+    except Exception as error:  # numba-cuda 0.30 uses a function that NumPy 2.5 lacks
+        return f"numba-cuda {numba_cuda.__version__} can't compile with NumPy {np.__version__} ({error})"
+    return None
+
+
+def devices():
+    if SIMULATED:
+        return ["the CUDA simulator"]
+    return [gpu.name for gpu in cuda.gpus]
+
+
+@functools.cache
+def any_kernel(fusion, contiguous, native=True):
+    """The kernel of a fusion, jitted for the types of its arrays at the first launch."""
+    return cuda.jit(body(fusion, contiguous, native))
+
+
+def strided_signature(fusion, ndim):
+    """The Numba signature of a kernel for arrays that aren't contiguous, for compiling it without a GPU."""
+    array = types.Array(getattr(types, fusion.storage), ndim, "A")
+    others = (types.Array(of, 1, "C") for of in _others(fusion))
+    real = getattr(types, fusion.real)
+    numbers = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
+    return types.void(array, array, *others, array, *numbers)
+
+
+def _others(fusion):
+    """The types of the elements of what is given, of how many are kept, and of the stream."""
+    drawn = types.uint8 if fusion.keeps else getattr(types, fusion.real)
+    return drawn, types.uint64, types.uint64
+
+
+def flat_kernel(fusion, native=True):
+    """(function, signature) of a fusion's kernel for contiguous arrays, which it takes as their addresses.
+
+    An array of Numba's is seven arguments, each of which costs time at every launch.
+    """
+    storage = getattr(types, fusion.storage)
+    pointers = (types.CPointer(of) for of in (storage, storage, *_others(fusion), storage))
+    bits = types.int64 if fusion.real == "float64" else types.int32
+    function = body(fusion, True, native, flat, from_bits[fusion.real])
+    return function, types.void(*pointers, *(types.int64,) * 10, bits, bits, types.int64)
+
+
+@functools.cache
+def flat_function(fusion, device):
+    """The compiled kernel for contiguous arrays on a device, the current one, and how many of its threads fill that.
+
+    cuda.core launches it, for Numba's own launch looks at the type of each argument every time.
+    """
+    function, signature = flat_kernel(fusion, _converts())
+    (compiled,) = cuda.jit(signature)(function).overloads.values()
+    loaded = compiled.library.get_cufunc()
+    blocks = cuda.current_context().get_active_blocks_per_multiprocessor(loaded, THREADS, 0)
+    return loaded.kernel, max(1, blocks) * _multiprocessors() * THREADS
+
+
+def _converts():
+    """Whether the current device converts to bfloat16 by itself."""
+    return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
+
+
+def launch(fusion, a, b, out, draw, given=None):
+    size = out.size
+    if size == 0:
+        return
+    of, stream = numbers(fusion, size, draw, given), a.stream or out.stream
+    contiguous = a.is_c_contiguous() and (b is a or b.is_c_contiguous()) and (out is a or out.is_c_contiguous())
+    stored = draw.seed if fusion.stored else None
+    if contiguous and not SIMULATED:
+        _launch_flat(fusion, a, b, out, given, stored, of, stream)
+    else:
+        _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous)
+
+
+def _launch_flat(fusion, a, b, out, given, stored, of, stream):
+    function, wave = flat_function(fusion, current_device())
+    # What a kernel doesn't read is the address of a.
+    first = second = drawn = kept = _address(a)
+    if b is not a:
+        second = _address(b)
+    if given is not None:
+        drawn = _address(given.array)
+        kept = drawn if given.kept is None else _address(given.kept)
+    stored = first if stored is None else _address(stored)
+    *integers, start, seed, call, scale, shift, limit = of
+    if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
+        start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
+    bits = _bits[fusion.real]
+    stream = stream_of(stream.__cuda_stream__()[1] if stream else 0)
+    launch_function(
+        stream, _configured(_blocks(thread_count(fusion, of[0], wave))), function,
+        first, second, drawn, kept, stored, _address(out),
+        *integers, start, seed, call, bits(scale), bits(shift), limit,
+    )  # fmt: skip
+
+
+def _address(array):
+    return array.device_ctypes_pointer.value
+
+
+def _packed(real, integer):
+    """A function that gives a number's bits as an integer, which is passed in half the time of a NumPy number."""
+    return functools.lru_cache(maxsize=1024)(lambda number: struct.unpack(integer, struct.pack(real, number))[0])
+
+
+_bits = {"float32": _packed("f", "i"), "float64": _packed("d", "q")}
+
+
+def current_device():
+    """The current device's number. Numba's own way to it takes ten times as long, and is for where nothing has run."""
+    error, number = driver.cuCtxGetDevice()
+    return cuda.current_context().device.id if error else int(number)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured(blocks):
+    return LaunchConfig(grid=blocks, block=THREADS)
+
+
+def _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous):
+    """By Numba's own launch: arrays in any order, and all of them in the simulator."""
+
+    def view(array):
+        array = array.view(fusion.storage)
+        return array.reshape(-1) if contiguous else array
+
+    a, b, out = map(view, (a, b, out))
+    drawn = kept = a
+    if given is not None:
+        drawn = given.array.view(np.uint8) if fusion.keeps else given.array
+        kept = a if given.kept is None else given.kept
+    *integers, scale, shift, limit = of
+    real = getattr(np, fusion.real)
+    kernel = any_kernel(fusion, contiguous, _converts())
+    _over(kernel, _blocks(thread_count(fusion, of[0], _wave())), THREADS, stream)(
+        a, b, drawn, kept, a if stored is None else stored, out,
+        *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
+    )  # fmt: skip
+
+
+@functools.cache
+def grow_kernel():
+    def gpudrop_grow(seeds, mask, rows, columns, kept):
+        together = cuda.shared.array(1, np.uint64)
+        if cuda.threadIdx.x == 0:
+            together[0] = 0
+        cuda.syncthreads()
+        _, height, width = mask.shape
+        _, seed_rows, seed_columns = seeds.shape
+        mine = np.uint64(0)
+        for i in range(cuda.grid(1), mask.size, cuda.gridsize(1)):
+            above, column = i // width, i % width
+            k, row = above // height, above % height
+            keep = np.uint8(1)
+            for r in range(max(row - rows + 1, 0), min(row + 1, seed_rows)):
+                for c in range(max(column - columns + 1, 0), min(column + 1, seed_columns)):
+                    keep &= seeds[k, r, c]
+            mask[k, row, column] = keep
+            mine += np.uint64(keep)
+        cuda.atomic.add(together, 0, mine)
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            cuda.atomic.add(kept, 0, together[0])
+
+    return cuda.jit(gpudrop_grow)
+
+
+@functools.cache
+def zero_kernel():
+    def gpudrop_zero(count):
+        count[0] = 0
+
+    return cuda.jit(gpudrop_zero)
+
+
+def grow(seeds, mask, block):
+    stream = mask.stream
+    kept = cuda.device_array(1, np.uint64, stream=stream)
+    _over(zero_kernel(), 1, 1, stream)(kept)  # a copy from the host would wait for the device
+    arrays = (seeds.view(np.uint8), mask.view(np.uint8))
+    blocks = _blocks(min(mask.size, _wave()))
+    _over(grow_kernel(), blocks, THREADS, stream)(*arrays, np.int64(block[0]), np.int64(block[1]), kept)
+    return kept
+
+
+def _over(kernel, blocks, threads, stream):
+    """A kernel with its grid, and without Numba's warning of small ones: small arrays have no others."""
+    with _configuring:
+        before, config.DISABLE_PERFORMANCE_WARNINGS = config.DISABLE_PERFORMANCE_WARNINGS, 1
+        try:
+            return kernel[blocks, threads, stream]
+        finally:
+            config.DISABLE_PERFORMANCE_WARNINGS = before
+
+
+def _blocks(of_threads):
+    return -(-of_threads // THREADS)
+
+
+def _wave():
+    """About how many threads fill the current device."""
+    return BLOCKS_PER_MULTIPROCESSOR * _multiprocessors() * THREADS
+
+
+def _multiprocessors():
+    return 1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+@functools.cache
+def advance_kernel():
+    def gpudrop_advance(state, stream):
+        stream[0] = state[0]
+        stream[1] = cuda.atomic.add(state, 1, np.uint64(1))
+
+    return cuda.jit(gpudrop_advance)
+
+
+def advance(state, stream):
+    _over(advance_kernel(), 1, 1, stream.stream)(state, stream)

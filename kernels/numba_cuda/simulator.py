@@ -1,0 +1,57 @@
+"""What `intrinsics` has, in plain NumPy for the CUDA simulator."""
+
+import functools
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+from gpudrop.formulas import MATH
+from gpudrop.kernels import WARP, half
+
+
+def device(function):
+    """Run as plain Python, where NumPy's scalars would warn of what CUDA passes over in silence."""
+
+    def quiet(*args):
+        with np.errstate(all="ignore"):
+            return function(*args)
+
+    return quiet
+
+
+def vector_access(width):
+    def load(array, i, lanes, j):
+        for k in range(width // lanes.dtype.itemsize):
+            lanes[j + k] = array[i + k]
+
+    def store(lanes, j, array, i):
+        for k in range(width // lanes.dtype.itemsize):
+            array[i + k] = lanes[j + k]
+
+    return load, store
+
+
+def aligned(array, i, width):
+    return (array.ctypes.data + i * array.dtype.itemsize) % width == 0
+
+
+_words = np.zeros(WARP, np.uint32)  # of the threads of a block: the simulator runs one block after another
+
+
+def exchanged(value, distance):
+    thread = threading.current_thread()
+    me = thread.threadIdx.x
+    _words[me] = value
+    thread.syncthreads()
+    value = _words[me ^ distance]
+    thread.syncthreads()
+    return value
+
+
+conversions = functools.cache(lambda native: half.numpy_conversions(device))
+MATH_FUNCTIONS = {name: getattr(np, name, None) for name in (*MATH, "divide")}
+MATH_FUNCTIONS["erf"] = lambda x: type(x)(math.erf(x))
+FAST_FUNCTIONS: dict[str, Any] = {}
+OWN_FORMULAS: dict[Any, Any] = {}
