@@ -5,13 +5,14 @@ import numpy as np
 from cupy._core import _kernel, _scalar
 
 
-def elementwise_source(kernel):
-    """What CuPy makes of an ElementwiseKernel, all of whose arrays are contiguous."""
+def elementwise_source(kernel, form=(1, True, True)):
+    """What CuPy makes of an ElementwiseKernel; form: (ndim, contiguous, whether 32 bits index them) of all arrays."""
     array, indexer, scalar = 1, 2, 3  # CuPy's kinds of kernel arguments
 
     def argument(parameter):
         kind, of = (array, cupy.ndarray) if parameter.raw else (scalar, _scalar.CScalar)
-        return _kernel._ArgInfo(kind, of, np.dtype(parameter.dtype), int(parameter.raw), True, True)
+        ndim, contiguous, narrow = form if parameter.raw else (0, True, True)
+        return _kernel._ArgInfo(kind, of, np.dtype(parameter.dtype), ndim, contiguous, narrow)
 
     of_loop = _kernel._ArgInfo(indexer, object, None, 1, True, True)
     arguments = (*map(argument, kernel.params[:-1]), of_loop)

@@ -14,11 +14,13 @@ import nvidia
 from cuda import core
 
 import gpudrop
-from bench.cupy_text import program
+from bench.cupy_text import elementwise_source, program
 from bench.store import stored
+from gpudrop import kernels
 from gpudrop.formulas import parse
-from gpudrop.kernels import cupy_elementwise
-from gpudrop.kernels.numba_cuda.launch import any_kernel, flat_kernel, strided_signature
+from gpudrop.kernels.cupy_elementwise.launching import elementwise
+from gpudrop.kernels.cupy_elementwise.source import raw
+from gpudrop.kernels.numba_cuda.launching import any_kernel, flat_kernel, strided_signature
 
 CUDA = Path(next(iter(nvidia.__path__))) / "cu13"
 INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
@@ -27,8 +29,8 @@ INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
 # The packages that compile or bring headers, and the sources that Numba's kernels are made of beside their formula.
 COMPILERS = ("cuda-core", "numba-cuda", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink", "nvidia-nvvm")
 PACKAGE = Path(gpudrop.__file__).parent
-SOURCES = [*(PACKAGE / "formulas").glob("*.py"), PACKAGE / "fusion.py"]
-SOURCES += sorted(Path(cupy_elementwise.__file__).parent.rglob("*.py"))
+SOURCES = sorted((PACKAGE / "formulas").glob("*.py"))
+SOURCES += sorted(Path(kernels.__file__).parent.rglob("*.py"))
 
 
 @functools.cache
@@ -55,40 +57,50 @@ def cubin(source, kind, architecture):
 
 
 def cupy_source(keys):
-    """The complete texts of CuPy kernels as one program; number i of them, (fusion, form), is kernel_i."""
-    return program([(cupy_elementwise.source(fusion, form), fusion.name) for fusion, form in keys])
+    """The complete texts of CuPy kernels as one program; number i of them, (kernel, form), is kernel_i.
+
+    form: None, or of arrays that aren't contiguous (ndim, whether 32 bits index them).
+    """
+    return program([(_cupy_text(kernel, form), kernel.name) for kernel, form in keys])
+
+
+def _cupy_text(kernel, form):
+    if form is None:
+        return raw(kernel)
+    ndim, narrow = form
+    return elementwise_source(elementwise(kernel), (ndim, False, narrow))
 
 
 def numba_ptx(key, architectures):
-    """PTX by architecture, of (fusion, form)."""
-    fusion, form = key
-    described = [fusion.name, fusion.dtype, parse(fusion.element).digest, form]
+    """PTX by architecture, of (kernel, form)."""
+    kernel, form = key
+    described = [kernel.name, kernel.dtype, parse(kernel.formula).digest, form]
     texts = {}
-    for native in {_is_native(fusion, architecture) for architecture in architectures}:
-        alike = [architecture for architecture in architectures if _is_native(fusion, architecture) == native]
+    for native in {_is_native(kernel, architecture) for architecture in architectures}:
+        alike = [architecture for architecture in architectures if _is_native(kernel, architecture) == native]
 
         def make(path, native=native, alike=alike):
-            path.write_text(json.dumps(_compiled_by_numba(fusion, form, native, alike)))
+            path.write_text(json.dumps(_compiled_by_numba(kernel, form, native, alike)))
 
         made = stored(".ptx.json", (described, native, alike, sources(), compilers()), make)
         texts |= {int(architecture): text for architecture, text in json.loads(made.read_text()).items()}
     return texts
 
 
-def _is_native(fusion, architecture):
+def _is_native(kernel, architecture):
     """Whether the GPU itself converts what the kernel converts."""
-    return architecture >= 80 or fusion.dtype != "bfloat16"
+    return architecture >= 80 or kernel.dtype != "bfloat16"
 
 
-def _compiled_by_numba(fusion, form, native, architectures):
+def _compiled_by_numba(kernel, form, native, architectures):
     """PTX by architecture. Typing and lowering are shared, for the architecture doesn't matter there."""
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
     if form is None:
-        function, signature = flat_kernel(fusion, native)
+        function, signature = flat_kernel(kernel, native)
     else:
-        function = any_kernel(fusion, False, native).py_func
-        signature = strided_signature(fusion, form[0])
+        function = any_kernel(kernel, False, native).py_func
+        signature = strided_signature(kernel, form[0])
     library, _ = _compile_pyfunc_with_fixup(function, signature, device=False, abi="numba", cc=(7, 5))
     return {architecture: library.get_asm_str(divmod(architecture, 10)) for architecture in architectures}
 

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from gpudrop import operations
 from gpudrop.formulas.activations import ACTIVATIONS
-from gpudrop.fusion import Fusion
+from gpudrop.kernels.chunks import chunks
+from gpudrop.kernels.spec import Draws
 
 GPUS = json.loads(Path(__file__).with_name("gpus.json").read_text())
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -77,53 +79,58 @@ class Figures:
     float64: int
 
 
-def kernels(dtypes=DTYPES):
-    """Every fusion of dropout with an activation, each once: where the output is saved, backward draws no bits."""
-    found = {}
-    for dtype, activation, direction, bits in itertools.product(
-        dtypes, ACTIVATIONS.values(), ("forward", "backward"), BITS
-    ):
-        fusion = Fusion(direction, activation, bits, dtype)
-        if direction == "backward" and fusion.saves_output:
-            fusion = Fusion(direction, activation, 0, dtype)
-        found[fusion] = None
-    return list(found)
+def kernel_of(direction, activation, bits, dtype):
+    """The kernel of dropout with an activation of this name, in one direction."""
+    source = Draws(bits) if bits else None
+    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source)
 
 
-def measure(backend, fusions, architecture):
-    """The Figures of fusions' kernels on contiguous arrays, in their order."""
+def described(kernel):
+    """The names and the number from which `kernel_of` makes a kernel, but for the dtype."""
+    activation, direction, bits = re.fullmatch(r"gpudrop_(\w+)_(forward|backward)_(\d+)\w*", kernel.name).groups()
+    return direction, activation, int(bits)
+
+
+def all_kernels(dtypes=DTYPES):
+    """Every kernel of dropout with an activation, each once: where the output is saved, backward draws no bits."""
+    product = itertools.product(dtypes, ACTIVATIONS, ("forward", "backward"), BITS)
+    return list(dict.fromkeys(kernel_of(direction, name, bits, dtype) for dtype, name, direction, bits in product))
+
+
+def measure(backend, kernels, architecture):
+    """The Figures of kernels on contiguous arrays, in their order."""
     from bench import offline
 
     if backend == "cupy_elementwise":
-        code = offline.cubin(offline.cupy_source([(fusion, None) for fusion in fusions]), "c++", architecture)
+        code = offline.cubin(offline.cupy_source([(kernel, None) for kernel in kernels]), "c++", architecture)
         functions, resources = offline.disassembled(code), offline.resources(code)
-        names = [f"kernel_{i}" for i in range(len(fusions))]
-        return [figures(functions[n], resources[n], fusion) for n, fusion in zip(names, fusions, strict=True)]
+        names = [f"kernel_{i}" for i in range(len(kernels))]
+        return [figures(functions[n], resources[n], kernel) for n, kernel in zip(names, kernels, strict=True)]
     found = []
-    for fusion in fusions:
+    for kernel in kernels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            text = offline.numba_ptx((fusion, None), [architecture])[architecture]
-        found.append(figures_of(offline.cubin(text, "ptx", architecture), text, fusion))
+            text = offline.numba_ptx((kernel, None), [architecture])[architecture]
+        found.append(figures_of(offline.cubin(text, "ptx", architecture), text, kernel))
     return found
 
 
-def figures_of(code, ptx, fusion):
+def figures_of(code, ptx, kernel):
     """The Figures of a kernel of Numba's, from its machine code and the PTX that tells its name."""
     from bench import offline
 
     name = re.search(r"\.entry (\w+)", ptx)[1]
-    return figures(offline.disassembled(code)[name], offline.resources(code)[name], fusion)
+    return figures(offline.disassembled(code)[name], offline.resources(code)[name], kernel)
 
 
-def figures(instructions, resources, fusion):
+def figures(instructions, resources, kernel):
     """The Figures of one kernel."""
     opcodes = [instruction["opcode"] for instruction in instructions]
     loop, way = loop_of(instructions)
     way = [instructions[k] for k in way]
     calls = [i["operands"] for i in instructions[min(loop) : max(loop)] if i["opcode"].startswith("CALL")]
     stores = _widths(way, "STG")
-    elements = sum(bits * n for bits, n in stores.items()) // (8 * np.dtype(fusion.storage).itemsize)
+    elements = sum(bits * n for bits, n in stores.items()) // (8 * np.dtype(kernel.storage).itemsize)
     pipes = Counter(pipe for instruction in way for pipe in PIPES if re.match(PIPES[pipe], instruction["opcode"]))
     return Figures(
         registers=resources["registers"],
@@ -229,16 +236,16 @@ def _after(k, instruction):
     return [] if opcode.startswith(("RET", "BRX", "JMP")) else [k + 1]
 
 
-def faults(fusion, figures):
+def faults(kernel, figures):
     """What no kernel may have, in words."""
-    width = 8 * min(16, fusion.chunk * np.dtype(fusion.storage).itemsize)
-    others = fusion.given or fusion.stored  # what is given may be of any size, and a stream's numbers have 64 bits
+    width = 8 * chunks(kernel).width
+    others = kernel.masked or kernel.stored  # a mask's accesses may be of any size, and a stream's numbers have 64 bits
     accesses = {*figures.stores} if others else {*figures.loads, *figures.stores}
     found = {
         f"{figures.stack} bytes of stack": figures.stack,
         f"{figures.local} accesses to local memory": figures.local,
         f"{figures.divisions} 64-bit divisions in the loop": figures.divisions,
-        f"{figures.float64} instructions of float64": figures.float64 and fusion.real == "float32",
+        f"{figures.float64} instructions of float64": figures.float64 and kernel.real == "float32",
         f"accesses of {sorted(accesses)} bits": accesses - {width},
     }
     return [words for words, is_one in found.items() if is_one]
@@ -248,16 +255,17 @@ BAR = 22
 """Instructions of an element at most, for what `has_bar` names."""
 
 
-def has_bar(fusion):
+def has_bar(kernel):
     """Whether a kernel is one of those that are held to BAR: of identity and relu, in at most 32 bits."""
-    return fusion.activation.name in ("identity", "relu") and fusion.bits in (0, 16) and fusion.dtype != "float64"
+    _, activation, bits = described(kernel)
+    return activation in ("identity", "relu") and bits in (0, 16) and kernel.dtype != "float64"
 
 
-def bounds(fusion, figures, gpu):
+def bounds(kernel, figures, gpu):
     """Seconds of an element at the least: {"memory": s, and for each pipe and for issuing them all: s}."""
     rates = GPUS["rates"][gpu["arch"]]
     each = gpu["multiprocessors"] * gpu["clock_hz"]
-    moved = (fusion.reads + 1) * np.dtype(fusion.storage).itemsize
+    moved = (kernel.reads + len(kernel.outputs)) * np.dtype(kernel.storage).itemsize
     found = {"memory": moved / gpu["bytes_per_second"], "issue": figures.instructions / rates["issue"] / each}
     return found | {pipe: n / rates[pipe] / each for pipe, n in figures.pipes.items()}
 
@@ -270,15 +278,15 @@ def predicted_share(bounds):
 def measure_all(gpu, processes=None):
     """Rows of every kernel of both backends, as they are found, with a prediction for a GPU."""
     architecture = int(gpu["arch"].removeprefix("sm_"))
-    fusions = kernels()
-    jobs = [("numba_cuda", fusions[i::20]) for i in range(20)]  # alike, so that the last ones end together
-    jobs += [("cupy_elementwise", [f for f in fusions if f.dtype == dtype]) for dtype in DTYPES]
+    kernels = all_kernels()
+    jobs = [("numba_cuda", kernels[i::20]) for i in range(20)]  # alike, so that the last ones end together
+    jobs += [("cupy_elementwise", [kernel for kernel in kernels if kernel.dtype == dtype]) for dtype in DTYPES]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         done = {pool.submit(_measure_by_name, b, _names(of), architecture): (b, of) for b, of in jobs}
         for future in concurrent.futures.as_completed(done):
             backend, of = done[future]
-            yield [row(backend, fusion, found, gpu) for fusion, found in zip(of, future.result(), strict=True)]
+            yield [row(backend, kernel, found, gpu) for kernel, found in zip(of, future.result(), strict=True)]
 
 
 def jobs_count():
@@ -286,28 +294,28 @@ def jobs_count():
     return 20 + len(DTYPES)
 
 
-def _names(fusions):
-    return [(f.direction, f.activation.name, f.bits, f.dtype) for f in fusions]
+def _names(kernels):
+    return [(*described(kernel), kernel.dtype) for kernel in kernels]
 
 
 def _measure_by_name(backend, names, architecture):
-    fusions = [Fusion(direction, ACTIVATIONS[name], bits, dtype) for direction, name, bits, dtype in names]
-    return measure(backend, fusions, architecture)
+    return measure(backend, [kernel_of(*name) for name in names], architecture)
 
 
-def row(backend, fusion, figures, gpu):
+def row(backend, kernel, figures, gpu):
     """One case of a record."""
-    found = bounds(fusion, figures, gpu)
+    found = bounds(kernel, figures, gpu)
+    direction, activation, bits = described(kernel)
     return {
         "backend": backend,
-        "kernel": fusion.name,
-        "dtype": fusion.dtype,
-        "activation": fusion.activation.name,
-        "direction": fusion.direction,
-        "bits": fusion.bits,
+        "kernel": kernel.name,
+        "dtype": kernel.dtype,
+        "activation": activation,
+        "direction": direction,
+        "bits": bits,
         **asdict(figures),
-        "faults": faults(fusion, figures),
-        "barred": has_bar(fusion),
+        "faults": faults(kernel, figures),
+        "barred": has_bar(kernel),
         "predicted_seconds": found,
         "predicted_share": predicted_share(found),
     }

@@ -22,12 +22,7 @@ def of(name, array):
         As from `choose`.
     """
     module = choose(BACKENDS.get(name), name)
-    if name == "cpu":
-        return array
-    if name == "cupy_elementwise":
-        return module.cupy.asarray(array)
-    # Numba reads by the buffer protocol, which has no bfloat16.
-    return arrays.in_dtype(module.cuda.to_device(array.view(f"u{array.itemsize}")), array.dtype)
+    return array if BACKENDS[name] == "numpy" else arrays.in_dtype(module.put(array), array.dtype)
 
 
 def to_device(array):
@@ -99,23 +94,30 @@ def choose(kind, backend=None):
     return module
 
 
-def launch(module, operand, fusion, a, b, out, draw, given=None):
-    """Run a fusion on arrays of the operand's kind, viewed as the kernel module's own kind."""
+def launch(module, operand, kernel, inputs, outputs, draw):
+    """Run a kernel on arrays of the operand's kind, viewed as the kernel module's own kind."""
     kind = operand.kind
     if kind == "numpy" or (_own(module, kind) and (kind != "cupy" or not arrays.elsewhere(operand.array))):
-        module.launch(fusion, a, b, out, draw, given)
+        module.launch(kernel, inputs, outputs, draw)
         return
-    with _views(module, operand, out) as view:
+    with _views(module, operand, outputs[0]) as view:
         if view is not None:
-            # In a dtype that both libraries have, and one view per array.
-            of = {id(array): view(arrays.in_dtype(array, fusion.storage)) for array in (a, b, out)}
-            a, b, out = (of[id(array)] for array in (a, b, out))
-            if given is not None:
-                kept = None if given.kept is None else view(given.kept)
-                given = given._replace(array=view(given.array), kept=kept)
-            if fusion.stored:
-                draw = draw._replace(seed=view(draw.seed))
-        module.launch(fusion, a, b, out, draw, given)
+            inputs, outputs, draw = _viewed(kernel, inputs, outputs, draw, view)
+        module.launch(kernel, inputs, outputs, draw)
+
+
+def _viewed(kernel, inputs, outputs, draw, view):
+    """The arguments of a launch by the function that views an array as the module's own kind."""
+    full, masks = inputs[: kernel.reads], inputs[kernel.reads :]
+    # In a dtype that both libraries have, and one view per array.
+    views = {id(array): view(arrays.in_dtype(array, kernel.storage)) for array in (*full, *outputs)}
+    inputs, outputs = ([views[id(array)] for array in part] for part in (full, outputs))
+    for mask in masks:
+        kept = None if mask.kept is None else view(mask.kept)
+        inputs.append(mask._replace(array=view(mask.array), kept=kept))
+    if kernel.stored:
+        draw = draw._replace(seed=view(draw.seed))
+    return inputs, outputs, draw
 
 
 def _own(module, kind):

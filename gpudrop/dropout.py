@@ -100,7 +100,7 @@ def dropout(
     """
     if unknown:
         raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend, shard).forward()
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard).forward(out)
 
 
 def dropout_vjp(
@@ -146,7 +146,7 @@ def dropout_vjp(
     """
     if unknown:
         raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, out, backend, shard).vjp()
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard).vjp(out)
 
 
 def _prepared(
@@ -157,13 +157,12 @@ def _prepared(
     training: bool = True,
     rng: Generator | Stream | None = None,
     bits: int = 16,
-    out: Any = None,
     backend: str | None = None,
     shard: Shard | None = None,
     context: Context | None = None,
 ) -> Prepared:
     how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a Variation, but for the time that it takes to make one
-    return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, out, backend, shard, context)
+    return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, backend, shard, context)
 
 
 @overload

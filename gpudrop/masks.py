@@ -64,7 +64,7 @@ def within(shard, shape):
 
 @lru_cache(maxsize=1024)
 def rows(shape, shard):
-    """How the elements of a shard lie in the mask of the whole: (row, pitch, starts), as `fusion.Draw` has them.
+    """How the elements of a shard lie in the mask of the whole: (row, pitch, starts), as `kernels.spec.Draw` has them.
 
     Kernels take rows that begin equally far apart. Where a shard is cut along more axes than that, it is several such
     windows of equal size, one after the other, each with a start of its own.
@@ -83,7 +83,7 @@ def rows(shape, shard):
 
 
 @dataclass(frozen=True)
-class Shared:
+class BroadcastMask:
     """A mask that broadcasts against an array.
 
     Attributes
@@ -91,12 +91,12 @@ class Shared:
     drawn : int
         Elements of the mask's own shape, all of which are drawn.
     per_sample : int
-        Those of one sample (see `shared`); 0 where samples share all of them.
+        Those of one sample (see `broadcast_mask`); 0 where samples share all of them.
     spreads : tuple of (size, period, repeat, run)
-        Copies on the way: `fusion.Given` has a place for two axes that are shared, each with one that is not
+        Copies on the way: `kernels.spec.Mask` has a place for two axes that are shared, each with one that is not
         before it. With more of them, leading shared axes are written out first.
     period, repeat, run : int
-        What `fusion.Given` says of the last copy.
+        What `kernels.spec.Mask` says of the last copy.
     row, pitch, starts
         What `rows` says of the mask's own shape.
     shapes : list of tuple of int
@@ -140,8 +140,8 @@ def check_shape(name, shape):
 
 
 @lru_cache(maxsize=1024)
-def shared(shape, mask_shape, batch_axis, shard=None):
-    """The Shared of a checked mask_shape against an array's shape; None where nothing is shared.
+def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
+    """The BroadcastMask of a checked mask_shape against an array's shape; None where nothing is shared.
 
     batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own. shard:
     which part this array is of the one that mask_shape is for; what kernels can't draw in one window is shared too.
@@ -166,7 +166,7 @@ def shared(shape, mask_shape, batch_axis, shard=None):
         return None
     samples = batch_axis is not None and own[batch_axis]
     per_sample = math.prod(_of(own, whole)) // whole[batch_axis] if samples else 0
-    return Shared(size, per_sample, *_places(size, shape, own), *place)
+    return BroadcastMask(size, per_sample, *_places(size, shape, own), *place)
 
 
 def _of(own, numbers, otherwise=1):

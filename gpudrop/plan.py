@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpudrop import arrays, backends
+from gpudrop import arrays, backends, operations
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import Context, current, rng_of
 from gpudrop.formulas.activations import Activation, find_activation
-from gpudrop.formulas.noises import DRAWN, DROPOUT, DROPPED, PLAIN, Noise, Numbers
-from gpudrop.fusion import REAL, STORAGE, Draw, Fusion, Given
+from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Numbers
 from gpudrop.generator import Generator, Stream, take
 from gpudrop.hints import name_of
-from gpudrop.masks import Blocks, Shard, Shared, check_mask_shape, rows, shared, within
+from gpudrop.kernels.spec import REAL, STORAGE, Draw, Draws, Kernel, Mask, Reads
+from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, rows, within
 from gpudrop.signatures import MaskShape
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
@@ -53,23 +53,32 @@ class Variation(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """All of a call but its arrays and its stream."""
+    """What a call runs, but for its arrays and its stream."""
 
-    forward: Fusion
-    backward: Fusion
-    second: Fusion | None  # backward to the second array
-    mask: Fusion | None  # what is drawn before the others run
+    activation: Activation
+    noise: Noise
+    forward: Kernel
+    backward: Kernel  # all gradients
+    mask: Kernel | None  # draws what the others read
     numbers: Numbers
     draws: bool
+    saves: str | None  # what the backward pass reads beside dy: "x", "y" or None
 
-    def draw(self, rng: Generator | Stream, place: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
+    def gradient(self, name: str) -> Kernel:
+        """The kernel of one gradient alone."""
+        if self.backward.outputs == ((name, "full"),):
+            return self.backward
+        forward = self.forward
+        return operations.backward(self.activation, forward.dtype, forward.source, self.noise, (name,))
+
+    def draw(self, rng: Generator | Stream, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
         """The numbers of one call; the generator moves on if anything is drawn."""
         limit, scale, shift = self.numbers
         if not self.draws:
             return Draw(0, 0, 0, limit, scale, shift)
         if rng.stored:  # it moves on where the kernel runs
             operand = arrays.stream_owner(operand, target)
-        (seed, call), (start, row, pitch) = take(rng, module, operand), place
+        (seed, call), (start, row, pitch) = take(rng, module, operand), origin
         return Draw(seed, call, start, limit, scale, shift, row, pitch)
 
 
@@ -81,7 +90,7 @@ def _plan(
     p: float,
     activation: Activation,
     bits: int,
-    given: bool,
+    masked: bool,
     counted: bool,
     window: bool,
     stored: bool,
@@ -90,77 +99,83 @@ def _plan(
         advice = "; x.astype(np.float32) has one" if dtype.kind in "biuf" else ""
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
-    numbers, two_inputs = noise.numbers(p, bits), noise.two_inputs  # before noise may become another
+    gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
+    numbers = noise.numbers(p, bits)
     if numbers is None:
         noise, numbers = PLAIN, Numbers()
     real = getattr(np, REAL[dtype.name])
     with np.errstate(over="ignore"):
         numbers = numbers._replace(scale=float(real(numbers.scale)), shift=float(real(numbers.shift)))
-    draws = noise.drawn is not None
-    given, counted = given and draws, counted and draws
-    inline = bits if draws and not given else 0
-
-    drawn_here = {"window": window, "stored": stored} if inline else {}
-
-    def fusion(direction: str, noise: Noise, activation: Activation) -> Fusion:
-        described = Fusion(direction, activation, inline, dtype.name, noise, given, counted, **drawn_here)
-        if described.acting.drawn is None or (direction == "backward" and described.saves_output):
-            return Fusion(direction, activation, 0, dtype.name, noise)
-        return described
-
-    forward, identity = fusion("forward", noise, activation), find_activation(None)
-    mask = None
-    if given:
-        drawn = DRAWN[noise.drawn]
-        mask = Fusion("mask", identity, bits, forward.drawn_dtype, drawn, window=window, stored=stored)
-    second = fusion("backward", noise.second or DROPPED, identity) if two_inputs else None
-    return _Plan(forward, fusion("backward", noise, activation), second, mask, numbers, draws)
+    draws = None if noise.drawn is None else Draws(bits, window, stored)
+    source = Reads(counted) if masked and draws else draws
+    forward = operations.forward(activation, dtype.name, source, noise)
+    backward = operations.backward(activation, dtype.name, source, noise, gradients)
+    mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
+    saved = operations.saves(activation, noise, source)
+    return _Plan(activation, noise, forward, backward, mask, numbers, source is not None, saved)
 
 
 class Prepared(NamedTuple):
-    """A checked and allocated call: all that is left to do is to draw and to launch."""
+    """A checked call, on x or on arrays like it: all that is left to do is to allocate, to draw and to launch."""
 
     x: arrays.Operand
-    other: Any  # the second array, or x's own
-    target: Any  # where to write
-    out: Any  # the user's own array for that, or None
+    inputs: tuple[Any, ...]  # x, and the second array of a noise that has one
+    copies: bool  # whether x is repeated
     module: Any
     plan: _Plan
-    mask: Shared | Blocks | None
-    buffers: list[Any] | None  # for the mask
+    mask: BroadcastMask | Blocks | None
     rng: Generator | Stream
-    place: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
+    origin: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
 
-    def forward(self) -> Any:
-        x, other, target, out, module, plan, mask, buffers, rng, place = self
-        draw = plan.draw(rng, place, module, x, target)
-        _run(module, plan.forward, plan.mask, mask, x, other, target, draw, buffers)
+    def forward(self, out: Any = None) -> Any:
+        """y, in out if that is given."""
+        target, buffers = self._allocated(out)
+        x, _, _, module, plan, mask, rng, origin = self
+        draw = plan.draw(rng, origin, module, x, target)
+        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.reads], (target,), draw, buffers)
         return x.give_back(target) if out is None else out
 
-    def vjp(self) -> tuple[Any, Any]:
+    def vjp(self, out: Any = None) -> tuple[Any, Any]:
         """What `forward` returns, and the function that takes a gradient back."""
-        x, other, target, out, module, plan, mask, buffers, rng, place = self
-        activation = plan.backward.activation
-        needs_x = activation.slope_of is not None and not plan.backward.saves_output
-        if needs_x and out is not None and arrays.overlap(target, x.array):
-            raise ValueError(f"out must not overlap x, which the backward pass of {activation.name!r} needs")
-        draw = plan.draw(rng, place, module, x, target)
-        _run(module, plan.forward, plan.mask, mask, x, other, target, draw, buffers)
+        target, buffers = self._allocated(out)
+        x, _, _, module, plan, mask, rng, origin = self
+        if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
+            raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
+        draw = plan.draw(rng, origin, module, x, target)
+        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.reads], (target,), draw, buffers)
         y = x.give_back(target) if out is None else out
-        return y, self._backprop(draw, x.array if needs_x else None if activation.slope_of is None else target)
+        return y, self._backprop(draw, {"x": x.array, "y": target, None: None}[plan.saves])
 
-    def backward(self, saved: Any, second: bool = False) -> None:
-        """The gradient alone, for a call that was prepared with dy in the place of x.
+    def gradient(self, saved: Any, out: Any, name: str = "dx") -> None:
+        """One gradient alone, to out, of a call that was prepared with dy, which is like x.
 
-        saved: what the activation's slope is a function of, or None; second: whether it is the second array's.
+        saved: what the plan saves, or None.
         """
-        fusion = self.plan.second if second else self.plan.backward
-        draw = self.plan.draw(self.rng, self.place, self.module, self.x, self.target)
-        _run(self.module, fusion, self.plan.mask, self.mask, self.x, saved, self.target, draw, self.buffers)
+        x, _, _, module, plan, mask, rng, origin = self
+        target = arrays.target_of("out", out, x, "dy")
+        kernel = plan.gradient(name)
+        buffers = _buffers(plan, mask, x, target) if kernel.masked else None
+        draw = plan.draw(rng, origin, module, x, target)
+        inputs = (x.array,) if kernel.reads == 1 else (x.array, saved)
+        _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
+
+    def _allocated(self, out: Any) -> tuple[Any, list[Any] | None]:
+        """Where y goes, and the buffers of the mask."""
+        x, inputs, copies, _, plan, mask, _, _ = self
+        if out is not None:
+            target = arrays.target_of("out", out, x, "x")
+            for array in inputs[1:]:
+                arrays.check_apart("out", target, array, "previous")
+        elif copies:
+            target = arrays.empty(x.array.shape, x.array.dtype, x)  # like x it would have the samples innermost
+        else:
+            target = arrays.empty_like(x)
+        return target, None if plan.mask is None else _buffers(plan, mask, x, target)
 
     def _backprop(self, draw: Draw, saved: Any) -> Any:
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
         module, plan, mask, likeness = self.module, self.plan, self.mask, self.x.likeness()
+        two = len(plan.backward.outputs) == 2
 
         def backprop(dy: Any, *, out: Any = None) -> Any:
             """dx for dy = d cost / d y; see `dropout_vjp`."""
@@ -168,71 +183,65 @@ class Prepared(NamedTuple):
             arrays.check_like("dy", operand, likeness)
             target = arrays.empty_like(operand) if out is None else arrays.target_of("out", out, operand, "dy")
             if out is not None and saved is not None and arrays.overlap(target, saved):
-                kept = "y" if plan.backward.saves_output else "x"
-                name = plan.backward.activation.name
-                raise ValueError(f"out must not overlap {kept}, which the backward pass of {name!r} needs")
-            dprevious = None
-            if plan.second is not None:  # first, for out may be dy
-                dprevious = arrays.empty_like(operand)
-                _run(module, plan.second, plan.mask, mask, operand, None, dprevious, draw)
-            _run(module, plan.backward, plan.mask, mask, operand, saved, target, draw)
+                name = plan.activation.name
+                raise ValueError(f"out must not overlap {plan.saves}, which the backward pass of {name!r} needs")
+            inputs = (operand.array,) if saved is None else (operand.array, saved)
+            outputs: tuple[Any, ...] = (target, arrays.empty_like(operand)) if two else (target,)
+            buffers = _buffers(plan, mask, operand, target) if plan.backward.masked else None
+            _run(module, plan, mask, operand, plan.backward, inputs, outputs, draw, buffers)
             dx = operand.give_back(target) if out is None else out
-            return dx if dprevious is None else (dx, operand.give_back(dprevious))
+            return (dx, operand.give_back(outputs[1])) if two else dx
 
         return backprop
 
 
-def _buffers(mask: Any, operand: arrays.Operand, dtype: str) -> list[Any]:
-    """Memory for what `_draw_shared` fills, of an operand's kind."""
-    return [arrays.empty(shape, dtype, operand) for shape in mask.shapes]
+def _buffers(plan: Any, mask: Any, operand: arrays.Operand, target: Any) -> list[Any]:
+    """Memory for what `_draw_mask` fills, of an operand's kind."""
+    owner = arrays.stream_owner(operand, target)
+    return [arrays.empty(shape, plan.mask.dtype, owner) for shape in mask.shapes]
 
 
-def _draw_shared(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], fusion: Any, draw: Draw) -> Given:
-    """Draw a Shared or Blocks into its buffers; the fusion and the draw are those of drawing alone."""
+def _run(
+    module: Any,
+    plan: _Plan,
+    mask: Any,
+    operand: arrays.Operand,
+    kernel: Kernel,
+    inputs: tuple[Any, ...],
+    outputs: tuple[Any, ...],
+    draw: Draw,
+    buffers: list[Any] | None,
+) -> None:
+    """Run a kernel, after drawing the mask that it reads, if it reads one, into the buffers."""
+    if buffers is not None:
+        owner = arrays.stream_owner(operand, outputs[0])
+        inputs = (*inputs, _draw_mask(mask, module, owner, buffers, plan.mask, draw))
+    backends.launch(module, operand, kernel, inputs, outputs, draw)
+
+
+def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], kernel: Any, draw: Draw) -> Mask:
+    """Draw a BroadcastMask or Blocks into its buffers, by the kernel that draws alone."""
     if isinstance(mask, Blocks):
         seeds, grown = buffers
-        backends.launch(module, operand, fusion, seeds, seeds, seeds, draw)
+        backends.launch(module, operand, kernel, (), (seeds,), draw)
         kept = backends.grow(module, operand, seeds, grown, mask.block)
-        return Given(grown.reshape(-1), period=math.prod(grown.shape), kept=kept)
+        return Mask(grown.reshape(-1), period=math.prod(grown.shape), kept=kept)
     array = buffers[0]
-    _draw_windows(module, operand, fusion, array, draw._replace(row=mask.row, pitch=mask.pitch), mask.starts)
-    spread = Fusion("mask", fusion.activation, 0, fusion.dtype, fusion.noise, given=True)
-    for buffer, (_, *place) in zip(buffers[1:], mask.spreads, strict=True):
-        backends.launch(module, operand, spread, buffer, buffer, buffer, Draw(), Given(array, *place))
+    _draw_windows(module, operand, kernel, array, draw._replace(row=mask.row, pitch=mask.pitch), mask.starts)
+    spread = operations.drawing(kernel.drawn, kernel.dtype, Reads())
+    for buffer, (_, *geometry) in zip(buffers[1:], mask.spreads, strict=True):
+        backends.launch(module, operand, spread, (Mask(array, *geometry),), (buffer,), Draw())
         array = buffer
-    return Given(array, mask.period, mask.repeat, mask.run)
+    return Mask(array, mask.period, mask.repeat, mask.run)
 
 
-def _draw_windows(module: Any, operand: arrays.Operand, fusion: Fusion, array: Any, draw: Draw, starts: Any) -> None:
+def _draw_windows(module: Any, operand: arrays.Operand, kernel: Kernel, array: Any, draw: Draw, starts: Any) -> None:
     """Draw an array in as many windows as there are starts, each of which is counted from the draw's own."""
     flat = array if len(starts) == 1 else array.reshape(-1)
     size = array.size // len(starts)
     for k, start in enumerate(starts):
         window = flat if len(starts) == 1 else flat[k * size : (k + 1) * size]
-        backends.launch(module, operand, fusion, window, window, window, draw._replace(start=draw.start + start))
-
-
-def _run(
-    module: Any,
-    fusion: Any,
-    drawing: Fusion | None,
-    mask: Any,
-    operand: arrays.Operand,
-    second: Any,
-    target: Any,
-    draw: Draw,
-    buffers: Any = None,
-) -> None:
-    """Run a fusion on an operand and a second array, if there is one, after drawing what it needs of a mask.
-
-    drawing: the fusion that draws the mask; buffers: for the mask, where they are allocated already.
-    """
-    given = None
-    if drawing is not None and fusion.given:
-        owner = arrays.stream_owner(operand, target)
-        given = _draw_shared(mask, module, owner, buffers or _buffers(mask, owner, drawing.dtype), drawing, draw)
-    array = operand.array
-    backends.launch(module, operand, fusion, array, array if second is None else second, target, draw, given)
+        backends.launch(module, operand, kernel, (), (window,), draw._replace(start=draw.start + start))
 
 
 def prepare(
@@ -242,14 +251,14 @@ def prepare(
     training: bool,
     rng: Generator | Stream | None,
     bits: int,
-    out: Any,
     backend: str | None,
     shard: Shard | None = None,
     context: Context | None = None,
 ) -> Prepared:
-    """Check a call and allocate for it.
+    """Check a call.
 
-    operand: x; how: the Variation; context: what holds for the call, by default what holds for the code that runs.
+    operand: x, or for a gradient alone dy, which is like it; how: the Variation; context: what holds for the call, by
+    default what holds for the code that runs.
     """
     strength, noise, prediction, mask, axis, other, copies = how
     context = current() if context is None else context
@@ -264,40 +273,33 @@ def prepare(
         operand = arrays.repeated(operand, copies)
     x, kind, _ = operand
     activation, rng = find_activation(activation), rng_of(rng, context)
-    counted, window, place = False, False, (0, x.size, 0)
+    counted, window, origin = False, False, (0, x.size, 0)
     if mask is not None or shard is not None or context.first:
-        mask, place = _placed(x, mask, axis, context.first, shard, copies)
-        counted, window = (False, place[1] < x.size) if mask is None else (mask.counted, mask.window)
+        mask, origin = _placed(x, mask, axis, context.first, shard, copies)
+        counted, window = (False, origin[1] < x.size) if mask is None else (mask.counted, mask.window)
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
     module = backends.choose(kind, backend)
-    second = x
+    inputs: tuple[Any, ...] = (x,)
     if noise.two_inputs:
         second = arrays.as_operand("previous", other)
         arrays.check_like("previous", second, operand.likeness())
-        second = second.array
-    if out is not None:
-        target = arrays.target_of("out", out, operand, "x")
-    elif copies is not None:
-        target = arrays.empty(x.shape, x.dtype, operand)  # like x it would have the samples innermost
-    else:
-        target = arrays.empty_like(operand)
-    if noise.two_inputs and out is not None:
-        arrays.check_apart("out", target, second, "previous")
-    buffers = None if plan.mask is None else _buffers(mask, arrays.stream_owner(operand, target), plan.mask.dtype)
-    return Prepared(operand, second, target, out, module, plan, mask, buffers, rng, place)
+        inputs = (x, second.array)
+    return Prepared(operand, inputs, copies is not None, module, plan, mask, rng, origin)
 
 
 def _placed(
     x: Any, mask: Any, axis: int | None, first: int, shard: Shard | None, copies: int | None
 ) -> tuple[Any, tuple[int, int, int]]:
-    """The mask as a Shared, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
+    """The mask as a BroadcastMask, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
     if shard is not None:
         if isinstance(mask, Blocks):
             raise ValueError("dropblock does not support shards: its normalisation needs the whole array")
         shard = _shard_of(x, shard, copies)
     shape = tuple(x.shape) if shard is None else shard.shape
     if (mask is not None or shard is not None) and not isinstance(mask, Blocks):
-        mask = shared(tuple(x.shape), (None,) * len(shape) if mask is None else check_mask_shape(mask), axis, shard)
+        mask = broadcast_mask(
+            tuple(x.shape), (None,) * len(shape) if mask is None else check_mask_shape(mask), axis, shard
+        )
     start, row, pitch = 0, x.size, 0
     if shard is not None and mask is None and x.size:
         row, pitch, (start,) = rows(tuple(x.shape), shard)
@@ -343,10 +345,8 @@ def draw_mask(
     if start + math.prod(whole) > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     numbers = DROPOUT.numbers(p, bits) if context.on else None
-    bits, stored = (bits, rng.stored) if numbers else (0, False)
-    drawn_here = {"window": row * len(starts) < mask.size, "stored": stored} if numbers else {}
-    fusion = Fusion("mask", find_activation(None), bits, "bool", DRAWN["keep"], **drawn_here)
+    source = Draws(bits, row * len(starts) < mask.size, rng.stored) if numbers else None
     seed, call = take(rng, module, operand._replace(array=mask)) if numbers else (0, 0)
     draw = Draw(seed, call, start, *(numbers or Numbers()), row, pitch)
-    _draw_windows(module, operand, fusion, mask, draw, starts)
+    _draw_windows(module, operand, operations.drawing("keep", "bool", source), mask, draw, starts)
     return operand.give_back(mask)

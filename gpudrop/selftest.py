@@ -8,7 +8,6 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -61,12 +60,7 @@ class Placed(statistics.Source):
 
     def on_device(self):
         """The context in which the device is the current one."""
-        if self.backend == "cpu":
-            return nullcontext()
-        module = backends.load(self.backend)
-        if self.backend == "cupy_elementwise":
-            return module.cupy.cuda.Device(self.device)
-        return module.cuda.gpus[self.device]
+        return backends.load(self.backend).on_device(self.device)
 
     def put(self, array):
         return backends.of(self.backend, array)

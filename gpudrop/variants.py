@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from gpudrop import arrays
 from gpudrop.checks import check_integer, check_p, check_truth, check_uint64
 from gpudrop.context import Context
+from gpudrop.dropout import dropout
 from gpudrop.formulas import noises
 from gpudrop.generator import Generator, Stream
 from gpudrop.hints import unexpected
@@ -43,7 +44,6 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
         training: bool = True,
         rng: Generator | Stream | None = None,
         bits: int = bits,
-        out: AnyArray | None = None,
         backend: str | None = None,
         shard: Shard | None = None,
         context: Context | None = None,
@@ -54,21 +54,22 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
                 raise unexpected(vary.__name__, options, forward.__signature__.parameters)
         operand = arrays.as_operand("x", x)
         how = vary(operand.array, *args, **options)
-        return prepare(operand, how, activation, training, rng, bits, out, backend, shard, context)
+        return prepare(operand, how, activation, training, rng, bits, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
 
     @like_vary
-    def forward(*args: Any, **options: Any) -> Any:
-        return prepared(*args, **options).forward()
+    def forward(*args: Any, out: AnyArray | None = None, **options: Any) -> Any:
+        return prepared(*args, **options).forward(out)
 
     @like_vary
-    def vjp(*args: Any, **options: Any) -> Any:
-        return prepared(*args, **options).vjp()
+    def vjp(*args: Any, out: AnyArray | None = None, **options: Any) -> Any:
+        return prepared(*args, **options).vjp(out)
 
-    own, common = inspect.signature(vary), inspect.signature(prepared)
+    own, common = inspect.signature(vary), inspect.signature(dropout).parameters.values()
     names = frozenset(own.parameters)
-    named = [a for a in common.parameters.values() if a.kind is a.KEYWORD_ONLY and a.name != "context"]
+    named = [a for a in common if a.kind is a.KEYWORD_ONLY and a.name != "mask_shape"]
+    named = [a.replace(default=bits) if a.name == "bits" else a for a in named]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
     forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show

@@ -69,8 +69,8 @@ def warmup(
     for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
         x = backends.of(backend, np.zeros((8,) * axes, dtype))
         others = (x,) if variant == "zoneout" else ()
-        y, backprop = function.vjp(x, *others, p, activation=row, training=training, **options)
-        backprop(y)
-        if p and training and row.slope_of == "output":
-            # the backward pass that goes by x, as converted PyTorch models may need it
-            function.prepare(x, *others, p, activation=of_input(row), **options).backward(x)
+        # The backward pass that goes by x is for converted PyTorch models.
+        by_input = [of_input(row)] if p and training and row.slope_of == "output" else []
+        for activation in (row, *by_input):
+            y, backprop = function.vjp(x, *others, p, activation=activation, training=training, **options)
+            backprop(y)

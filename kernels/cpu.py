@@ -1,4 +1,4 @@
-"""Host kernels: one loop that Numba compiles per fusion, shared out to threads in slices.
+"""Host kernels: one loop that Numba compiles for each kernel, shared out to threads in slices.
 
 A slice is done in blocks that stay in the first-level cache. The words of a block are drawn in groups of
 Philox calls, each group behind prefetches of the lines its elements lie in, so that memory is read while
@@ -7,6 +7,7 @@ the block. Each of the two loops vectorises, while one loop doing both would not
 """
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
@@ -44,22 +45,26 @@ def devices():
     return [f"{threads.available()} host threads"]
 
 
+def on_device(number):
+    return contextlib.nullcontext()
+
+
 # A kernel's first argument has a Numba type of its own, which selects the element formula: a kernel that
 # closed over the formula would never be found again in Numba's disk cache. The cache stores the type, so it
-# is only a name, and the fusion is found by it.
-class FusionType(types.Dummy):
+# is only a name, and the kernel is found by it.
+class KernelType(types.Dummy):
     pass
 
 
-register_model(FusionType)(models.OpaqueModel)
+register_model(KernelType)(models.OpaqueModel)
 
 
-@unbox(FusionType)
-def _unbox_fusion(typ, obj, c):
+@unbox(KernelType)
+def _unbox_kernel(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
 
 
-_fusions: dict[str, Any] = {}
+_kernels: dict[str, Any] = {}
 
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
@@ -69,9 +74,11 @@ _SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
 
 
 @functools.cache
-def kernel(fusion):
+def entry(kernel):
     """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
-    function, signature = specialised(fusion)
+    if kernel.window:  # the same kernel: without a window all elements are one row
+        return entry(replace(kernel, source=kernel.source._replace(window=False)))
+    function, signature = specialised(kernel)
     dispatcher, fault = _when_compiled(lambda: _compiled(function, signature))
     # Once in a process, though Numba, as it compiles, makes Python forget what it has shown.
     if fault and not _faults:
@@ -119,30 +126,31 @@ if hasattr(os, "register_at_fork"):  # a child could never compile, were the loc
     )
 
 
-def specialised(fusion):
-    """`_run` for one fusion, and its signature.
+def specialised(kernel):
+    """`_run` for one kernel, and its signature.
 
     A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
     processes that compile different signatures of one function at once may give one the other's code.
     """
-    digest = hashlib.sha256((formulas.parse(fusion.element).digest + _SURROUNDINGS).encode()).hexdigest()[:20]
-    name = f"{fusion.name}_{fusion.dtype}_{digest}"
-    _fusions[name] = fusion
+    digest = hashlib.sha256((formulas.parse(kernel.formula).digest + _SURROUNDINGS).encode()).hexdigest()[:20]
+    name = f"{kernel.name}_{kernel.dtype}_{digest}"
+    _kernels[name] = kernel
     function = FunctionType(_run.__code__, globals(), name)
     function.__qualname__ = name
-    drawn, limit = _stored(fusion) if fusion.given else fusion.storage, _FIELD[fusion.bits]
-    storage, drawn, limit, real = (numba.from_dtype(np.dtype(d)) for d in (fusion.storage, drawn, limit, fusion.real))
+    drawn, limit = _drawn_dtype(kernel) if kernel.masked else kernel.storage, _FIELD[kernel.bits]
+    storage, drawn, limit, real = (numba.from_dtype(np.dtype(d)) for d in (kernel.storage, drawn, limit, kernel.real))
     source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
-    given = types.Array(drawn, 1, "C", readonly=True)
+    operands = types.UniTuple(source, kernel.reads), types.UniTuple(target, len(kernel.outputs))
+    mask = types.Array(drawn, 1, "C", readonly=True)
     numbers = (*(types.int64,) * 2, *(types.uint64,) * 3, types.int64, types.uint64, *(types.int64,) * 3)
-    return function, types.void(FusionType(name), limit, real, real, source, source, given, target, *numbers)
+    return function, types.void(KernelType(name), limit, real, real, *operands, mask, *numbers)
 
 
-def _stored(fusion):
+def _drawn_dtype(kernel):
     """The dtype in which a block holds what is drawn for its elements: fields, truth values or real numbers."""
-    if fusion.given:
-        return np.uint8 if fusion.keeps else fusion.real
-    return fusion.real if fusion.acting.drawn == "normal" else _FIELD[fusion.bits]
+    if kernel.masked:
+        return np.uint8 if kernel.keeps else kernel.real
+    return kernel.real if kernel.drawn == "normal" else _FIELD[kernel.bits]
 
 
 _draw = compiled(philox.draw, np.float32, {}, inner())
@@ -151,65 +159,68 @@ _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
 def _constant(of):
-    """A function that kernels call with a fusion's type, for what is known of the fusion when they are compiled."""
+    """A function that kernels call with a kernel's type, for what is known of the kernel when they are compiled."""
 
-    def constant(fusion):
+    def constant(kernel):
         raise NotImplementedError
 
     @overload(constant)
-    def _overload_constant(fusion):
-        value = of(_fusions[fusion.name])
-        return lambda fusion: value
+    def _overload_constant(kernel):
+        value = of(_kernels[kernel.name])
+        return lambda kernel: value
 
     return constant
 
 
-_drawn = _constant(lambda fusion: fusion.bits > 0)
-_given = _constant(lambda fusion: fusion.given)
-_reads = _constant(lambda fusion: fusion.reads > 0)  # a mask is made out of nothing
-_lanes = _constant(lambda fusion: philox.lanes(fusion.bits or 16))
+_draws = _constant(lambda kernel: kernel.bits > 0)
+_masked = _constant(lambda kernel: kernel.masked)
+_lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
 
 
-def _block(fusion, words):
+def _block(kernel, words):
     """What is drawn for a block, element by element: the words themselves as fields, or room for what they become."""
 
 
-def _deviate(fusion, words, count, normals):
-    """Normal deviates out of so many pairs of words, if that is what the fusion draws."""
+def _deviate(kernel, words, count, normals):
+    """Normal deviates out of so many pairs of words, if that is what the kernel draws."""
 
 
-def _fetch(fusion, given, period, repeat, run, first, block):
-    """What is given for the elements from number `first` on, to block, if anything is."""
+def _fetch(kernel, mask, period, repeat, run, first, block):
+    """The mask's elements for the elements from number `first` on, to block, if there is a mask."""
 
 
-def _element(fusion, drawn, limit, scale, shift, a, b):
-    """What is stored for one element."""
+def _prefetched(kernel, inputs, first, count):
+    """Have so many elements of each input brought into the cache."""
+
+
+def _apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):
+    """The formula over a block."""
 
 
 @overload(_block)
-def _overload_block(fusion, words):
-    f = _fusions[fusion.name]
-    stored = np.dtype(_stored(f)).type
-    if f.given:
-        return lambda fusion, words: np.empty(BLOCK, stored)
-    if f.acting.drawn == "normal":
-        return lambda fusion, words: np.empty(2 * words.size, stored)  # two of each pair
-    return lambda fusion, words: words.view(stored)
+def _overload_block(kernel, words):
+    of = _kernels[kernel.name]
+    stored = np.dtype(_drawn_dtype(of)).type
+    if of.masked:
+        return lambda kernel, words: np.empty(BLOCK, stored)
+    if of.drawn == "normal":
+        return lambda kernel, words: np.empty(2 * words.size, stored)  # two of each pair
+    return lambda kernel, words: words.view(stored)
 
 
 @overload(_deviate)
-def _overload_deviate(fusion, words, count, normals):
-    f = _fusions[fusion.name]
-    if f.given or f.acting.drawn != "normal":  # compiled into no other kernel, for that takes time
-        return lambda fusion, words, count, normals: None
-    real = f.real
+def _overload_deviate(kernel, words, count, normals):
+    of = _kernels[kernel.name]
+    if of.masked or of.drawn != "normal":  # compiled into no other kernel, for that takes time
+        return lambda kernel, words, count, normals: None
+    real = of.real
     radius, sine = (
         compiled(formula, getattr(np, real), host_math.HOST_MATH[real], inner(), dict(host_math.FORMULAS[real]))
         for formula in (philox.radius, philox.sine)
     )
     quarter = philox.QUARTER
 
-    def deviate(fusion, words, count, normals):
+    def deviate(kernel, words, count, normals):
         # Both of a pair at once, which share a radius and an angle.
         for i in range(count):
             pair = words[i]
@@ -221,30 +232,56 @@ def _overload_deviate(fusion, words, count, normals):
 
 
 @overload(_fetch)
-def _overload_fetch(fusion, given, period, repeat, run, first, block):
-    if not _fusions[fusion.name].given:
-        return lambda fusion, given, period, repeat, run, first, block: None
-    return lambda fusion, given, period, repeat, run, first, block: _gather(given, period, repeat, run, first, block)
+def _overload_fetch(kernel, mask, period, repeat, run, first, block):
+    if not _kernels[kernel.name].masked:
+        return lambda kernel, mask, period, repeat, run, first, block: None
+    return lambda kernel, mask, period, repeat, run, first, block: _gather(mask, period, repeat, run, first, block)
 
 
-@overload(_element)
-def _overload_element(fusion, drawn, limit, scale, shift, a, b):
-    f = _fusions[fusion.name]
-    real = getattr(np, f.real)
-    formula = compiled(f.element, real, host_math.HOST_MATH[f.real], inner())
-    widen, narrow = _CONVERSIONS[f.dtype]
-    if not f.keeps:
-        return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
-            formula(real(drawn), scale, shift, widen(a), widen(b))
-        )
-    if f.given:
-        return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
-            formula(drawn != 0, scale, shift, widen(a), widen(b))
-        )
-    keep_all = f.bits == 0
-    return lambda fusion, drawn, limit, scale, shift, a, b: narrow(
-        formula(keep_all or drawn > limit, scale, shift, widen(a), widen(b))
-    )
+@overload(_prefetched)
+def _overload_prefetched(kernel, inputs, first, count):
+    if not inputs.count:
+        return lambda kernel, inputs, first, count: None
+
+    text = "def prefetched(kernel, inputs, first, count):\n    for i in range(first, first + count, line):"
+    text += "".join(f"\n        prefetch(inputs[{k}], i)" for k in range(inputs.count))
+    names = {"prefetch": prefetch, "line": LINE // (inputs.dtype.dtype.bitwidth // 8)}
+    exec(text, names)  # noqa: S102  (as below)
+    return names["prefetched"]
+
+
+@overload(_apply)
+def _overload_apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):
+    of = _kernels[kernel.name]
+    real = getattr(np, of.real)
+    widen, narrow = _CONVERSIONS[of.dtype]
+    formula = compiled(of.formula, real, host_math.HOST_MATH[of.real], inner())
+    names = {"widen": widen, "narrow": narrow, "formula": formula, "real": real, "copy": _copy}
+    exec(_loop(of), names)  # noqa: S102  (text from here)
+    return names["apply"]
+
+
+def _loop(kernel):
+    """The text of `_apply` for a kernel. It has a name for each operand: of loops over tuples Numba compiles longer."""
+    drawn = "drawn[i] > limit" if kernel.bits else "True"
+    drawn = "real(drawn[i])" if not kernel.keeps else "drawn[i] != 0" if kernel.masked else drawn
+    inputs, outputs = range(kernel.reads), range(len(kernel.outputs))
+    arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs)]
+    lines = [
+        "def apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):",
+        *(f"a{k} = inputs[{k}][first:last]" for k in inputs),
+        *(f"y{k} = outputs[{k}][first:last]" for k in outputs),
+        "for i in range(y0.size):",
+        f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
+        *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
+    ]
+    if inputs:  # in place: a loop that reads what it writes would not vectorise
+        lines[2:2] = [
+            "if inputs[0].ctypes.data == outputs[0].ctypes.data:",
+            "    copy(a0, spare[: last - first])",
+            "    a0 = spare[: last - first]",
+        ]
+    return "\n    ".join(lines)
 
 
 @intrinsic
@@ -274,12 +311,6 @@ def _draw_group(words, at, chunk, seed, call):
 
 
 @inner()
-def _apply(fusion, drawn, limit, scale, shift, a, b, out):
-    for i in range(out.size):
-        out[i] = _element(fusion, drawn[i], limit, scale, shift, a[i], b[i])
-
-
-@inner()
 def _copy(source, target):
     for i in range(target.size):
         target[i] = source[i]
@@ -305,8 +336,8 @@ def _tile(source, at, target):
 
 
 @inner()
-def _gather(given, period, repeat, run, first, block):
-    """What is given for the elements from number `first` on, to block: see `fusion.Given`."""
+def _gather(mask, period, repeat, run, first, block):
+    """The mask's elements for the elements from number `first` on, to block: see `spec.Mask`."""
     place = first // run
     left = run - (first - place * run)  # elements that share the number at this place from here on
     lap = place // period
@@ -316,11 +347,11 @@ def _gather(given, period, repeat, run, first, block):
     while i < block.size:
         if run == 1:
             count = min((repeat - turn) * period - at, block.size - i)
-            _tile(given[base : base + period], at, block[i : i + count])
+            _tile(mask[base : base + period], at, block[i : i + count])
             at, turn = period, repeat - 1
         else:
             count = min(left, block.size - i)
-            _repeat(given[base + at], block[i : i + count])
+            _repeat(mask[base + at], block[i : i + count])
             left = run
             at += 1
         i += count
@@ -332,42 +363,33 @@ def _gather(given, period, repeat, run, first, block):
                 base += period
 
 
-def _run(fusion, limit, scale, shift, a, b, given, out, lo, hi, start, seed, call, row, pitch, period, repeat, run):
-    """out[lo:hi]"""
-    lanes = np.int64(_lanes(fusion))
+def _run(
+    kernel, limit, scale, shift, inputs, outputs, mask, lo, hi, start, seed, call, row, pitch, period, repeat, run
+):
+    """outputs[lo:hi]"""
+    lanes = np.int64(_lanes(kernel))
     words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
-    block = _block(fusion, words)
-    spare = np.empty(BLOCK, a.dtype)
-    in_place = _reads(fusion) and a.ctypes.data == out.ctypes.data
+    block = _block(kernel, words)
+    spare = np.empty(BLOCK, outputs[0].dtype)
     skip = np.int64(0)
     first = lo
     while first < hi:
         line = first // row
         last = min(first + BLOCK, hi, (line + 1) * row)
-        if _drawn(fusion):
+        if _draws(kernel):
             m = np.uint64(start + np.uint64(line) * pitch + np.uint64(first - line * row))
             chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
             groups = (skip + last - first + GROUP * lanes - 1) // (GROUP * lanes)
             for group in range(groups):
-                ahead = first + group * GROUP * lanes
-                if _reads(fusion):
-                    for i in range(ahead, ahead + GROUP * lanes, LINE // a.itemsize):
-                        prefetch(a, i)
-                        prefetch(b, i)
+                _prefetched(kernel, inputs, first + group * GROUP * lanes, GROUP * lanes)
                 _draw_group(
                     words, np.uint64(2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call
                 )
-            _deviate(fusion, words, 2 * GROUP * groups, block)
-        elif _given(fusion):
-            for i in range(last, last + BLOCK, LINE // a.itemsize):
-                prefetch(a, i)
-                prefetch(b, i)
-            _fetch(fusion, given, period, repeat, run, first, block[: last - first])
-        source = a[first:last]
-        if in_place:  # a loop that reads what it writes would not vectorise
-            _copy(source, spare[: last - first])
-            source = spare[: last - first]
-        _apply(fusion, block[skip:], limit, scale, shift, source, b[first:last], out[first:last])
+            _deviate(kernel, words, 2 * GROUP * groups, block)
+        elif _masked(kernel):
+            _prefetched(kernel, inputs, last, BLOCK)
+            _fetch(kernel, mask, period, repeat, run, first, block[: last - first])
+        _apply(kernel, block[skip:], limit, scale, shift, inputs, outputs, spare, first, last)
         first = last
 
 
@@ -384,34 +406,42 @@ def random_bytes(stream, chunk, count):
     return words[: 2 * count].astype("<u8", copy=False).tobytes()
 
 
-def launch(fusion, a, b, out, draw, given=None):
-    repeated = b is a and a.ndim > 1 and a.strides[0] == 0 and len(a) and a[0].size >= BLOCK
-    if repeated and given is None and not fusion.window:
-        for k in range(len(a)):  # the same elements again and again: no copy of them all
-            part = a[k]
-            launch(fusion, part, part, out[k], draw._replace(start=draw.start + k * part.size))
+def launch(kernel, inputs, outputs, draw):
+    if len(inputs) == 1 and kernel.bits and inputs[0].ndim > 1 and _repeats(inputs[0]) and not kernel.window:
+        for k, part in enumerate(inputs[0]):  # the same elements again and again: no copy of them all
+            launch(kernel, (part,), (outputs[0][k],), draw._replace(start=draw.start + k * part.size))
         return
-    # The same kernel does windows: all of its elements are one row without.
-    run, stored = kernel(replace(fusion, window=False) if fusion.window else fusion), fusion.stored_dtype
-    flat_a = _flat(a, stored)
-    flat_b = flat_a if b is a else _flat(b, stored)
-    in_order = out.flags.carray
-    target = _flat(out if in_order else np.empty(out.shape, out.dtype), stored)
-    drawn, (period, repeat, share), scale = flat_a, (1, 1, 1), draw.scale
-    if given is not None:
-        drawn, (period, repeat, share) = given.array, given[1:4]
-        drawn = drawn.view(np.uint8) if fusion.keeps else drawn
-        if fusion.counted:
-            scale = target.size / max(1, int(given.kept[0]))
-    row = draw.row if fusion.window else max(1, target.size)
-    numbers = (draw.start, draw.seed, draw.call, row, draw.pitch, period, repeat, share)
+    run, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
+    seed, call, start, limit, scale, shift, row, pitch = draw
+    mask, period, repeat, share = None, 1, 1, 1
+    if kernel.masked:
+        *inputs, (mask, period, repeat, share, kept) = inputs
+        mask = mask.view(np.uint8) if kernel.keeps else mask
+        if kernel.counted:
+            scale = size / max(1, int(kept[0]))
+    sources, targets, in_order = (), (), True  # in loops, which take less time than comprehensions
+    for array in inputs:
+        sources += (_flat(array, stored),)
+    for out in outputs:
+        if not out.flags.carray:
+            out, in_order = np.empty(out.shape, out.dtype), False
+        targets += (_flat(out, stored),)
+    mask = targets[0] if mask is None else mask
+    numbers = (start, seed, call, row if kernel.window else max(1, size), pitch, period, repeat, share)
 
     def part(lo, hi):
-        run(None, draw.limit, scale, draw.shift, flat_a, flat_b, drawn, target, lo, hi, *numbers)
+        run(None, limit, scale, shift, sources, targets, mask, lo, hi, *numbers)
 
-    threads.share_out(part, target.size)
+    threads.share_out(part, size)
     if not in_order:
-        out[...] = target.view(out.dtype).reshape(out.shape)
+        for out, target in zip(outputs, targets, strict=True):
+            if not out.flags.carray:
+                out[...] = target.view(out.dtype).reshape(out.shape)
+
+
+def _repeats(array):
+    """Whether an array is the same large block again and again."""
+    return array.strides[0] == 0 and len(array) and array[0].size >= BLOCK
 
 
 @jit()

@@ -117,9 +117,7 @@ def backend(request, monkeypatch):
         host = pytest.importorskip("tests.backends.cupy_on_host", reason="CuPy is not installed", exc_type=ImportError)
         from gpudrop.kernels import cupy_elementwise
 
-        monkeypatch.setattr(cupy_elementwise, "run", host.run)
-        monkeypatch.setattr(cupy_elementwise, "grow_kernel", host.grow_kernel)
-        monkeypatch.setattr(cupy_elementwise, "advance_kernel", host.advance_kernel)
+        host.replace_launches(monkeypatch.setattr)
         monkeypatch.setattr(backends, "to_device", np.copy)
         monkeypatch.setattr(arrays, "to_host", np.asarray)
         monkeypatch.setattr(arrays, "overwrite", np.copyto)

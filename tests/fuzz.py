@@ -36,9 +36,8 @@ import numba.core.event
 import numpy as np
 
 import gpudrop
-from gpudrop import Generator, Stream, layers, reference, schedules
+from gpudrop import Generator, Stream, layers, operations, reference, schedules
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
-from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu
 from tests.fuzz_arguments import Case, Foreign, Mine
 
@@ -353,12 +352,12 @@ def bits_of(array):
 
 def bounds_are_checked():
     """Whether an index beyond an array raises in the kernels, and in DropBlock's; what lies there is ours."""
-    run = cpu.kernel(Fusion("forward", ACTIVATIONS["identity"], 0, "float32"))
+    run = cpu.entry(operations.forward(ACTIVATIONS["identity"], "float32", None))
     memory, maps = np.ones(10, np.float32), np.ones((2, 2, 2), bool)
     short = memory[:3]
     checked = 0
     try:
-        run(None, 0, 1.0, 0.0, short, short, short, np.empty(5, np.float32), 0, 5, 0, 0, 0, 5, 0, 1, 1, 1)
+        run(None, 0, 1.0, 0.0, (short,), (np.empty(5, np.float32),), short, 0, 5, 0, 0, 0, 5, 0, 1, 1, 1)
     except IndexError:
         checked += 1
     try:
@@ -394,7 +393,7 @@ def run(seed, numbers, seconds=math.inf, report=print):
         "calls": sum(map(Counter.total, outcomes.values())),
         "seconds": round(time.monotonic() - begun, 1),
         "of them compiling": round(seconds_within(compiling.buffer), 1),
-        "kernels": cpu.kernel.cache_info().currsize,
+        "kernels": cpu.entry.cache_info().currsize,
         "slowest that compiles nothing": slowest,
         "findings": findings,
         "outcomes": {name: dict(sorted(outcomes[name].items())) for name in sorted(outcomes)},

@@ -54,8 +54,8 @@ class Mutant(NamedTuple):
 PHILOX = "gpudrop/formulas/philox.py"
 MASKS = "gpudrop/masks.py"
 CPU = "kernels/cpu.py"
-CUPY = "kernels/cupy_elementwise.py"
-NUMBA, NUMBA_LAUNCH = "kernels/numba_cuda/map.py", "kernels/numba_cuda/launch.py"
+CUPY, MAP = "kernels/cupy_elementwise/launching.py", "kernels/cupy_elementwise/map.cuh"
+NUMBA, NUMBA_LAUNCH = "kernels/numba_cuda/map.py", "kernels/numba_cuda/launching.py"
 
 MUTANTS = [
     # The mapping
@@ -207,16 +207,23 @@ MUTANTS = [
     # The description of a fused operation
     Mutant(
         "a slope without the scale",
-        "gpudrop/fusion.py",
-        "return noise(slope(b) != 0, scale, shift, inner(a, b), b)",
-        "return inner(a, b)",
+        "gpudrop/operations.py",
+        "return act(slope(y) != 0, scale, shift, dy * slope(y), y)",
+        "return dy * slope(y)",
         "backends/test_masks.py",
     ),
     Mutant(
+        "DropBlock is not normalised",
+        "kernels/spec.py",
+        "isinstance(self.source, Reads) and self.source.counted",
+        "False",
+        "family/test_family.py",
+    ),
+    Mutant(
         "DropBlock's backward pass takes the scale of p",
-        "gpudrop/fusion.py",
-        "and self.noise.zeroes and not self.counted",
-        "and self.noise.zeroes",
+        "gpudrop/operations.py",
+        'return "y" if noise.zeroes and not counted else "x"',
+        'return "y" if noise.zeroes else "x"',
         "family/test_family.py",
     ),
     # Calls
@@ -230,8 +237,8 @@ MUTANTS = [
     Mutant(
         "a refused call uses up a stream",
         "gpudrop/plan.py",
-        "        if needs_x and out is not None and arrays.overlap(target, x.array):\n",
-        "        if needs_x and out is not None and rng.next() and arrays.overlap(target, x.array):\n",
+        'if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):',
+        'if plan.saves == "x" and out is not None and rng.next() and arrays.overlap(target, x.array):',
         "faults/test_arguments.py unit/test_api.py",
     ),
     Mutant(
@@ -818,7 +825,7 @@ MUTANTS = [
     Mutant(
         "a stale cache is served",
         CPU,
-        "(formulas.parse(fusion.element).digest + _SURROUNDINGS)",
+        "(formulas.parse(kernel.formula).digest + _SURROUNDINGS)",
         "_SURROUNDINGS",
         "backends/test_cpu.py",
     ),
@@ -874,15 +881,15 @@ MUTANTS = [
     # CUDA kernels
     Mutant(
         "a window's last chunk is forgotten",
-        "kernels/__init__.py",
+        "kernels/chunks.py",
         "(start % chunk if pitch % chunk == 0 else chunk - 1)",
         "(start % chunk)",
         "backends/test_parts.py",
     ),
     Mutant(
-        "what is given for later samples is read from where it was drawn",
-        "kernels/__init__.py",
-        "start = 0  # that of what is given, drawn before",
+        "a mask of later samples is read from where it was drawn",
+        "kernels/chunks.py",
+        "start = 0  # that of the mask, drawn before",
         "pass",
         "backends/test_parts.py",
     ),
@@ -894,39 +901,60 @@ MUTANTS = [
         "backends/test_values.py",
     ),
     Mutant(
-        "CuPy exchanges the wrong half in a warp",
-        CUPY,
-        "odd ? low : high, distance)",
-        "odd ? high : low, distance)",
+        "threads of a warp exchange the wrong half",
+        "gpudrop/formulas/indexing.py",
+        "received = exchanged(low if odd else high, distance)",
+        "received = exchanged(high if odd else low, distance)",
         "backends/test_masks.py",
+    ),
+    Mutant(
+        "a mask is repeated once too often",
+        "gpudrop/formulas/indexing.py",
+        "    if turn >= repeat:\n",
+        "    if turn > repeat:\n",
+        "family/test_family.py",
+    ),
+    Mutant(
+        "a boundary within a chunk of a mask is missed",
+        "gpudrop/formulas/indexing.py",
+        "repeat, run)) - ahead",
+        "repeat, run))",
+        "family/test_family.py",
     ),
     Mutant(
         "CuPy ignores a window's pitch",
-        CUPY,
-        "n.start + line * n.pitch;",
-        "n.start + line * n.row;",
+        MAP,
+        "n.start + here[0] * n.pitch",
+        "n.start + here[0] * n.row",
         "backends/test_parts.py",
     ),
     Mutant(
-        "CuPy repeats a mask once too often",
-        CUPY,
-        "if (place.turn >= n.repeat) {",
-        "if (place.turn > n.repeat) {",
-        "family/test_family.py",
-    ),
-    Mutant(
-        "CuPy misses a boundary within a chunk of a mask",
-        CUPY,
-        "const int64 after = place.at + place.base - ahead;",
-        "const int64 after = place.at + place.base;",
-        "family/test_family.py",
-    ),
-    Mutant(
         "CuPy gives chunks that share words the same lanes",
-        CUPY,
-        'f"j + static_cast<uint32>((number + own) % {fusion.shares}) * chunk",',
-        '"j",',
+        MAP,
+        "first_lane = static_cast<uint32>((number + own) % shares) * size;",
+        "",
         "backends/test_masks.py",
+    ),
+    Mutant(
+        "CuPy's ElementwiseKernels ignore a window's pitch",
+        "kernels/cupy_elementwise/elementwise.cuh",
+        "start + here[0] * pitch",
+        "start + here[0] * row",
+        "backends/test_parts.py",
+    ),
+    Mutant(
+        "a product loses its upper half in CUDA C++",
+        "kernels/cupy_elementwise/device.cuh",
+        "return static_cast<uint64>(a) * b;",
+        "return a * b;",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "CuPy's second output is the first one",
+        "kernels/cupy_elementwise/source.py",
+        'f"narrow(pair.of[{k}])"',
+        'f"narrow(pair.of[0])"',
+        "family/test_family.py",
     ),
     Mutant(
         "CuPy's blocks are a column too wide",
@@ -936,18 +964,10 @@ MUTANTS = [
         "family/test_family.py",
     ),
     Mutant(
-        "Numba exchanges the wrong half in a warp",
-        NUMBA,
-        "received = exchanged(low if odd else high, distance)",
-        "received = exchanged(high if odd else low, distance)",
-        "backends/test_masks.py",
-        simulated=True,
-    ),
-    Mutant(
         "Numba ignores a window's pitch",
         NUMBA,
-        "origin = start + np.uint64(line) * pitch",
-        "origin = start + np.uint64(line) * np.uint64(row)",
+        "origin = start + np.uint64(here[0]) * pitch",
+        "origin = start + np.uint64(here[0]) * np.uint64(row)",
         "backends/test_parts.py",
         simulated=True,
     ),
@@ -957,14 +977,6 @@ MUTANTS = [
         "if inner + j >= 0 and inner + j < row:",
         "if inner + j > 0 and inner + j < row:",
         "backends/test_masks.py",
-        simulated=True,
-    ),
-    Mutant(
-        "Numba repeats a mask once too often",
-        NUMBA,
-        "    if turn >= repeat:\n",
-        "    if turn > repeat:\n",
-        "family/test_family.py",
         simulated=True,
     ),
     Mutant(
@@ -992,17 +1004,24 @@ MUTANTS = [
         simulated=True,
     ),
     Mutant(
-        "Numba's kernels divide 64-bit integers in their loop",
-        NUMBA,
-        "place = move_on(place, further_place, period, repeat, run)",
-        "place = find((i + threads) * chunk, period, repeat, run)",
-        "backends/test_cuda_compile.py",
-    ),
-    Mutant(
         "Numba's quotients of 16-bit dtypes are exact and slow",
         "kernels/numba_cuda/intrinsics.py",
         "div.approx.f32",
         "div.rn.f32",
+        "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "Numba's kernels divide 64-bit integers in their loop",
+        NUMBA,
+        "place = advance(place, further_place, period, repeat, run)",
+        "place = locate((i + threads) * size, period, repeat, run)",
+        "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "CuPy's stores are of single elements",
+        MAP,
+        "*reinterpret_cast<Part*>(&n.outputs[k][m + s * apart]) = lanes.outputs[k][s];",
+        "for (int j = 0; j < step; ++j) n.outputs[k][m + s * apart + j] = lanes.outputs[k][s].lane[j];",
         "backends/test_cuda_compile.py",
     ),
     Mutant(
@@ -1012,13 +1031,6 @@ MUTANTS = [
         "value = _words[me]",
         "backends/test_masks.py",
         simulated=True,
-    ),
-    Mutant(
-        "CuPy's stores are of single elements",
-        CUPY,
-        "*reinterpret_cast<Part*>(&out[m + s * apart]) = out_parts[s];",
-        "for (int k = 0; k < step; ++k) out[m + s * apart + k] = out_parts[s].lane[k];",
-        "backends/test_cuda_compile.py",
     ),
     # What people do around it
     Mutant(
@@ -1266,6 +1278,8 @@ MUTANTS = [
 LEFT_OUT = {
     "gpudrop/__init__.py": "it has names alone",
     "gpudrop/version.py": "it has one number",
+    "kernels/__init__.py": "it has no code",
+    "kernels/cupy_elementwise/__init__.py": "it has names alone",
     "kernels/numba_cuda/__init__.py": "it has names alone",
     "gpudrop/_pyinstaller/__init__.py": "PyInstaller alone calls it",
     "gpudrop/_pyinstaller/hook-gpudrop.py": "the test that runs PyInstaller is slow",

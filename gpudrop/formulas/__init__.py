@@ -2,11 +2,11 @@
 
 A formula takes numbers and returns a number. It may use assignments, if, for over range(n),
 arithmetic, comparisons, conditional expressions, the functions in MATH (from math or numpy), abs,
-min, max, numpy's uint32 and uint64 casts, module-level numbers and other formulas.
+min, max, numpy's uint32, uint64 and int64 casts, module-level numbers and other formulas.
 
 A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here), and so
 do loop variables and what is cast to a float; parameters and results are real unless annotated. So
-`0.5 * x` is never computed in float64 by accident, on any processor.
+`0.5 * x` is never computed in float64 by accident, on any processor. Integers alone have // and %.
 
 `parse` reads a function's text, makes sure that the function was compiled from it, and brings it into canonical form,
 in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending
@@ -33,12 +33,35 @@ from typing import Any
 import numpy as np
 
 MATH = ("cos", "erf", "exp", "expm1", "fabs", "floor", "log", "log1p", "sin", "sqrt", "tanh")
-CASTS = ("uint32", "uint64", "real")
+CASTS = ("uint32", "uint64", "int64", "real")
 
 # What a name's value means, found by identity so that any import style works.
 _KNOWN = {getattr(module, name): name for module in (math, np) for name in MATH if hasattr(module, name)}
 _KNOWN |= {np.uint32: "uint32", np.uint64: "uint64", np.float32: "real", np.float64: "real", float: "real"}
-_KNOWN |= {abs: "fabs", np.abs: "fabs", range: "range", min: "min", max: "max"}
+_KNOWN |= {abs: "fabs", np.abs: "fabs", range: "range", min: "min", max: "max", np.int64: "int64"}
+
+
+def rolled(count: int) -> range:
+    """range, for a loop that CUDA's compilers must not unroll."""
+    return range(count)
+
+
+def exchanged(value: Any, distance: Any) -> Any:
+    """The value of the thread whose number in the warp differs in the bit `distance`; CUDA alone has it."""
+    raise NotImplementedError
+
+
+_KNOWN |= {rolled: "rolled", exchanged: "exchanged"}
+
+
+Drawn = bool | float
+"""What is drawn for an element: a truth value or a number, as the kernel that a formula is for has it."""
+Pair = tuple[float, float]
+"""The result of a formula that returns two numbers."""
+Location = tuple[np.int64, np.int64, np.int64, np.int64]
+"""Where a kernel is: four indices, which mean what its formulas say."""
+MaskArray = Any
+"""The array of a mask, which an int64 indexes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +295,7 @@ class _Canonical(ast.NodeTransformer):
         raise self.formula.refuse(node)
 
     def _spell(self, node, value):
-        if isinstance(value, (np.uint32, np.uint64)):
+        if isinstance(value, (np.uint32, np.uint64, np.int64)):
             return _cast(type(value).__name__, ast.Constant(int(value)), node)
         if isinstance(value, (int, float, np.floating)):
             return self._real(node, value)
@@ -319,13 +342,25 @@ class _Canonical(ast.NodeTransformer):
                 choice = ast.IfExp(ast.Compare(other, [order], [best]), other, best)
                 best = ast.copy_location(choice, node)
             return best
-        if function.id in (*CASTS, "range"):
+        if function.id in ("range", "rolled"):
+            arguments = [self._count(a) for a in node.args]
+        elif function.id in CASTS:
             arguments = [a if isinstance(a, ast.Constant) else self._uncast(self.visit(a)) for a in node.args]
-        elif function.id in MATH or function.id in self.formula.calls:
+        elif function.id in (*MATH, "exchanged") or function.id in self.formula.calls:
             arguments = [self.visit(a) for a in node.args]
         else:
             raise self.formula.refuse(node)
         return ast.copy_location(ast.Call(function, arguments, []), node)
+
+    def _count(self, argument):
+        """How often a loop runs: an integer, by itself or by the name of one outside."""
+        if isinstance(argument, ast.Name) and argument.id not in self.local:
+            argument = ast.copy_location(ast.Constant(self.outer.get(argument.id)), argument)
+        return argument if isinstance(argument, ast.Constant) else self.visit(argument)
+
+    def visit_Subscript(self, node):
+        index = node.slice if isinstance(node.slice, ast.Constant) else self.visit(node.slice)
+        return ast.copy_location(ast.Subscript(self.visit(node.value), index, node.ctx), node)
 
     def _uncast(self, argument):
         """What is cast anyway needn't be made real before."""
@@ -358,7 +393,8 @@ def compiled(function, real, math_functions, decorate, memo=None):
     memo = {} if memo is None else memo
     if function not in memo:
         formula = parse(function)
-        namespace = {"uint32": np.uint32, "uint64": np.uint64, "real": real} | math_functions
+        casts = {"uint32": np.uint32, "uint64": np.uint64, "int64": np.int64, "real": real}
+        namespace = casts | {"rolled": range} | math_functions
         for name, called in formula.calls.items():
             namespace[name] = compiled(called, real, math_functions, decorate, memo)
         bare = _without_annotations(formula.tree)

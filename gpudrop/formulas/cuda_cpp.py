@@ -1,6 +1,6 @@
 """Prints formulas as CUDA C++, and refuses by line what it doesn't know.
 
-The printed text spells its types real, uint32, uint64 and Words, as `prelude` defines them, and it
+The printed text spells its types real, drawn_t, uint32, uint64, Words and Pair, as `prelude` defines them, and it
 is ordinary C++: g++ builds the same text for the host.
 """
 
@@ -8,24 +8,37 @@ import ast
 
 from gpudrop.formulas import parse
 
+# Of integers alone, and not of negative ones.
+DIVISIONS: dict[type[ast.AST], str] = {ast.FloorDiv: "/", ast.Mod: "%"}
 OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.RShift: ">>", ast.LShift: "<<"}
 OPERATORS |= {ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"}
 OPERATORS |= {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">"}
 OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
+TYPES |= {"int64": "int64", "Location": "Location", "MaskArray": "const mask_t*", "Drawn": "drawn_t", "Pair": "Pair"}
+INTEGERS = ("uint32", "uint64", "int64")
 """What annotations mean; without one a parameter or result is real."""
 
 
-def prelude(real):
-    """The types that printed formulas use; real is "float" or "double"."""
+def prelude(real, drawn="real"):
+    """The types that printed formulas use; real is "float" or "double", drawn, of drawn_t, "bool" or "real"."""
     return f"""
 typedef {real} real;
+typedef {drawn} drawn_t;
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
+typedef long long int64;
 struct Words {{
   uint32 w[4];
   __device__ uint32 operator[](uint32 i) const {{ return w[i]; }}
+}};
+struct Location {{
+  int64 of[4];
+  __device__ int64 operator[](uint32 i) const {{ return of[i]; }}
+}};
+struct Pair {{
+  real of[2];
 }};
 """
 
@@ -72,14 +85,17 @@ class CudaSource:
 class _Printer:
     def __init__(self, formula, calls):
         self.formula, self.calls = formula, calls
-        self.truths = {a.arg: self.type(a.annotation) == "bool" for a in formula.tree.args.args}
-        """The variables that are declared, and whether each is a truth value."""
+        self.kinds = {a.arg: self.kind_of(self.type(a.annotation)) for a in formula.tree.args.args}
+        """The variables that are declared, and what each is: "truth", "integer" or "other"."""
 
     def type(self, annotation):
         text = ast.unparse(annotation) if annotation else "float"
         if text not in TYPES:
             raise self.formula.refuse(annotation)
         return TYPES[text]
+
+    def kind_of(self, spelling):
+        return "truth" if spelling == "bool" else "integer" if spelling in INTEGERS else "other"
 
     def function(self, name):
         tree = self.formula.tree
@@ -92,9 +108,9 @@ class _Printer:
         return "".join(f"{indent}{self.statement(s, indent)}\n" for s in statements)
 
     def nested(self, statements, indent):
-        outer = dict(self.truths)
+        outer = dict(self.kinds)
         text = self.block(statements, indent + "  ")
-        self.truths = outer  # what is first assigned inside a block ends with it
+        self.kinds = outer  # what is first assigned inside a block ends with it
         return f"{{\n{text}{indent}}}"
 
     def statement(self, s, indent):
@@ -106,11 +122,14 @@ class _Printer:
             case ast.Return(value=value) if value:
                 return f"return {self.expression(value)};"
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                text, truth = self.expression(value), self.is_truth(value)
-                kind = "" if name in self.truths else "auto "
-                if self.truths.setdefault(name, truth) != truth:
+                text, kind = self.expression(value), self.kind(value)
+                declared = "" if name in self.kinds else "auto "
+                if (self.kinds.setdefault(name, kind) == "truth") != (kind == "truth"):
                     raise self.formula.refuse(s, "changes the type of its variable")
-                return f"{kind}{name} = {text};"
+                return f"{declared}{name} = {text};"
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name() as value):
+                parts = [ast.Assign([n], ast.Subscript(value, ast.Constant(k))) for k, n in enumerate(names)]
+                return " ".join(self.statement(part, indent) for part in parts)
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
                 return self.statement(ast.Assign([target], ast.BinOp(ast.Name(name), op, value)), indent)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -118,34 +137,48 @@ class _Printer:
                 return text + (f" else {self.nested(orelse, indent)}" if orelse else "")
             case ast.For(
                 target=ast.Name(id=i),
-                iter=ast.Call(func=ast.Name("range"), args=[ast.Constant(value=int(n))]),
+                iter=ast.Call(func=ast.Name("range" | "rolled" as how), args=[ast.Constant(value=int(n))]),
                 body=body,
                 orelse=[],
             ):
-                self.truths[i] = False
-                return f"for (int {i} = 0; {i} < {n}; ++{i}) {self.nested(body, indent)}"
+                self.kinds[i] = "integer"
+                pragma = f"#pragma unroll 1\n{indent}" if how == "rolled" else ""
+                return f"{pragma}for (int {i} = 0; {i} < {n}; ++{i}) {self.nested(body, indent)}"
         raise self.formula.refuse(s)
 
-    def is_truth(self, e):
+    def kind(self, e):
+        """What an expression is: as `kinds`."""
         match e:
             case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant():
-                return True
+                return "truth"
             case ast.Name(id=name):
-                return self.truths.get(name, False)
+                return self.kinds.get(name, "other")
             case ast.BoolOp(values=values):
-                return all(map(self.is_truth, values))
+                return self.common(values)
             case ast.IfExp(body=body, orelse=orelse):
-                return self.is_truth(body) and self.is_truth(orelse)
-        return False
+                return self.common([body, orelse])
+            case ast.Call(func=ast.Name(id=name)) if name in INTEGERS:
+                return "integer"
+            case ast.Subscript():
+                return "integer"
+            case ast.BinOp(left=left, right=right):
+                return "integer" if self.kind(left) == self.kind(right) == "integer" else "other"
+        return "other"
+
+    def common(self, expressions):
+        kinds = {self.kind(e) for e in expressions}
+        return kinds.pop() if len(kinds) == 1 else "other"
 
     def expression(self, e):
         match e:
-            case ast.Name(id=name) if name in self.truths:
+            case ast.Name(id=name) if name in self.kinds:
                 return name
             case ast.Constant(value=value):
                 return str(value).lower()
             case ast.BinOp(left=left, op=ast.Pow(), right=right):
                 return f"pow({self.expression(left)}, {self.expression(right)})"
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in DIVISIONS and self.kind(e) == "integer":
+                return f"({self.expression(left)} {DIVISIONS[type(op)]} {self.expression(right)})"
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 return f"({self.expression(left)} {OPERATORS[type(op)]} {self.expression(right)})"
             case ast.UnaryOp(op=op, operand=operand):

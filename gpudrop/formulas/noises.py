@@ -22,7 +22,7 @@ ALPHA_PRIME = -1.7580993408473766
 
 
 class Numbers(NamedTuple):
-    """What a noise's strength comes to, as kernels take it: see `fusion.Draw`."""
+    """What a noise's strength comes to, as kernels take it: see `kernels.spec.Draw`."""
 
     limit: int = 0
     scale: float = 1.0

@@ -178,23 +178,28 @@ def _allocate(device, size):
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.data_ptr(), size, memory, device.index or 0), 0)
 
 
-def _prepare(x, other, out, stream, call, backward=False):
-    """The call, with torch's memory for its result: in torch's form, and of its allocator."""
+def _prepare(x, other, stream, call, backward=False):
+    """The checked call, on x or for a gradient on dy."""
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
     options, by_input = _options(options)
     activation = of_input(find_activation(activation)) if backward and by_input else activation
-    keywords = {"activation": activation, "bits": bits, "out": as_operand("out", as_array(out))} | options
+    keywords = {"activation": activation, "bits": bits} | options
     # As it was called, wherever a backward pass runs.
     return VARIANTS[variant].function.prepare(
         *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
     )
 
 
+def _result(tensor):
+    """torch's memory for a result: in torch's form, and of its allocator."""
+    return as_operand("out", as_array(tensor))
+
+
 def forward(x, other, stream, *call):
     y = torch.empty_like(x)
     with on_stream_of(x):
-        _prepare(x, other, y, stream, call).forward()
+        _prepare(x, other, stream, call).forward(_result(y))
     return y
 
 
@@ -203,8 +208,9 @@ def backward(dy, saved, stream, *call, out=None):
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with on_stream_of(dy):
-        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, dx, stream, numbers, backward=True)
-        prepared.backward(None if saved is None else as_array(saved), second)
+        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, stream, numbers, backward=True)
+        saved = None if saved is None else as_array(saved)
+        prepared.gradient(saved, _result(dx), "dprevious" if second else "dx")
     return dx
 
 

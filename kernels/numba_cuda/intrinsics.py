@@ -141,7 +141,8 @@ from_bits = {
     "float64": half.instruction(intrinsic, types.float64, types.int64, half.llvm_float64),
 }
 exp2 = half.instruction(intrinsic, types.float32, types.float32, half.ptx_exp2)
-MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH} | {"divide": device(lambda a, b: a / b)}
+MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH}
+MATH_FUNCTIONS |= {"divide": device(lambda a, b: a / b), "exchanged": exchanged}
 FAST_FUNCTIONS = {
     "exp": device(lambda x: exp2(x * LOG2_E)),
     "divide": assembly("div.approx.f32 $0, $1, $2;", "=f,f,f", *(types.float32,) * 3),

@@ -1,18 +1,19 @@
-"""Numba CUDA kernels: one grid-stride loop, compiled per fusion.
+"""Numba CUDA kernels: one grid-stride loop, compiled for each kernel.
 
 A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
 the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
-aren't contiguous or aligned, go element by element through the same formula. What is given is read at a place that
-moves on with the chunks, since divisions would cost more than the rest.
-"""
+aren't contiguous or aligned, go element by element through the same formula. Where a mask is read, a thread's location
+in it moves on with the chunks.
 
-import functools
+`../cupy_elementwise/map.cuh` is the same text for CuPy, under the same names.
+"""
 
 import numpy as np
 from numba import config, cuda
 
-from gpudrop.formulas import compiled, philox
-from gpudrop.kernels import WARP, accesses, device_math
+from gpudrop.formulas import compiled
+from gpudrop.kernels import device_math
+from gpudrop.kernels.chunks import WARP, chunks, formulas_of
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:
@@ -20,145 +21,18 @@ if SIMULATED:
 else:
     from gpudrop.kernels.numba_cuda import intrinsics as processor  # type: ignore[no-redef]
 
-device, aligned, exchanged = processor.device, processor.aligned, processor.exchanged
+device, NOWHERE = processor.device, (np.int64(0),) * 4
 
 
-def device_function(formula, fusion):
-    """A formula as a function that kernels of a fusion call."""
+def functions_of(kernel):
+    """The formulas of a kernel as functions that it calls, by name."""
     functions, own = processor.MATH_FUNCTIONS, dict(processor.OWN_FORMULAS)
-    real = getattr(np, fusion.real)
-    if fusion.approximate:
+    real = getattr(np, kernel.real)
+    if kernel.approximate:
         functions = functions | processor.FAST_FUNCTIONS
         for replaced, by in device_math.FORMULAS.items():
             own[replaced] = compiled(by, real, functions, device)
-    return compiled(formula, real, functions, device, own)
-
-
-NEXT = (np.int64(1), np.int64(0), np.int64(0), np.int64(0))  # the place of element 1
-
-
-@device
-def find(i, period, repeat, run):
-    """Where element i finds what is given for it, as `fusion.Given` tells: (within, at, turn, base)."""
-    place = i // run
-    lap = place // period
-    return i - place * run, place - lap * period, lap % repeat, lap // repeat * period
-
-
-@device
-def move_on(place, by, period, repeat, run):
-    """The place of a later element: `by` is the place of the element as far from the first one."""
-    within, at, turn, base = place[0] + by[0], place[1] + by[1], place[2] + by[2], place[3] + by[3]
-    if within >= run:
-        within -= run
-        at += 1
-    if at >= period:
-        at -= period
-        turn += 1
-    if turn >= repeat:
-        turn -= repeat
-        base += period
-    return within, at, turn, base
-
-
-@device
-def truth(given, i):
-    return given[i] != np.uint8(0)
-
-
-@functools.cache
-def masker(chunk):
-    """A bit for each element of a chunk that starts at a place: whether it is kept. As a function.
-
-    In most masks no two boundaries, of runs or, where each element has its own, of periods, meet in a chunk: then all
-    is found in two steps.
-    """
-
-    @device
-    def bit(mask, i, j):
-        return np.uint32(np.uint32(truth(mask, i)) << np.uint32(j))
-
-    @device
-    def chunk_of_mask(mask, place, period, repeat, run):
-        keeps, before = np.uint32(0), place[1] + place[3]
-        if (period if run == 1 else run) < chunk:
-            for j in range(chunk):
-                keeps |= bit(mask, place[1] + place[3], j)
-                place = move_on(place, NEXT, period, repeat, run)
-        elif run == 1:
-            ahead = period - place[1]
-            place = move_on(place, (np.int64(0), ahead, np.int64(0), np.int64(0)), period, repeat, run)
-            after = place[1] + place[3] - ahead
-            for j in range(chunk):
-                keeps |= bit(mask, (before if j < ahead else after) + j, j)
-        else:
-            ahead = run - place[0]
-            if truth(mask, before):
-                keeps = np.uint32(0xFFFFFFFF)
-            if ahead < chunk:
-                place = move_on(place, (ahead, np.int64(0), np.int64(0), np.int64(0)), period, repeat, run)
-                later = np.uint32(np.uint32(0xFFFFFFFF) << np.uint32(ahead))
-                keeps = np.uint32(keeps & ~later)
-                if truth(mask, place[1] + place[3]):
-                    keeps = np.uint32(keeps | later)
-        return keeps
-
-    return chunk_of_mask
-
-
-@device
-def swap(lane, distance, low, high):
-    """Half of two words for half of the other thread's: the one has both low ones then, the other both high ones."""
-    odd = lane & distance != 0
-    received = exchanged(low if odd else high, distance)
-    return (received, high) if odd else (low, received)
-
-
-@device
-def exchange(words, lane, parts):
-    """The words for a thread's own elements, which are parts of other threads' chunks: see `kernels.accesses`."""
-    w0, w1, w2, w3 = words
-    if parts > 1:
-        w0, w2 = swap(lane, parts >> 1, w0, w2)
-        w1, w3 = swap(lane, parts >> 1, w1, w3)
-    if parts == 4:
-        w0, w1 = swap(lane, 1, w0, w1)
-        w2, w3 = swap(lane, 1, w2, w3)
-    return w0, w1, w2, w3
-
-
-def drawer(fusion):
-    """What is drawn for an element, out of the chunk's words and its lane."""
-    bits, real, drawn = np.uint32(fusion.bits), getattr(np, fusion.real), fusion.acting.drawn
-    kept, field, normal = (device_function(f, fusion) for f in (philox.keep, philox.field, philox.normal))
-
-    @device
-    def everything(words, lane, limit):
-        return True
-
-    @device
-    def keep(words, lane, limit):
-        return kept(words, lane, bits, limit)
-
-    @device
-    def number(words, lane, limit):
-        return real(field(words, lane, bits))
-
-    @device
-    def deviate(words, lane, limit):
-        return normal(words, lane)
-
-    return {"keep": keep, "field": number, "normal": deviate}[drawn] if fusion.bits else everything
-
-
-def reader(fusion):
-    """What is given for an element."""
-
-    @device
-    def number(given, i):
-        return given[i]
-
-    return truth if fusion.keeps else number
+    return {name: compiled(formula, real, functions, device, own) for name, formula in formulas_of(kernel).items()}
 
 
 @device
@@ -166,129 +40,193 @@ def itself(x):
     return x
 
 
-def body(fusion, contiguous, native, as_array=itself, as_real=itself):
-    """The kernel of a fusion, as a Python function.
+def operands_of(kernel, contiguous, native, as_array, element):
+    """The functions of a kernel that have a name for each operand, by name: made of text, for Numba unrolls no tuples.
 
-    contiguous: whether a, b and out are flat and contiguous; otherwise they are indexed by logical index through
+    load, store         a chunk of each input to the lanes, and of the results to each output
+    compute             the results of lane j
+    compute_one         the element e of each output
+    aligned             whether element i of every operand is at a multiple of an access
+    """
+    size, _, width, parts, _ = chunks(kernel)
+    load, store = processor.vector_access(width)
+    widen, narrow = processor.conversions(native)[kernel.dtype]
+    names = {
+        "load_part": load, "store_part": store, "widen": widen, "narrow": narrow, "element": element,
+        "aligned_at": processor.aligned, "as_array": as_array, "size": size, "width": width,
+        "parts": parts, "step": size // parts,
+    }  # fmt: skip
+    inputs, outputs = range(kernel.reads), range(len(kernel.outputs))
+    results, at = ", ".join(f"value{k}" for k in outputs), "[e]" if contiguous else ".flat[e]"
+    arrays = [f"{of}[{k}]" for of, ks in (("inputs", inputs), ("outputs", outputs)) for k in ks]
+    lanes = "".join(f", widen(lanes[{k} * size + j])" for k in inputs)
+    elements = "".join(f", widen(as_array(inputs[{k}]){at})" for k in inputs)
+    made = {
+        "load(inputs, m, apart, lanes)": [
+            "for s in range(parts):",
+            *(f"  load_part(as_array(inputs[{k}]), m + s * apart, lanes, {k} * size + s * step)" for k in inputs),
+            "  pass",
+        ],
+        "store(results, outputs, m, apart)": [
+            "for s in range(parts):",
+            *(f"  store_part(results, {k} * size + s * step, as_array(outputs[{k}]), m + s * apart)" for k in outputs),
+        ],
+        "compute(r, scale, shift, lanes, results, j)": [
+            f"{results} = element(r, scale, shift{lanes})",
+            *(f"results[{k} * size + j] = narrow(value{k})" for k in outputs),
+        ],
+        "compute_one(r, scale, shift, inputs, outputs, e)": [
+            f"{results} = element(r, scale, shift{elements})",
+            *(f"as_array(outputs[{k}]){at} = narrow(value{k})" for k in outputs),
+        ],
+        "aligned(inputs, outputs, i)": [
+            f"return {' and '.join(f'aligned_at(as_array({array}), i, width)' for array in arrays)}",
+        ],
+    }
+    return {header[: header.index("(")]: device(_function(header, lines, names)) for header, lines in made.items()}
+
+
+def _function(header, lines, names):
+    """The function of a text."""
+    found = {}
+    exec("".join([f"def {header}:", *(f"\n  {line}" for line in lines)]), names, found)  # noqa: S102  (text from here)
+    return found.popitem()[1]
+
+
+def reader_of(kernel):
+    """What a mask has for an element, as a function."""
+
+    @device
+    def truth(mask, i):
+        return mask[i] != np.uint8(0)
+
+    @device
+    def number(mask, i):
+        return mask[i]
+
+    return truth if kernel.keeps else number
+
+
+def body(kernel, contiguous, native, as_array=itself, as_real=itself):
+    """The kernel as a Python function of its inputs, its outputs, the mask, its count, the stream and the scalars.
+
+    contiguous: whether the operands are flat and contiguous; otherwise they are indexed by logical index through
     `.flat`. native: whether the GPU converts to bfloat16 by itself, as those of capability 8 and later do. as_array,
     as_real: what makes arrays, and scale and shift, of the arguments for them.
     """
-    chunk, real, storage = fusion.chunk, getattr(np, fusion.real), getattr(np, fusion.storage)
-    drawn, stored, is_given, counted = fusion.bits > 0, fusion.stored, fusion.given, fusion.counted
-    windowed, shares = fusion.window, np.uint64(fusion.shares)
-    two_inputs, has_input = fusion.reads == 2, fusion.reads > 0
-    width, parts, exchanges = accesses(fusion)
-    exchanges, step = exchanges and contiguous, chunk // parts
-    load, store = processor.vector_access(width)
-    formula, draw_words = device_function(fusion.element, fusion), device_function(philox.draw, fusion)
-    draw, read = drawer(fusion), reader(fusion)
-    widen, narrow = processor.conversions(native)[fusion.dtype]
-    is_mask, chunk_of_mask = fusion.given_mask, masker(chunk)
+    size, shares, _, parts, exchanged = chunks(kernel)
+    real, storage = getattr(np, kernel.real), getattr(np, kernel.storage)
+    draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
+    windowed, bits_of_mask, shares = kernel.window, kernel.masked and kernel.keeps, np.uint64(shares)
+    exchanged, step = exchanged and contiguous, size // parts
+    lanes_in, lanes_out = size * max(1, kernel.reads), size * len(kernel.outputs)
+    f = functions_of(kernel)
+    draw, drawn_of, own_chunk, exchange = f["draw"], f["drawn_of"], f["own_chunk"], f["exchange"]
+    locate, advance, next_element, index_of = f["locate"], f["advance"], f["next_element"], f["index_of"]
+    chunk_bits, first_turn, next_turn = f["chunk_bits"], f["first_turn"], f["next_turn"]
+    read, of = reader_of(kernel), operands_of(kernel, contiguous, native, as_array, f["element"])
+    load, store, compute, compute_one, aligned = (
+        of["load"], of["store"], of["compute"], of["compute_one"], of["aligned"]
+    )  # fmt: skip
 
+    @device
     def run_chunks(
-        a, b, given, kept, stream, out,
-        chunks, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit,
+        inputs, outputs, mask, kept, stream,
+        count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit,
     ):  # fmt: skip
-        a, b, given, kept, stream, out = (
-            as_array(a), as_array(b), as_array(given), as_array(kept), as_array(stream), as_array(out)
-        )  # fmt: skip
+        mask, kept, stream = as_array(mask), as_array(kept), as_array(stream)
         pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
         scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
-        a_lanes = cuda.local.array(chunk, storage)
-        b_lanes = cuda.local.array(chunk, storage)
-        out_lanes = cuda.local.array(chunk, storage)
+        lanes, results = cuda.local.array(lanes_in, storage), cuda.local.array(lanes_out, storage)
         if stored:
             seed, call = stream[0], stream[1]
         if counted:
             scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
         threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
-        lane = i % WARP if exchanges else np.int64(0)
-        # From i to the chunk that this thread draws for.
-        to_own = lane % parts * (WARP // parts) + lane // parts - lane if exchanges else np.int64(0)
-        line, further_lines, origin, begin = np.int64(0), np.int64(0), start, np.int64(0)
-        turn, further = i, threads
+        lane = i % WARP if exchanged else np.int64(0)
+        to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws for
+        here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
         if windowed:
-            line, further_lines = i // turns, threads // turns
-            turn, further = i - line * turns, threads - further_lines * turns
-        if is_given:
-            place, further_place = find(i * chunk, period, repeat, run), find(threads * chunk, period, repeat, run)
-        else:
-            place, further_place = NEXT, NEXT
-        skip = np.int64(origin % np.uint64(chunk))
-        number = np.uint64(origin // np.uint64(chunk))
+            here, further = first_turn(i, turns), first_turn(threads, turns)
+        place, further_place = NOWHERE, NOWHERE
+        if masked:
+            place, further_place = locate(i * size, period, repeat, run), locate(threads * size, period, repeat, run)
+        origin, begin = start, np.int64(0)
+        skip, number = np.int64(origin % np.uint64(size)), np.uint64(origin // np.uint64(size))
         straight = contiguous
         if contiguous and not windowed:
-            straight = aligned(a, -skip, width) and aligned(b, -skip, width) and aligned(out, -skip, width)
-        while i < chunks:
+            straight = aligned(inputs, outputs, -skip)
+        while i < count:
             if windowed:
-                origin = start + np.uint64(line) * pitch
-                begin = line * row
-                skip = np.int64(origin % np.uint64(chunk))
-                number = np.uint64(origin // np.uint64(chunk))
+                origin = start + np.uint64(here[0]) * pitch
+                begin = here[0] * row
+                skip, number = np.int64(origin % np.uint64(size)), np.uint64(origin // np.uint64(size))
                 if contiguous:
-                    at = begin - skip
-                    straight = aligned(a, at, width) and aligned(b, at, width) and aligned(out, at, width)
+                    straight = aligned(inputs, outputs, begin - skip)
+            turn = here[1] if windowed else i
             own = turn + to_own
-            inner = own * chunk - skip
-            whole = straight and inner >= 0 and inner + chunk <= row
+            inner = own * size - skip
+            whole = straight and inner >= 0 and inner + size <= row
             m, apart, together = begin + inner, np.int64(step), False
-            if exchanges:
-                tile = (turn - lane) * chunk - skip
-                together = straight and tile >= 0 and tile + WARP * chunk <= row
+            if exchanged:
+                tile = (turn - lane) * size - skip
+                together = straight and tile >= 0 and tile + WARP * size <= row
                 if together:
                     m, apart = begin + tile + lane * step, np.int64(WARP * step)
             if whole:
-                for s in range(parts):
-                    if has_input:
-                        load(a, m + s * apart, a_lanes, s * step)
-                    if two_inputs:
-                        load(b, m + s * apart, b_lanes, s * step)
-            if drawn:
+                load(inputs, m, apart, lanes)
+            words, first_lane = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)), np.uint32(0)
+            if draws:
                 mine = np.uint64(number + np.uint64(own))
-                words = draw_words(seed, call, np.uint64(mine // shares))
-                first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(chunk))
-            else:
-                first_lane = np.uint32(0)
-                words = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
-            here = place
+                words = draw(seed, call, np.uint64(mine // shares))
+                first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(size))
+            at = place
             if whole:
                 if together:
-                    words = exchange(words, lane, parts)
-                keeps = chunk_of_mask(given, place, period, repeat, run) if is_mask else np.uint32(0)
-                for j in range(chunk):
-                    if is_mask:
+                    words = exchange(words, np.uint32(lane))
+                keeps = chunk_bits(mask, place, period, repeat, run) if bits_of_mask else np.uint32(0)
+                for j in range(size):
+                    if bits_of_mask:
                         r = (keeps >> np.uint32(j)) & np.uint32(1) != 0
-                    elif is_given:
-                        r = read(given, here[1] + here[3])
-                        here = move_on(here, NEXT, period, repeat, run)
+                    elif masked:
+                        r = read(mask, index_of(at))
+                        at = next_element(at, period, repeat, run)
                     else:
-                        r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
-                    x = widen(a_lanes[j])
-                    out_lanes[j] = narrow(formula(r, scale, shift, x, widen(b_lanes[j]) if two_inputs else x))
-                for s in range(parts):
-                    store(out_lanes, s * step, out, m + s * apart)
+                        r = drawn_of(words, np.uint32(first_lane + np.uint32(j)), limit)
+                    compute(r, scale, shift, lanes, results, j)
+                store(results, outputs, m, apart)
             else:
-                for j in range(chunk):
+                for j in range(size):
                     if inner + j >= 0 and inner + j < row:
-                        if is_given:
-                            r = read(given, here[1] + here[3])
-                            here = move_on(here, NEXT, period, repeat, run)
+                        if masked:
+                            r = read(mask, index_of(at))
+                            at = next_element(at, period, repeat, run)
                         else:
-                            r = draw(words, np.uint32(first_lane + np.uint32(j)), limit)
-                        e = begin + inner + j
-                        if contiguous:
-                            out[e] = narrow(formula(r, scale, shift, widen(a[e]), widen(b[e])))
-                        else:
-                            out.flat[e] = narrow(formula(r, scale, shift, widen(a.flat[e]), widen(b.flat[e])))
-            if is_given:
-                place = move_on(place, further_place, period, repeat, run)
+                            r = drawn_of(words, np.uint32(first_lane + np.uint32(j)), limit)
+                        compute_one(r, scale, shift, inputs, outputs, begin + inner + j)
+            if masked:
+                place = advance(place, further_place, period, repeat, run)
             i += threads
-            turn += further
             if windowed:
-                line += further_lines
-                if turn >= turns:
-                    turn -= turns
-                    line += 1
+                here = next_turn(here, further, turns)
 
-    run_chunks.__name__ = run_chunks.__qualname__ = fusion.name
-    return run_chunks
+    return _kernel(kernel, run_chunks)
+
+
+SCALARS = "count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit"
+
+
+def _kernel(kernel, run_chunks):
+    """`run_chunks` as a function that takes each operand by itself, of the kernel's name."""
+    inputs = "".join(f"a{k}, " for k in range(kernel.reads))
+    outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
+    text = f"""
+def make(run_chunks):
+    def {kernel.name}({inputs}{outputs}mask, kept, stream, {SCALARS}):
+        run_chunks(({inputs}), ({outputs}), mask, kept, stream, {SCALARS})
+
+    return {kernel.name}
+"""
+    found = {}
+    exec(text, globals(), found)  # noqa: S102  (as above; the simulator looks at the globals)
+    return found["make"](run_chunks)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpudrop.formulas import MATH
-from gpudrop.kernels import WARP, half
+from gpudrop.kernels import half
+from gpudrop.kernels.chunks import WARP
 
 
 def device(function):
@@ -52,6 +53,7 @@ def exchanged(value, distance):
 
 conversions = functools.cache(lambda native: half.numpy_conversions(device))
 MATH_FUNCTIONS = {name: getattr(np, name, None) for name in (*MATH, "divide")}
+MATH_FUNCTIONS["exchanged"] = exchanged
 MATH_FUNCTIONS["erf"] = lambda x: type(x)(math.erf(x))
 FAST_FUNCTIONS: dict[str, Any] = {}
 OWN_FORMULAS: dict[Any, Any] = {}

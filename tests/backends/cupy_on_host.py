@@ -4,7 +4,6 @@ import ctypes
 import functools
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import cupy
@@ -12,13 +11,14 @@ import numpy as np
 
 from bench.cupy_text import elementwise_source, program
 from bench.store import stored
-from gpudrop.kernels import WARP, accesses, cupy_elementwise
+from gpudrop.kernels.chunks import WARP, chunks
+from gpudrop.kernels.cupy_elementwise import launching, source
 
 HERE = Path(__file__).parent / "cuda_on_host"
 CUPY = Path(cupy.__file__).parent / "_core/include"
 OPTIONS = ("-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC", "-pthread")
 # The originals, in the place of which tests put what is below.
-GROW, ADVANCE = cupy_elementwise.grow_kernel, cupy_elementwise.advance_kernel
+GROW, ADVANCE, ELEMENTWISE = launching.grow_kernel, launching.advance_kernel, launching.elementwise
 
 _built = {}
 
@@ -32,15 +32,6 @@ def build(sources):
     _host()
     library = ctypes.CDLL(str(_compiled(text, ".so", "-shared", "-x", "c++", "-include", _headers())))
     _built.update({key: getattr(library, f"entry_{i}") for i, key in enumerate(sources)})
-
-
-def with_backward(fusion):
-    """A fusion and that of its backward pass, which a test mostly wants too: one g++ for both takes half the time."""
-    if fusion.direction == "forward" and (fusion.bits or fusion.given):
-        backward = replace(fusion, direction="backward")
-        if backward.acting.drawn is not None and not backward.saves_output:
-            return fusion, backward
-    return (fusion,)
 
 
 @functools.cache
@@ -77,36 +68,47 @@ def _compiled(text, suffix, *how):
     return stored(suffix, (text, OPTIONS, how, _surroundings()), make)
 
 
-def run(fusion, form, arrays, of):
-    """In the place of `cupy_elementwise.run`, on NumPy arrays: a warp where threads exchange words, else a thread."""
-    key = fusion, form
-    if key not in _built:
-        build({(of, form): (cupy_elementwise.source(of, form), of.name) for of in with_backward(fusion)})
-    for array in arrays[: 3 if form is None else 0]:
-        assert array.flags.c_contiguous
-    threads = WARP if form is None and accesses(fusion)[2] else 1
-    _call(key, [*map(_carray, arrays), cupy_elementwise.PACK[fusion.real](*of)], threads)
+def replace_launches(replace):
+    """Have CuPy's kernels run here, on NumPy arrays; replace(module, name, value) is what puts a name's new value."""
+    for name in ("run", "address", "elementwise", "grow_kernel", "advance_kernel"):
+        replace(launching, name, globals()[name])
+
+
+def run(kernel, addresses, of):
+    """A warp where threads exchange words, else a thread."""
+    if kernel not in _built:
+        build({kernel: (source.raw(kernel), kernel.name)})
+    threads = WARP if chunks(kernel).exchanged else 1
+    _call(kernel, [launching.packer(kernel)(*addresses, *of)], threads)
+
+
+def address(array):
+    return 0 if array is None else array.ctypes.data
+
+
+def elementwise(kernel):
+    return _elementwise(ELEMENTWISE(kernel))
 
 
 def grow_kernel():
-    """In the place of `cupy_elementwise.grow_kernel`."""
     return _elementwise(GROW())
 
 
 def advance_kernel():
-    """In the place of `cupy_elementwise.advance_kernel`."""
     return _elementwise(ADVANCE())
 
 
 def _elementwise(kernel):
-    if kernel.name not in _built:
-        build({kernel.name: (elementwise_source(kernel), kernel.name)})
-
-    def launch(*arguments, size):
+    def run_elements(*arguments, size):
+        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+        ndim, contiguous = max(a.ndim for a in arrays), all(a.flags.c_contiguous for a in arrays)
+        text = elementwise_source(kernel, (ndim, contiguous, False))
+        if text not in _built:
+            build({text: (text, kernel.name)})
         packed = [_carray(a) if isinstance(a, np.ndarray) else a.tobytes() for a in arguments]
-        _call(kernel.name, [*packed, struct.pack("3q", size, size, 0)], 1)
+        _call(text, [*packed, struct.pack("3q", size, size, 0)], 1)
 
-    return launch
+    return run_elements
 
 
 def _carray(array):

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpudrop
-from gpudrop import Stream, reference
+from gpudrop import Stream, operations, reference
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
-from gpudrop.fusion import Fusion
 from gpudrop.kernels import cpu, threads
+from gpudrop.kernels.spec import Draws
 from tests.family import test_properties
 from tests.sampling import few
 
@@ -63,14 +63,13 @@ def test_forward_and_backward_of_any_size_to_anywhere(size, bits, dtype, activat
 @pytest.mark.parametrize("name", few(ACTIVATIONS, "gelu"))
 def test_loops_vectorise(name, direction):
     """A scalar loop would be right, and ten times slower: seen when LLVM doesn't inline or unrolls too early."""
-    activation = ACTIVATIONS[name]
-    bits = 0 if direction == "backward" and activation.slope_of == "output" else 16
-    function, signature = cpu.specialised(Fusion(direction, activation, bits, "float32"))
+    kernel = getattr(operations, direction)(ACTIVATIONS[name], "float32", Draws(16))
+    function, signature = cpu.specialised(kernel)
     dispatcher = cpu.jit(signature)(function)
     (assembly,) = dispatcher.inspect_asm().values()
     packed = len(re.findall(r"\bv?(?:mulps|fn?m(?:add|sub)\d*ps)\b", assembly))
     assert packed > 0
-    if bits:
+    if kernel.bits:
         # 2 products in each of 10 rounds; the last ones of a scalar loop would be mul or imul.
         assert len(re.findall(r"\bv?pmuludq\b", assembly)) >= 18
     assert not re.search(r"\b(?:expf?|expm1f?|log1pf?|tanhf?|erff?)\b", assembly), "calls the C library"
@@ -170,7 +169,7 @@ def test_a_kernel_is_found_by_its_formula_and_not_by_the_name_of_that():
     """Numba's cache goes by the kernel's name."""
 
     def named(value):
-        function, _ = cpu.specialised(Fusion("forward", Activation("same", value, value), 16, "float32"))
+        function, _ = cpu.specialised(operations.forward(Activation("same", value, value), "float32", Draws(16)))
         return function.__qualname__
 
     def double(x):

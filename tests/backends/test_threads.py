@@ -48,17 +48,17 @@ def test_many_threads_at_once():
 
 @pytest.mark.parametrize("allowed", range(1, numba.config.NUMBA_NUM_THREADS + 1))
 def test_as_many_threads_work_as_numba_is_set_to(monkeypatch, allowed):
-    used, kernel = set(), cpu.kernel
+    used, entry = set(), cpu.entry
 
-    def recorded(fusion):
+    def recorded(kernel):
         def run(*args):
             used.add(threading.get_ident())
             time.sleep(0.01)  # long enough for every thread to get its share
-            kernel(fusion)(*args)
+            entry(kernel)(*args)
 
         return run
 
-    monkeypatch.setattr(cpu, "kernel", recorded)
+    monkeypatch.setattr(cpu, "entry", recorded)
     numba.set_num_threads(allowed)
     try:
         gpudrop.dropout(X, 0.3)

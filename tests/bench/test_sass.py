@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from bench import launch, sass
-from gpudrop.formulas.activations import ACTIVATIONS
-from gpudrop.fusion import Fusion
 
-RELU = Fusion("forward", ACTIVATIONS["relu"], 16, "float32")
+RELU = sass.kernel_of("forward", "relu", 16, "float32")
 
 
 def code(*lines):

@@ -32,7 +32,8 @@ def test_a_wheel_has_all_files_of_the_package(tmp_path):
     subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = {path.relative_to(tree).as_posix() for path in (tree / "gpudrop").rglob("*") if path.is_file()}
-    files |= {f"gpudrop/{path.relative_to(tree).as_posix()}" for path in (tree / "kernels").rglob("*.py")}
+    kernels = (path for path in (tree / "kernels").rglob("*") if path.is_file())
+    files |= {f"gpudrop/{path.relative_to(tree).as_posix()}" for path in kernels}
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == files
     assert "gpudrop/py.typed" in packed

@@ -61,52 +61,52 @@ def test_a_call_by_its_number_is_the_same_call_again():
         assert (first.text, first.outcome) == (second.text, second.outcome)
 
 
-# Faults that it must see, each as another launch(launch, fusion, a, b, out, draw, given) in the place of the kernels'.
+# Faults that it must see, each as another launch(launch, kernel, inputs, outputs, draw) in the place of the kernels'.
 
 
-def raises(launch, fusion, a, b, out, draw, given):
+def raises(launch, kernel, inputs, outputs, draw):
     raise IndexError("index is out of bounds")
 
 
-def warns(launch, fusion, a, b, out, draw, given):
+def warns(launch, kernel, inputs, outputs, draw):
     np.float32(3e38) * np.float32(10)
-    launch(fusion, a, b, out, draw, given)
+    launch(kernel, inputs, outputs, draw)
 
 
-def overwrites(launch, fusion, a, b, out, draw, given):
-    launch(fusion, a, b, out, draw, given)
-    if a is not out and a.flags.writeable:
-        a[...] = 7
+def overwrites(launch, kernel, inputs, outputs, draw):
+    launch(kernel, inputs, outputs, draw)
+    if kernel.reads and inputs[0] is not outputs[0] and inputs[0].flags.writeable:
+        inputs[0][...] = 7
 
 
-def reaches_beyond(launch, fusion, a, b, out, draw, given):
-    launch(fusion, a, b, out, draw, given)
-    root = out
+def reaches_beyond(launch, kernel, inputs, outputs, draw):
+    launch(kernel, inputs, outputs, draw)
+    root = outputs[0]
     while isinstance(root.base, np.ndarray):
         root = root.base
-    if root is not out:
+    if root is not outputs[0]:
         root[:1] ^= 1
 
 
-def draws_another_mask(launch, fusion, a, b, out, draw, given):
-    launch(fusion, a, b, out, draw._replace(start=draw.start + 1), given)
+def draws_another_mask(launch, kernel, inputs, outputs, draw):
+    launch(kernel, inputs, outputs, draw._replace(start=draw.start + 1))
 
 
-def multiplies(launch, fusion, a, b, out, draw, given):
-    launch(fusion, a, b, out, draw, given)
-    if fusion.direction == "forward":
-        out[out == 0] = -0.0
+def multiplies(launch, kernel, inputs, outputs, draw):
+    launch(kernel, inputs, outputs, draw)
+    if kernel.outputs[0].name == "y":
+        outputs[0][outputs[0] == 0] = -0.0
 
 
 CALLS_SO_FAR = itertools.count(1)
 
 
-def forgets(launch, fusion, a, b, out, draw, given):
-    launch(fusion, a, b, out, draw._replace(call=draw.call + next(CALLS_SO_FAR)), given)
+def forgets(launch, kernel, inputs, outputs, draw):
+    launch(kernel, inputs, outputs, draw._replace(call=draw.call + next(CALLS_SO_FAR)))
 
 
-def writes_first(launch, fusion, a, b, out, draw, given):
-    out[...] = 0
+def writes_first(launch, kernel, inputs, outputs, draw):
+    outputs[0][...] = 0
     raise ValueError("too late")
 
 
@@ -131,9 +131,7 @@ def problems(monkeypatch, calls=FEW, numbers=300):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_in_the_kernels_is_seen(monkeypatch, fault):
     launch = cpu.launch
-    monkeypatch.setattr(
-        cpu, "launch", lambda fusion, a, b, out, draw, given=None: fault(launch, fusion, a, b, out, draw, given)
-    )
+    monkeypatch.setattr(cpu, "launch", lambda *arguments: fault(launch, *arguments))
     assert any(problem.startswith(FAULTS[fault]) for problem in problems(monkeypatch))
 
 

@@ -168,7 +168,7 @@ def test_an_interrupt_never_reaches_numba_as_it_compiles(two, monkeypatch, compi
 
     want = call()
     if compiled == "a kernel":
-        monkeypatch.setattr(cpu, "kernel", functools.cache(cpu.kernel.__wrapped__))
+        monkeypatch.setattr(cpu, "entry", functools.cache(cpu.entry.__wrapped__))
     else:
         monkeypatch.setattr(cpu, "grow_rows", cpu.jit()(cpu.grow_rows.py_func))
     with numba.core.event.install_listener("numba:compiler_lock", AsItCompiles()):

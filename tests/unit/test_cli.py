@@ -64,23 +64,21 @@ def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
     from gpudrop.kernels import cpu
 
     compiled = []
-    monkeypatch.setattr(cpu, "launch", lambda fusion, *arguments: compiled.append(fusion))
+    monkeypatch.setattr(cpu, "launch", lambda kernel, *arguments: compiled.append(kernel))
     monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
     command = ["warmup", "gelu", "relu", "--dtype", "float16", "--bits", "8", "--variant", "dropblock1d"]
     done = CliRunner().invoke(app, [*command, "--variant", "zoneout"])
     assert done.exit_code == 0, done.output
-    applied = [fusion for fusion in compiled if fusion.direction != "mask"]
-    assert {fusion.activation.name for fusion in applied} == {
-        "gelu",
-        "relu",
-        "identity",
-        "relu_of_input",
-    }  # that of zoneout's other array
-    assert {fusion.dtype for fusion in applied} == {"float16"}
-    assert {fusion.direction for fusion in applied} == {"forward", "backward"}
-    assert {fusion.noise.name for fusion in applied} >= {"dropout", "zoneout", "plain"}
-    assert any(fusion.counted for fusion in applied)
-    assert {fusion.bits for fusion in compiled if fusion.bits} == {8}
+    applied = [kernel for kernel in compiled if kernel.inputs and kernel.outputs[0].name != "mask"]
+    assert {kernel.name.split("_backward")[0].split("_forward")[0] for kernel in applied} == {
+        "gpudrop_gelu", "gpudrop_relu", "gpudrop_relu_of_input", "gpudrop_gelu_zoneout", "gpudrop_relu_zoneout",
+        "gpudrop_relu_of_input_zoneout", "gpudrop_gelu_expected_zoneout", "gpudrop_relu_expected_zoneout",
+    }  # fmt: skip
+    assert {kernel.dtype for kernel in applied} == {"float16"}
+    outputs = {tuple(slot.name for slot in kernel.outputs) for kernel in applied}
+    assert outputs == {("y",), ("dx",), ("dx", "dprevious")}
+    assert any(kernel.counted for kernel in applied)
+    assert {kernel.bits for kernel in compiled if kernel.bits} == {8}
     assert backends.load("cpu") is cpu
 
 
@@ -178,7 +176,7 @@ def test_warmup_of_all_variants_compiles_what_plain_calls_use(monkeypatch):
 
     assert len(warming.NAMES) == len(CLASSES)
     launched = set()
-    monkeypatch.setattr(cpu, "launch", lambda fusion, *arguments: launched.add(fusion))
+    monkeypatch.setattr(cpu, "launch", lambda kernel, *arguments: launched.add(kernel))
     monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
     done = CliRunner().invoke(app, ["warmup", "identity", "gelu", "--variant", "all"])
     assert done.exit_code == 0, done.output

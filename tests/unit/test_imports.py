@@ -6,11 +6,12 @@ from tests import ROOT
 
 FLOORS = (
     "version hints uninterrupted",
-    "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises fusion",
-    "kernels kernels.half kernels.threads kernels.host_math kernels.device_math",
-    "kernels.numba_cuda.intrinsics kernels.numba_cuda.simulator kernels.numba_cuda.map kernels.numba_cuda.launch",
+    "formulas formulas.philox formulas.cuda_cpp formulas.activations checks formulas.noises formulas.indexing",
+    "kernels kernels.spec kernels.chunks kernels.half kernels.threads kernels.host_math kernels.device_math",
+    "kernels.numba_cuda.intrinsics kernels.numba_cuda.simulator kernels.numba_cuda.map kernels.numba_cuda.launching",
+    "kernels.cupy_elementwise.source kernels.cupy_elementwise.launching",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
-    "arrays backends generator masks signatures context plan",
+    "arrays backends generator masks signatures context operations plan",
     "dropout variants schedules layers warming monte_carlo",
     "reference ulps . statistics selftest demo cli __main__ _pyinstaller _pyinstaller.hook-gpudrop",
     "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",

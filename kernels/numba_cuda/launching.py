@@ -10,7 +10,7 @@ import numpy as np
 from numba import config, cuda
 from numba.cuda import types
 
-from gpudrop.kernels import numbers, thread_count
+from gpudrop.kernels.chunks import scalars, thread_count
 from gpudrop.kernels.numba_cuda.map import SIMULATED, body
 
 if not SIMULATED:
@@ -54,46 +54,57 @@ def devices():
     return [gpu.name for gpu in cuda.gpus]
 
 
+def on_device(number):
+    return cuda.gpus[number]
+
+
+def put(array):
+    return cuda.to_device(array.view(f"u{array.itemsize}"))  # by the buffer protocol, which has no bfloat16
+
+
 @functools.cache
-def any_kernel(fusion, contiguous, native=True):
-    """The kernel of a fusion, jitted for the types of its arrays at the first launch."""
-    return cuda.jit(body(fusion, contiguous, native))
+def any_kernel(kernel, contiguous, native=True):
+    """A kernel, jitted for the types of its arrays at the first launch."""
+    return cuda.jit(body(kernel, contiguous, native))
 
 
-def strided_signature(fusion, ndim):
+def strided_signature(kernel, ndim):
     """The Numba signature of a kernel for arrays that aren't contiguous, for compiling it without a GPU."""
-    array = types.Array(getattr(types, fusion.storage), ndim, "A")
-    others = (types.Array(of, 1, "C") for of in _others(fusion))
-    real = getattr(types, fusion.real)
-    numbers = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
-    return types.void(array, array, *others, array, *numbers)
+    array, real = types.Array(getattr(types, kernel.storage), ndim, "A"), getattr(types, kernel.real)
+    others = (types.Array(of, 1, "C") for of in _others(kernel))
+    scalars = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
+    return types.void(*(array,) * _operands(kernel), *others, *scalars)
 
 
-def _others(fusion):
-    """The types of the elements of what is given, of how many are kept, and of the stream."""
-    drawn = types.uint8 if fusion.keeps else getattr(types, fusion.real)
+def _operands(kernel):
+    return kernel.reads + len(kernel.outputs)
+
+
+def _others(kernel):
+    """The types of the elements of the mask, of how many are kept, and of the stream."""
+    drawn = types.uint8 if kernel.keeps else getattr(types, kernel.real)
     return drawn, types.uint64, types.uint64
 
 
-def flat_kernel(fusion, native=True):
-    """(function, signature) of a fusion's kernel for contiguous arrays, which it takes as their addresses.
+def flat_kernel(kernel, native=True):
+    """(function, signature) of a kernel for contiguous arrays, which it takes as their addresses.
 
     An array of Numba's is seven arguments, each of which costs time at every launch.
     """
-    storage = getattr(types, fusion.storage)
-    pointers = (types.CPointer(of) for of in (storage, storage, *_others(fusion), storage))
-    bits = types.int64 if fusion.real == "float64" else types.int32
-    function = body(fusion, True, native, flat, from_bits[fusion.real])
+    storage = getattr(types, kernel.storage)
+    pointers = (types.CPointer(of) for of in ((storage,) * _operands(kernel) + _others(kernel)))
+    bits = types.int64 if kernel.real == "float64" else types.int32
+    function = body(kernel, True, native, flat, from_bits[kernel.real])
     return function, types.void(*pointers, *(types.int64,) * 10, bits, bits, types.int64)
 
 
 @functools.cache
-def flat_function(fusion, device):
+def flat_function(kernel, device):
     """The compiled kernel for contiguous arrays on a device, the current one, and how many of its threads fill that.
 
     cuda.core launches it, for Numba's own launch looks at the type of each argument every time.
     """
-    function, signature = flat_kernel(fusion, _converts())
+    function, signature = flat_kernel(kernel, _converts())
     (compiled,) = cuda.jit(signature)(function).overloads.values()
     loaded = compiled.library.get_cufunc()
     blocks = cuda.current_context().get_active_blocks_per_multiprocessor(loaded, THREADS, 0)
@@ -105,38 +116,41 @@ def _converts():
     return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
-def launch(fusion, a, b, out, draw, given=None):
-    size = out.size
+def launch(kernel, inputs, outputs, draw):
+    size = outputs[0].size
     if size == 0:
         return
-    of, stream = numbers(fusion, size, draw, given), a.stream or out.stream
-    contiguous = a.is_c_contiguous() and (b is a or b.is_c_contiguous()) and (out is a or out.is_c_contiguous())
-    stored = draw.seed if fusion.stored else None
+    mask = None
+    if kernel.masked:
+        *inputs, mask = inputs
+    operands = (*inputs, *outputs)
+    stream = operands[0].stream or outputs[0].stream
+    of, contiguous = scalars(kernel, size, draw, mask), all(array.is_c_contiguous() for array in operands)
+    stored = draw.seed if kernel.stored else None
     if contiguous and not SIMULATED:
-        _launch_flat(fusion, a, b, out, given, stored, of, stream)
+        _launch_flat(kernel, operands, mask, stored, of, stream)
     else:
-        _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous)
+        _launch_any(kernel, operands, mask, stored, of, stream, contiguous)
 
 
-def _launch_flat(fusion, a, b, out, given, stored, of, stream):
-    function, wave = flat_function(fusion, current_device())
-    # What a kernel doesn't read is the address of a.
-    first = second = drawn = kept = _address(a)
-    if b is not a:
-        second = _address(b)
-    if given is not None:
-        drawn = _address(given.array)
-        kept = drawn if given.kept is None else _address(given.kept)
-    stored = first if stored is None else _address(stored)
+def _launch_flat(kernel, operands, mask, stored, of, stream):
+    function, wave = flat_function(kernel, current_device())
+    addresses = [_address(array) for array in operands]
+    # What a kernel doesn't read is the address of something.
+    drawn = kept = stored_at = addresses[0]
+    if mask is not None:
+        drawn = _address(mask.array)
+        kept = drawn if mask.kept is None else _address(mask.kept)
+    if stored is not None:
+        stored_at = _address(stored)
     *integers, start, seed, call, scale, shift, limit = of
     if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
         start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
-    bits = _bits[fusion.real]
+    bits = _bits[kernel.real]
     stream = stream_of(stream.__cuda_stream__()[1] if stream else 0)
     launch_function(
-        stream, _configured(_blocks(thread_count(fusion, of[0], wave))), function,
-        first, second, drawn, kept, stored, _address(out),
-        *integers, start, seed, call, bits(scale), bits(shift), limit,
+        stream, _configured(_blocks(thread_count(kernel, of[0], wave))), function,
+        *addresses, drawn, kept, stored_at, *integers, start, seed, call, bits(scale), bits(shift), limit,
     )  # fmt: skip
 
 
@@ -163,23 +177,23 @@ def _configured(blocks):
     return LaunchConfig(grid=blocks, block=THREADS)
 
 
-def _launch_any(fusion, a, b, out, given, stored, of, stream, contiguous):
+def _launch_any(kernel, operands, mask, stored, of, stream, contiguous):
     """By Numba's own launch: arrays in any order, and all of them in the simulator."""
 
     def view(array):
-        array = array.view(fusion.storage)
+        array = array.view(kernel.storage)
         return array.reshape(-1) if contiguous else array
 
-    a, b, out = map(view, (a, b, out))
-    drawn = kept = a
-    if given is not None:
-        drawn = given.array.view(np.uint8) if fusion.keeps else given.array
-        kept = a if given.kept is None else given.kept
+    operands = [view(array) for array in operands]
+    drawn = kept = nothing = operands[0]
+    if mask is not None:
+        drawn = mask.array.view(np.uint8) if kernel.keeps else mask.array
+        kept = nothing if mask.kept is None else mask.kept
     *integers, scale, shift, limit = of
-    real = getattr(np, fusion.real)
-    kernel = any_kernel(fusion, contiguous, _converts())
-    _over(kernel, _blocks(thread_count(fusion, of[0], _wave())), THREADS, stream)(
-        a, b, drawn, kept, a if stored is None else stored, out,
+    real = getattr(np, kernel.real)
+    function = any_kernel(kernel, contiguous, _converts())
+    _over(function, _blocks(thread_count(kernel, of[0], _wave())), THREADS, stream)(
+        *operands, drawn, kept, nothing if stored is None else stored,
         *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
     )  # fmt: skip
 

@@ -1,0 +1,36 @@
+// What formulas call on a GPU. Before it stand the types and the constant approximate.
+
+// Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+__device__ inline uint64 product(uint32 a, uint32 b) {
+#ifdef __CUDA_ARCH__
+  uint64 both;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(a), "r"(b));
+  return both;
+#else
+  return static_cast<uint64>(a) * b;
+#endif
+}
+
+// The value of the thread whose number in the warp differs in the bit distance.
+__device__ inline uint32 exchanged(uint32 value, uint32 distance) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+}
+
+// In float32 for results of 16 bits, whose rounding hides what the hardware's own lose.
+__device__ inline real divide(real a, real b) {
+  if constexpr (approximate) {
+    return __fdividef(a, b);
+  } else {
+    return a / b;
+  }
+}
+__device__ inline real exp(real x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (approximate) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(static_cast<float>(x) * 1.4426950408889634f));
+    return y;
+  }
+#endif
+  return ::exp(x);
+}

@@ -1,0 +1,42 @@
+// What CuPy's ElementwiseKernel does for index i, a chunk, of arrays in any order: map.cuh element by element.
+//
+// INPUTS(e) are the elements e of the inputs, and OUTPUTS(e) assigns y to those of the outputs.
+using namespace gpudrop;
+const uint64* const numbers = reinterpret_cast<const uint64*>(stream);
+const mask_t* const given = reinterpret_cast<const mask_t*>(mask);
+Location here = {0, i}, at = {};
+uint64 origin = start, key = seed, counter = call;
+real factor = scale;
+if constexpr (stored) {
+  key = numbers[0];
+  counter = numbers[1];
+}
+if constexpr (counted) {
+  factor = static_cast<real>(row) / static_cast<real>(max(reinterpret_cast<const uint64*>(kept)[0], 1ULL));
+}
+if constexpr (windowed) {
+  here = first_turn(i, turns);
+  origin = start + here[0] * pitch;
+}
+if constexpr (masked) at = locate(i * size, period, repeat, run);
+const int64 inner = here[1] * size - static_cast<int64>(origin % size);
+const uint64 number = origin / size + here[1];
+Words words = {};
+if constexpr (draws) words = draw(key, counter, number / shares);
+const uint32 first_lane = draws ? static_cast<uint32>(number % shares) * size : 0;
+for (int j = 0; j < size; ++j) {
+  if (inner + j >= 0 && inner + j < row) {
+    const int64 e = here[0] * row + inner + j;
+    drawn_t r;
+    if constexpr (masked) {
+      r = given[index_of(at)];
+      at = next_element(at, period, repeat, run);
+    } else {
+      r = drawn_of(words, first_lane + j, limit);
+    }
+    const storage x[] = {INPUTS(e)};
+    storage y[num_outputs];
+    compute(r, factor, shift, x, y);
+    OUTPUTS(e)
+  }
+}

@@ -1,0 +1,164 @@
+"""How CuPy's kernels are compiled and launched.
+
+Contiguous arrays go through RawKernels, with accesses of 16 bytes and all arguments as one structure; all others
+through ElementwiseKernels of the same formulas, whose call takes the host three times as long.
+"""
+
+import functools
+import struct
+
+import numpy as np
+
+try:
+    import cupy
+    from cupy.cuda import driver, runtime
+except ImportError as error:  # where all the same the text of kernels can be printed
+    cupy, NO_CUPY = None, f"CuPy can't be imported ({error})"
+
+from gpudrop.kernels.chunks import scalars, thread_count
+from gpudrop.kernels.cupy_elementwise import source
+
+THREADS = 128  # of a block
+OPTIONS = ("-std=c++17",)
+
+raw_kernels = True
+"""Whether contiguous arrays go through RawKernels. Without, ElementwiseKernels do everything, for comparison."""
+
+
+def unavailable():
+    if cupy is None:
+        return NO_CUPY
+    try:
+        return None if runtime.getDeviceCount() else "CuPy finds no CUDA GPU"
+    except Exception as error:  # CUDARuntimeError, or whatever a broken driver makes of it
+        return f"CuPy finds no CUDA GPU and driver ({error})"
+
+
+def devices():
+    return [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+
+
+def on_device(number):
+    return cupy.cuda.Device(number)
+
+
+def put(array):
+    return cupy.asarray(array)
+
+
+@functools.cache
+def packer(kernel):
+    """The function that makes the bytes of the structure Arguments of addresses and scalars."""
+    reals = {"float32": "2f", "float64": "2d"}[kernel.real]
+    return struct.Struct(f"{max(1, kernel.reads) + len(kernel.outputs) + 3}P6q4Q{reals}I4x").pack
+
+
+@functools.cache
+def function(kernel, device):
+    """The compiled kernel on a device, how many threads of it fill the device, and how to pack its arguments."""
+    compiled = cupy.RawKernel(source.raw(kernel), kernel.name, OPTIONS).kernel
+    blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.ptr, THREADS, 0)
+    multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
+    return compiled, max(1, blocks) * multiprocessors * THREADS, packer(kernel)
+
+
+def run(kernel, addresses, of):
+    """Launch a RawKernel; of: its scalars."""
+    compiled, wave, pack = function(kernel, runtime.getDevice())
+    compiled.linear_launch(thread_count(kernel, of[0], wave), (np.void(pack(*addresses, *of)),), 0, THREADS)
+
+
+@functools.cache
+def elementwise(kernel):
+    """The ElementwiseKernel, whose index counts chunks. Addresses go as numbers, for not every kernel has them."""
+    operation, inputs, outputs = source.operation(kernel)
+    storage, real = kernel.storage, kernel.real
+    parameters = [f"raw {storage} {name}" for name in inputs]
+    parameters += [f"uint64 {name}" for name in ("mask", "kept", "stream")]
+    parameters += [f"int64 {name}" for name in ("row", "turns", "period", "repeat", "run")]
+    parameters += [f"uint64 {name}" for name in ("pitch", "start", "seed", "call")]
+    parameters += [f"{real} scale", f"{real} shift", "uint32 limit"]
+    results = ", ".join(f"raw {storage} {name}" for name in outputs)
+    return cupy.ElementwiseKernel(
+        ", ".join(parameters), results, operation, kernel.name, preamble=source.preamble(kernel), options=OPTIONS
+    )
+
+
+def address(array):
+    return 0 if array is None else array.data.ptr
+
+
+def launch(kernel, inputs, outputs, draw):
+    size = outputs[0].size
+    if size == 0:
+        return
+    mask, kept = None, None
+    if kernel.masked:
+        *inputs, mask = inputs
+        kept = mask.kept
+    stream = draw.seed if kernel.stored else None
+    others = [address(array) for array in (None if mask is None else mask.array, kept, stream)]
+    of = scalars(kernel, size, draw, mask)
+    arrays = (*inputs, *outputs)
+    if raw_kernels and all(array.flags.c_contiguous for array in arrays):
+        addresses = [address(array) for array in arrays]
+        run(kernel, addresses + others if inputs else [0, *addresses, *others], of)
+        return
+    views = [array.view(kernel.storage) for array in arrays]
+    count, *integers, scale, shift, limit = of
+    types = (np.int64,) * 5 + (np.uint64,) * 4
+    elementwise(kernel)(
+        *views[: len(inputs)],
+        *map(np.uint64, others),
+        *(of_type(integer) for of_type, integer in zip(types, integers, strict=True)),
+        *map(getattr(np, kernel.real), (scale, shift)),
+        np.uint32(limit),
+        *views[len(inputs) :],
+        size=count,
+    )
+
+
+GROW = """
+const int64 column = i % width, above = i / width, row = above % height;
+const int64 seed_rows = height - rows + 1, seed_columns = width - columns + 1;
+const int64 first = above / height * seed_rows;
+unsigned char keep = 1;
+for (int64 r = max(row - rows + 1, 0LL); r <= min(row, seed_rows - 1); ++r) {
+  for (int64 c = max(column - columns + 1, 0LL); c <= min(column, seed_columns - 1); ++c) {
+    keep &= seeds[(first + r) * seed_columns + c];
+  }
+}
+mask[i] = keep;
+"""
+
+
+@functools.cache
+def grow_kernel():
+    return cupy.ElementwiseKernel(
+        "raw uint8 seeds, int64 height, int64 width, int64 rows, int64 columns",
+        "raw uint8 mask",
+        GROW,
+        "gpudrop_grow",
+        preamble="typedef long long int64;",
+    )
+
+
+def grow(seeds, mask, block):
+    grown = mask.view(np.uint8).reshape(-1)
+    shape = map(np.int64, (*mask.shape[1:], *block))
+    grow_kernel()(seeds.view(np.uint8).reshape(-1), *shape, grown, size=grown.size)
+    return grown.sum(dtype=np.uint64).reshape(1)
+
+
+@functools.cache
+def advance_kernel():
+    return cupy.ElementwiseKernel(
+        "",
+        "raw uint64 state, raw uint64 stream",
+        "stream[0] = state[0]; stream[1] = atomicAdd(&state[1], 1ULL);",
+        "gpudrop_advance",
+    )
+
+
+def advance(state, stream):
+    advance_kernel()(state, stream, size=1)

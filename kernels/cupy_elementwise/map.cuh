@@ -1,0 +1,155 @@
+// The kernel of contiguous arrays: see ../numba_cuda/map.py, which is the same text for Numba, under the same names.
+//
+// Before it stand the types real, storage, drawn_t and mask_t, what is constant in a kernel, its formulas, `compute`,
+// which computes the elements of the outputs from those of the inputs, and the kernel's name.
+
+namespace gpudrop {
+struct Arguments {
+  const storage* inputs[num_inputs > 0 ? num_inputs : 1];
+  storage* outputs[num_outputs];
+  const mask_t* mask;
+  const uint64* kept;
+  const uint64* stream;
+  int64 count, row, turns, period, repeat, run;
+  uint64 pitch, start, seed, call;
+  real scale, shift;
+  uint32 limit;
+};
+// An access, and the elements of all operands' chunks.
+struct alignas(width) Part {
+  storage lane[step];
+};
+struct Lanes {
+  Part inputs[num_inputs > 0 ? num_inputs : 1][parts];
+  Part outputs[num_outputs][parts];
+};
+
+__device__ inline bool aligned(const Arguments& n, int64 i) {
+  bool all = true;
+  for (int k = 0; k < num_inputs; ++k) all = all && reinterpret_cast<size_t>(n.inputs[k] + i) % width == 0;
+  for (int k = 0; k < num_outputs; ++k) all = all && reinterpret_cast<size_t>(n.outputs[k] + i) % width == 0;
+  return all;
+}
+__device__ inline void load(const Arguments& n, int64 m, int64 apart, Lanes& lanes) {
+  #pragma unroll
+  for (int k = 0; k < num_inputs; ++k) {
+    #pragma unroll
+    for (int s = 0; s < parts; ++s) {
+      lanes.inputs[k][s] = *reinterpret_cast<const Part*>(&n.inputs[k][m + s * apart]);
+    }
+  }
+}
+__device__ inline void store(const Lanes& lanes, const Arguments& n, int64 m, int64 apart) {
+  #pragma unroll
+  for (int k = 0; k < num_outputs; ++k) {
+    #pragma unroll
+    for (int s = 0; s < parts; ++s) {
+      *reinterpret_cast<Part*>(&n.outputs[k][m + s * apart]) = lanes.outputs[k][s];
+    }
+  }
+}
+__device__ inline void compute_lane(drawn_t r, real scale, real shift, Lanes& lanes, int j) {
+  storage x[num_inputs > 0 ? num_inputs : 1], y[num_outputs];
+  #pragma unroll
+  for (int k = 0; k < num_inputs; ++k) x[k] = lanes.inputs[k][j / step].lane[j % step];
+  compute(r, scale, shift, x, y);
+  #pragma unroll
+  for (int k = 0; k < num_outputs; ++k) lanes.outputs[k][j / step].lane[j % step] = y[k];
+}
+__device__ inline void compute_one(drawn_t r, real scale, real shift, const Arguments& n, int64 e) {
+  storage x[num_inputs > 0 ? num_inputs : 1], y[num_outputs];
+  for (int k = 0; k < num_inputs; ++k) x[k] = n.inputs[k][e];
+  compute(r, scale, shift, x, y);
+  for (int k = 0; k < num_outputs; ++k) n.outputs[k][e] = y[k];
+}
+}
+
+extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
+  using namespace gpudrop;
+  const uint64 seed = stored ? n.stream[0] : n.seed, call = stored ? n.stream[1] : n.call;
+  const real scale = counted ? static_cast<real>(n.row) / static_cast<real>(max(n.kept[0], 1ULL)) : n.scale;
+  const int64 threads = static_cast<int64>(gridDim.x) * blockDim.x;
+  int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const uint32 lane = exchanges ? i % warp : 0;
+  const int64 to_own = exchanges ? own_chunk(lane) - lane : 0;  // from i to the chunk that this thread draws for
+  Location here = {0, i}, further = {0, threads}, place = {}, further_place = {};
+  if constexpr (windowed) {
+    here = first_turn(i, n.turns);
+    further = first_turn(threads, n.turns);
+  }
+  if constexpr (masked) {
+    place = locate(i * size, n.period, n.repeat, n.run);
+    further_place = locate(threads * size, n.period, n.repeat, n.run);
+  }
+  int64 begin = 0, skip = static_cast<int64>(n.start % size);
+  uint64 number = n.start / size;
+  bool straight = !windowed && aligned(n, -skip);
+  #pragma unroll 1
+  for (; i < n.count; i += threads) {
+    if constexpr (windowed) {
+      const uint64 origin = n.start + here[0] * n.pitch;
+      begin = here[0] * n.row;
+      skip = static_cast<int64>(origin % size);
+      number = origin / size;
+      straight = aligned(n, begin - skip);
+    }
+    const int64 turn = windowed ? here[1] : i, own = turn + to_own;
+    int64 inner = own * size - skip;
+    // An empty instruction: from what goes into inner in a window, NVRTC 13 makes narrow stores of the wide ones.
+    if constexpr (windowed) asm volatile("" : "+l"(inner));
+    const bool whole = straight && inner >= 0 && inner + size <= n.row;
+    int64 m = begin + inner, apart = step;
+    bool together = false;
+    if constexpr (exchanges) {
+      const int64 tile = (turn - lane) * size - skip;
+      together = straight && tile >= 0 && tile + warp * size <= n.row;
+      if (together) {
+        m = begin + tile + lane * step;
+        apart = warp * step;
+      }
+    }
+    Lanes lanes;
+    if (whole) load(n, m, apart, lanes);
+    Words words = {};
+    uint32 first_lane = 0;
+    if constexpr (draws) {
+      words = draw(seed, call, (number + own) / shares);
+      first_lane = static_cast<uint32>((number + own) % shares) * size;
+    }
+    Location at = place;
+    if (whole) {
+      if (together) words = exchange(words, lane);
+      uint32 keeps = 0;
+      if constexpr (bits_of_mask) keeps = chunk_bits(n.mask, place, n.period, n.repeat, n.run);
+      #pragma unroll
+      for (int j = 0; j < size; ++j) {
+        drawn_t r;
+        if constexpr (bits_of_mask) {
+          r = keeps >> j & 1;
+        } else if constexpr (masked) {
+          r = n.mask[index_of(at)];
+          at = next_element(at, n.period, n.repeat, n.run);
+        } else {
+          r = drawn_of(words, first_lane + j, n.limit);
+        }
+        compute_lane(r, scale, n.shift, lanes, j);
+      }
+      store(lanes, n, m, apart);
+    } else {
+      for (int j = 0; j < size; ++j) {
+        if (inner + j >= 0 && inner + j < n.row) {
+          drawn_t r;
+          if constexpr (masked) {
+            r = n.mask[index_of(at)];
+            at = next_element(at, n.period, n.repeat, n.run);
+          } else {
+            r = drawn_of(words, first_lane + j, n.limit);
+          }
+          compute_one(r, scale, n.shift, n, begin + inner + j);
+        }
+      }
+    }
+    if constexpr (masked) place = advance(place, further_place, n.period, n.repeat, n.run);
+    if constexpr (windowed) here = next_turn(here, further, n.turns);
+  }
+}

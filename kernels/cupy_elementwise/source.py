@@ -1,0 +1,94 @@
+"""The text of CuPy's kernels: what is fixed in them stands in .cuh files, what varies is printed before it.
+
+The files are read and passed on as text: CuPy keeps compiled kernels under a hash of their text and options, in which
+the content of an included file has no part.
+"""
+
+import functools
+import importlib.resources
+
+from gpudrop.formulas import philox
+from gpudrop.formulas.cuda_cpp import CudaSource, prelude
+from gpudrop.kernels import device_math
+from gpudrop.kernels.chunks import WARP, chunks, formulas_of
+
+CONVERSIONS = {
+    "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
+    "bfloat16": ("__bfloat162float(__ushort_as_bfloat16(x))", "__bfloat16_as_ushort(__float2bfloat16_rn(x))"),
+    "float32": ("x", "x"),
+    "float64": ("x", "x"),
+    "bool": ("x", "static_cast<storage>(x)"),
+}
+HEADERS = {"float16": "#include <cuda_fp16.h>", "bfloat16": "#include <cuda_bf16.h>"}
+C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "float", "float64": "double"}
+
+
+@functools.cache
+def file(name):
+    """The text of a file of this folder, or of a zip file that the package is in."""
+    return importlib.resources.files(__package__).joinpath(name).read_text()
+
+
+def raw(kernel):
+    """The program of a kernel of contiguous arrays."""
+    return f"{preamble(kernel)}#define KERNEL {kernel.name}\n{file('map.cuh')}#undef KERNEL\n"
+
+
+def operation(kernel):
+    """What an ElementwiseKernel does after the preamble, and the names of its arrays: inputs and outputs."""
+    inputs, outputs = ([f"{of}{k}" for k in range(n)] for of, n in (("a", kernel.reads), ("y", len(kernel.outputs))))
+    elements = ", ".join(f"{name}[e]" for name in inputs) or "storage()"
+    assignments = " ".join(f"{name}[e] = y[{k}];" for k, name in enumerate(outputs))
+    text = f"\n#define INPUTS(e) {elements}\n#define OUTPUTS(e) {assignments}\n{file('elementwise.cuh')}"
+    return f"{text}#undef INPUTS\n#undef OUTPUTS\n", inputs, outputs
+
+
+def preamble(kernel):
+    """What stands before both kinds of kernels: types, constants, formulas and `compute`."""
+    source = CudaSource({philox.product: "product"})
+    formulas = formulas_of(kernel)
+    if kernel.approximate:
+        for replaced, by in device_math.FORMULAS.items():
+            source.names[replaced] = source.add(by)
+    for name, formula in formulas.items():
+        source.add(formula, name)
+    widen, narrow = CONVERSIONS[kernel.dtype]
+    mask = "unsigned char" if kernel.keeps else C_TYPES[kernel.real]
+    return f"""
+{HEADERS.get(kernel.dtype, "")}
+namespace gpudrop {{
+{prelude(C_TYPES[kernel.real], "bool" if kernel.keeps else "real")}
+typedef {C_TYPES[kernel.storage]} storage;
+typedef {mask} mask_t;
+{constants(kernel)}
+__device__ inline real widen(storage x) {{ return {widen}; }}
+__device__ inline storage narrow(real x) {{ return {narrow}; }}
+{file("device.cuh")}
+{source.text}
+{compute(kernel)}
+}}
+"""
+
+
+def constants(kernel):
+    """What is constant in a kernel, under the names of numba_cuda/map.py."""
+    size, shares, width, parts, exchanges = chunks(kernel)
+    numbers = {"num_inputs": kernel.reads, "num_outputs": len(kernel.outputs), "size": size, "width": width}
+    numbers |= {"parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
+    flags = {"draws": kernel.bits > 0, "stored": kernel.stored, "masked": kernel.masked, "counted": kernel.counted}
+    flags |= {"windowed": kernel.window, "bits_of_mask": kernel.masked and kernel.keeps, "exchanges": exchanges}
+    flags["approximate"] = kernel.approximate
+    text = "".join(f"constexpr int {name} = {number};\n" for name, number in numbers.items())
+    return text + "".join(f"constexpr bool {name} = {str(flag).lower()};\n" for name, flag in flags.items())
+
+
+def compute(kernel):
+    """The formula of elements as they are stored."""
+    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.reads))
+    call = f"element(r, scale, shift{inputs})"
+    results = [f"narrow({call})"]
+    if len(kernel.outputs) > 1:
+        results, call = [f"narrow(pair.of[{k}])" for k in range(len(kernel.outputs))], f"const Pair pair = {call};"
+    lines = [call] * (len(kernel.outputs) > 1) + [f"y[{k}] = {result};" for k, result in enumerate(results)]
+    header = "__device__ inline void compute(drawn_t r, real scale, real shift, const storage* x, storage* y)"
+    return "\n  ".join([f"{header} {{", *lines]) + "\n}"
