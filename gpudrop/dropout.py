@@ -161,7 +161,7 @@ def _prepared(
     shard: Shard | None = None,
     context: Context | None = None,
 ) -> Prepared:
-    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a Variation, but for the time that it takes to make one
+    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # not by a Variation, which takes time to make
     return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, backend, shard, context)
 
 

@@ -1,4 +1,4 @@
-"""Layers for hand-written training loops: a class for each variant, all of them alike."""
+"""Layers for hand-written training loops: a class for each row of the family, all of them alike."""
 
 import copy
 import functools
@@ -10,16 +10,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from gpudrop import variants
 from gpudrop.checks import check_integer, check_keys, check_p, check_truth, check_uint64
 from gpudrop.context import DEFAULT, current
-from gpudrop.dropout import dropout
-from gpudrop.formulas import noises
 from gpudrop.formulas.activations import check_activation, check_loaded
+from gpudrop.formulas.noises import Noise
 from gpudrop.generator import Generator, Stream, check_rng, spawned
 from gpudrop.hints import ARGUMENTS, hint
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array, MaskShape
+from gpudrop.variants import FAMILY, OPTIONS, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -67,35 +66,33 @@ class _Calls:
 class _Kind(NamedTuple):
     """What all layers of a class have in common: see `Layer.settings`."""
 
-    inputs: tuple[str, ...]  # the names of the arrays that it is called with
-    strength: str  # the name of p: std for gaussian_noise
+    variant: Variant
     settings: dict[str, Callable[[Any], Any]]
     options: frozenset[str]
 
 
-def _kind_of(cls: "type[Layer]") -> _Kind:
+def _kind_of(row: Variant) -> _Kind:
     def check_strength(p: Any) -> Any:
-        return p if isinstance(p, Schedule) else cls.noise.check(p)
+        return p if isinstance(p, Schedule) else row.noise.check(p)
 
-    parameters, options = inspect.signature(cls.function).parameters.values(), cls.defaults()
-    *inputs, strength = (a.name for a in parameters if a.kind is a.POSITIONAL_OR_KEYWORD)
-    settings: dict[str, Callable[[Any], Any]] = {strength: check_strength}
-    if strength == "p":
+    settings: dict[str, Callable[[Any], Any]] = {row.strength: check_strength}
+    if row.strength == "p":
         settings["keep_prob"] = lambda keep_prob: check_strength(_other_probability(check_p(keep_prob, "keep_prob")))
-    checks = variants.OPTIONS | {"activation": check_activation, "bits": cls.noise.check_bits}
-    settings |= {name: checks[name] for name in options}
+    options = {name: OPTIONS[name].check for name in row.options}
+    options |= {"activation": check_activation, "bits": row.noise.check_bits}
+    settings |= options
     settings["rng"] = lambda rng: rng if rng is None else check_rng(rng)  # None stays None: copies share it
     settings["remember"] = _check_remember
     settings["step"] = functools.partial(check_uint64, "step")
     settings["training"] = functools.partial(check_truth, "training")
-    return _Kind(tuple(inputs), strength, settings, frozenset(options))
+    return _Kind(row, settings, frozenset(options))
 
 
 class Layer:
     """A variant as a layer: call it forward, then `backward`.
 
-    A subclass says with `function` which variant it is, and with `noise` what its p and bits may be; its options are
-    the function's own.
+    A subclass says with `variant` which row of `gpudrop.variants.FAMILY` it is, or as before there were rows: with
+    `function` which function it is, and with `noise` what its p and bits may be. Its options are the function's own.
 
     Parameters
     ----------
@@ -132,17 +129,43 @@ class Layer:
     To repeat a call under the same mask, as a check of the gradient by finite differences does, give the layer a Stream
     for that time: ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``.
     To repeat several calls that have a mask each, set ``layer.rng = gpudrop.Generator(0)`` before the first of them.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> layer = gpudrop.Dropout(keep_prob=0.75, activation="relu", rng=gpudrop.Generator(1))
+    >>> layer
+    Dropout(p=0.25, keep_prob=0.75, activation='relu', bits=16)
+    >>> x = np.float32([[-3, 3, 6, 9]])
+    >>> layer(x)
+    array([[ 0.,  4.,  0., 12.]], dtype=float32)
+    >>> layer.backward(np.ones_like(x))
+    array([[0.       , 1.3333334, 0.       , 1.3333334]], dtype=float32)
+    >>> layer.eval()(x)
+    array([[0., 3., 6., 9.]], dtype=float32)
     """
 
+    variant: ClassVar[Variant]
     function: ClassVar[Any] = None
-    noise: ClassVar[noises.Noise] = noises.DROPOUT
+    noise: ClassVar[Noise] = FAMILY["dropout"].noise
 
-    _kind: "ClassVar[_Kind]"
+    _kind: ClassVar[_Kind]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.function is not None:  # else it is a base class for layers
-            cls._kind = _kind_of(cls)
+        row = vars(cls).get("variant")
+        if isinstance(row, Variant):  # not a user's own attribute of this name
+            cls.function, cls.noise = staticmethod(row.function), row.noise
+        elif cls.function is None:  # a base class for layers
+            return
+        else:
+            base = cls._kind.variant if hasattr(cls, "_kind") else None
+            if base is not None and (cls.function, cls.noise) == (base.function, base.noise):
+                return
+            row = Variant(cls.__name__, cls.function, cls.noise)
+            if "variant" not in vars(cls):
+                cls.variant = row
+        cls._kind = _kind_of(row)
 
     def __init__(
         self,
@@ -184,19 +207,18 @@ class Layer:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The options and their defaults, in order."""
-        parameters = inspect.signature(cls.function).parameters.values()
-        others = ("training", "rng", "out", "backend", "shard")
-        return {a.name: a.default for a in parameters if a.kind is a.KEYWORD_ONLY and a.name not in others}
+        row = cls._kind.variant
+        return {**row.options, "activation": None, "bits": row.bits}
 
     @classmethod
     def default(cls) -> float:
         """The variant's p without being given one."""
-        return inspect.signature(cls.function).parameters[cls.strength()].default
+        return cls._kind.variant.default
 
     @classmethod
     def strength(cls) -> str:
         """What the variant calls its p."""
-        return cls._kind.strength
+        return cls._kind.variant.strength
 
     if TYPE_CHECKING:  # to type checkers __setattr__ would be a reason to allow any attribute
         p: Any
@@ -219,7 +241,7 @@ class Layer:
     else:
 
         def __setattr__(self, name: str, value: Any) -> None:
-            put, (_, strength, settings, options) = object.__setattr__, self._kind
+            put, (row, settings, options) = object.__setattr__, self._kind
             if name not in settings:
                 if type(self).__module__ != __name__:  # a class of the user's, with attributes of its own
                     put(self, name, value)
@@ -227,9 +249,9 @@ class Layer:
                 known = f"it has {', '.join(settings)}{hint(name, settings, ARGUMENTS)}"
                 raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to be set; {known}")
             value = settings[name](value)
-            if name in (strength, "keep_prob"):
+            if name in (row.strength, "keep_prob"):
                 put(self, "_given_keep_prob", name == "keep_prob")
-                name = strength
+                name = row.strength
             put(self, name, value)
             if name in options:
                 put(self, "_options", self._options | {name: value})
@@ -256,12 +278,12 @@ class Layer:
 
     def __call__(self, *arrays: Array) -> Array:
         """y, from x (and for zoneout the previous state); remembered for `backward`."""
-        kind = self._kind
-        if len(arrays) != len(kind.inputs):
-            names = " and ".join(kind.inputs)
+        row = self._kind.variant
+        if len(arrays) != len(row.inputs):
+            names = " and ".join(row.inputs)
             given = "1 was" if len(arrays) == 1 else f"{len(arrays)} were"
             raise TypeError(f"{type(self).__name__} takes {names}, but {given} given")
-        p, training, rng = getattr(self, kind.strength), self.training, self.rng
+        p, training, rng = getattr(self, row.strength), self.training, self.rng
         if isinstance(p, Schedule):
             p = p(self.step)
         y, backprop = self.function.prepare(*arrays, p, training=training, rng=rng, **self._options).vjp()
@@ -273,6 +295,8 @@ class Layer:
 
     def backward(self, dy: Array) -> Array:
         """dx for dy, through the mask of the last call, or of the last one that it hasn't gone through with `remember`.
+
+        A layer that is called with two arrays returns the gradients of both.
 
         Raises
         ------
@@ -412,292 +436,115 @@ class Layer:
         return f"{type(self).__name__}({', '.join(values)})"
 
 
-class Dropout(Layer):
-    """An activation and dropout as one layer; see `gpudrop.dropout` and, for what all layers have, `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.Dropout(keep_prob=0.75, activation="relu", rng=gpudrop.Generator(1))
-    >>> layer
-    Dropout(p=0.25, keep_prob=0.75, activation='relu', bits=16)
-    >>> x = np.float32([[-3, 3, 6, 9]])
-    >>> layer(x)
-    array([[ 0.,  4.,  0., 12.]], dtype=float32)
-    >>> layer.backward(np.ones_like(x))
-    array([[0.       , 1.3333334, 0.       , 1.3333334]], dtype=float32)
-    >>> layer.eval()(x)
-    array([[0., 3., 6., 9.]], dtype=float32)
-    """
-
-    function = staticmethod(dropout)
-
-
-class Dropout1d(Layer):
-    """Drop whole channels of sequences; see `gpudrop.dropout1d` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.layers.Dropout1d(0.5, rng=gpudrop.Stream(0, 0))
-    >>> layer(np.ones((1, 3, 2), np.float32))[0]
-    array([[2., 2.],
-           [0., 0.],
-           [2., 2.]], dtype=float32)
-    """
-
-    function = staticmethod(variants.dropout1d)
-
-
-class Dropout2d(Layer):
-    """Drop whole channels of images; see `gpudrop.dropout2d` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.Dropout2d(0.2, channels_last=True)
-    Dropout2d(p=0.2, channels_last=True, activation=None, bits=16)
-    """
-
-    function = staticmethod(variants.dropout2d)
-
-
-class Dropout3d(Layer):
-    """Drop whole channels of volumes; see `gpudrop.dropout3d` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.Dropout3d(0.2)(np.ones((1, 2, 3, 4, 5))).shape
-    (1, 2, 3, 4, 5)
-    """
-
-    function = staticmethod(variants.dropout3d)
-
-
-class DropPath(Layer):
-    """Drop whole samples of a residual branch; see `gpudrop.drop_path` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> [gpudrop.layers.DropPath(p) for p in gpudrop.drop_path_rates(0.1, 2)]
-    [DropPath(p=0, activation=None, bits=16), DropPath(p=0.1, activation=None, bits=16)]
-    """
-
-    function = staticmethod(variants.drop_path)
-
-
-class LockedDropout(Layer):
-    """Drop the same features at every step in time; see `gpudrop.locked_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.layers.LockedDropout(0.5, time_axis=1, rng=gpudrop.Stream(0, 1))
-    >>> layer(np.ones((1, 2, 6), np.float32))[0]
-    array([[0., 2., 0., 2., 2., 0.],
-           [0., 2., 0., 2., 2., 0.]], dtype=float32)
-    """
-
-    function = staticmethod(variants.locked_dropout)
-
-
-class EmbeddingDropout(Layer):
-    """Drop whole rows of an embedding table; see `gpudrop.embedding_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.layers.EmbeddingDropout(0.5, rng=gpudrop.Stream(0, 0))
-    >>> layer(np.ones((3, 2)))  # the table; look the words up in what comes back
-    array([[2., 2.],
-           [0., 0.],
-           [2., 2.]])
-    """
-
-    function = staticmethod(variants.embedding_dropout)
-
-
-class TokenDropout(Layer):
-    """Drop whole tokens of a sequence; see `gpudrop.token_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.TokenDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones((1, 3, 2)))[0]
-    array([[2., 2.],
-           [0., 0.],
-           [2., 2.]])
-    """
-
-    function = staticmethod(variants.token_dropout)
-
-
-class ConsistentDropout(Layer):
-    """Drop the same elements of every sample; see `gpudrop.consistent_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.ConsistentDropout(0.5, rng=gpudrop.Stream(0, 1))(np.ones((2, 6)))
-    array([[0., 2., 0., 2., 2., 0.],
-           [0., 2., 0., 2., 2., 0.]])
-    """
-
-    function = staticmethod(variants.consistent_dropout)
-
-
-class DropConnect(Layer):
-    """Drop weights; see `gpudrop.drop_connect` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> x, weights = np.ones((1, 2)), np.ones((2, 3))
-    >>> layer = gpudrop.layers.DropConnect(0.5, rng=gpudrop.Stream(0, 1))
-    >>> x @ layer(weights)
-    array([[2., 4., 0.]])
-    >>> layer.backward(x.T @ np.ones((1, 3)))  # the gradient of the weights
-    array([[0., 2., 0.],
-           [2., 2., 0.]])
-    """
-
-    function = staticmethod(variants.drop_connect)
-
-
-class DropBlock1d(Layer):
-    """Drop blocks of neighbours in sequences; see `gpudrop.dropblock1d` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.DropBlock1d(0.1, block_size=5)(np.ones((2, 3, 20))).shape
-    (2, 3, 20)
-    """
-
-    function = staticmethod(variants.dropblock1d)
-
-
-class DropBlock2d(Layer):
-    """Drop square blocks of neighbours in feature maps; see `gpudrop.dropblock2d` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.DropBlock2d(gpudrop.schedules.linear(0, 0.1, 5000), block_size=5)
-    DropBlock2d(p=Schedule(first=0.0, last=0.1, steps=5000, curve='linear'), block_size=5, activation=None, bits=32)
-    """
-
-    function = staticmethod(variants.dropblock2d)
-
-
-class AlphaDropout(Layer):
-    """Dropout that keeps mean 0 and variance 1; see `gpudrop.alpha_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.AlphaDropout(0.5, activation="selu", rng=gpudrop.Stream(0, 1))(np.zeros(4)).round(3)
-    array([-0.779,  0.779, -0.779,  0.779])
-    """
-
-    function = staticmethod(variants.alpha_dropout)
-    noise = noises.ALPHA
-
-
-class FeatureAlphaDropout(Layer):
-    """Alpha dropout of whole channels; see `gpudrop.feature_alpha_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.FeatureAlphaDropout(0.5)(np.zeros((2, 3, 4, 4))).shape
-    (2, 3, 4, 4)
-    """
-
-    function = staticmethod(variants.feature_alpha_dropout)
-    noise = noises.ALPHA
-
-
-class GaussianDropout(Layer):
-    """Multiply by normal noise of mean 1; see `gpudrop.gaussian_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.GaussianDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones(3)).round(3)
-    array([1.991, 0.075, 0.382])
-    """
-
-    function = staticmethod(variants.gaussian_dropout)
-    noise = noises.GAUSSIAN
-
-
-class UniformDropout(Layer):
-    """Multiply by uniform noise of mean 1; see `gpudrop.uniform_dropout` and `Layer`.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> gpudrop.layers.UniformDropout(0.5, rng=gpudrop.Stream(0, 0))(np.ones(3)).round(3)
-    array([2.419, 0.65 , 1.941])
-    """
-
-    function = staticmethod(variants.uniform_dropout)
-    noise = noises.UNIFORM
-
-
-class GaussianNoise(Layer):
-    """Add normal noise in training; see `gpudrop.gaussian_noise` and `Layer`, where std stands in the place of p.
-
-    Examples
-    --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.layers.GaussianNoise(0.1, rng=gpudrop.Stream(0, 0))
-    >>> layer(np.zeros(4)).round(3)
-    array([ 0.099, -0.092, -0.062, -0.048])
-    """
-
-    function = staticmethod(variants.gaussian_noise)
-    noise = noises.ADDITIVE
-
-    def __init__(
-        self,
-        std: float | Schedule | None = None,
-        *,
-        rng: Generator | Stream | None = None,
-        remember: int | None = 1,
-        **options: "Unpack[LayerOptions]",
-    ) -> None:
+def _beginning(strength: str) -> Any:
+    """`__init__` of layers that call their p something else: it has no keep_prob either."""
+
+    def __init__(self: Any, *given: Any, **options: Any) -> None:
+        name = type(self).__name__
         if "p" in options:
-            raise TypeError("GaussianNoise has no option 'p'; how strong it is, std says")
-        super().__init__(std, rng=rng, remember=remember, **options)
+            raise TypeError(f"{name} has no option 'p'; how strong it is, {strength} says")
+        if strength in options:
+            if given:
+                raise TypeError(f"{name}.__init__() got multiple values for argument {strength!r}")
+            given = (options.pop(strength),)
+        Layer.__init__(self, *given, **options)
+
+    own = inspect.signature(Layer.__init__)
+    kept = [a.replace(name=strength if a.name == "p" else a.name) for a in own.parameters.values()]
+    signature = own.replace(parameters=[a for a in kept if a.name != "keep_prob"])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
 
 
-class Zoneout(Layer):
-    """Keep a unit's previous state; see `gpudrop.zoneout` and `Layer`. It is called with x and the previous state.
+def _layer_of(row: Variant) -> type[Layer]:
+    """The class of a variant."""
+    what = (row.function.__doc__ or "").partition("\n")[0].rstrip(".")
+    inputs = f" It is called with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
+    doc = f"""{what}; see `gpudrop.{row.name}` and `Layer`.{inputs}
 
     Examples
     --------
-    >>> import numpy as np, gpudrop
-    >>> layer = gpudrop.layers.Zoneout(0.5, rng=gpudrop.Stream(0, 1))
-    >>> layer(np.full(6, 3.0), np.full(6, 1.0))
-    array([1., 3., 1., 3., 3., 1.])
-    >>> dx, dprevious = layer.backward(np.ones(6))
-    >>> dprevious
-    array([1., 0., 1., 0., 0., 1.])
+    >>> import gpudrop
+    >>> gpudrop.layers.{row.layer}(0.2)
+    {row.layer}({row.strength}=0.2, activation=None, bits={row.bits})
     """
-
-    function = staticmethod(variants.zoneout)
-    noise = noises.ZONEOUT
-
-    if TYPE_CHECKING:
-
-        def backward(  # type: ignore[override]  # its two gradients are why it is no other layer's stand-in
-            self, dy: Array
-        ) -> tuple[Array, Array]: ...
+    body = {"__module__": __name__, "__doc__": doc, "variant": row}
+    if row.strength != "p":
+        body["__init__"] = _beginning(row.strength)
+    return type(row.layer, (Layer,), body)
 
 
-VARIANTS = {cls.function.__name__: cls for cls in Layer.__subclasses__()}
+VARIANTS = {name: _layer_of(row) for name, row in FAMILY.items()}
 """The layer of each variant, by the variant's name."""
+
+globals().update((cls.__name__, cls) for cls in VARIANTS.values())
+
+if TYPE_CHECKING:
+    # Generated by python -m tests.declarations.
+    class Dropout(Layer):
+        """`gpudrop.dropout` as a layer: see there, and `Layer`."""
+
+    class Dropout1d(Layer):
+        """`gpudrop.dropout1d` as a layer: see there, and `Layer`."""
+
+    class Dropout2d(Layer):
+        """`gpudrop.dropout2d` as a layer: see there, and `Layer`."""
+
+    class Dropout3d(Layer):
+        """`gpudrop.dropout3d` as a layer: see there, and `Layer`."""
+
+    class DropPath(Layer):
+        """`gpudrop.drop_path` as a layer: see there, and `Layer`."""
+
+    class LockedDropout(Layer):
+        """`gpudrop.locked_dropout` as a layer: see there, and `Layer`."""
+
+    class EmbeddingDropout(Layer):
+        """`gpudrop.embedding_dropout` as a layer: see there, and `Layer`."""
+
+    class TokenDropout(Layer):
+        """`gpudrop.token_dropout` as a layer: see there, and `Layer`."""
+
+    class ConsistentDropout(Layer):
+        """`gpudrop.consistent_dropout` as a layer: see there, and `Layer`."""
+
+    class DropConnect(Layer):
+        """`gpudrop.drop_connect` as a layer: see there, and `Layer`."""
+
+    class DropBlock1d(Layer):
+        """`gpudrop.dropblock1d` as a layer: see there, and `Layer`."""
+
+    class DropBlock2d(Layer):
+        """`gpudrop.dropblock2d` as a layer: see there, and `Layer`."""
+
+    class AlphaDropout(Layer):
+        """`gpudrop.alpha_dropout` as a layer: see there, and `Layer`."""
+
+    class FeatureAlphaDropout(Layer):
+        """`gpudrop.feature_alpha_dropout` as a layer: see there, and `Layer`."""
+
+    class GaussianDropout(Layer):
+        """`gpudrop.gaussian_dropout` as a layer: see there, and `Layer`."""
+
+    class UniformDropout(Layer):
+        """`gpudrop.uniform_dropout` as a layer: see there, and `Layer`."""
+
+    class GaussianNoise(Layer):
+        """`gpudrop.gaussian_noise` as a layer: see there, and `Layer`."""
+
+        def __init__(
+            self,
+            std: float | Schedule | None = None,
+            *,
+            rng: Generator | Stream | None = None,
+            remember: int | None = 1,
+            **options: Unpack[LayerOptions],
+        ) -> None: ...
+
+    class Zoneout(Layer):
+        """`gpudrop.zoneout` as a layer: see there, and `Layer`."""
+
+        # It gives several gradients, so that it can't stand in for other layers.
+        def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
+
+    # End of what is generated.

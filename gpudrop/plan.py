@@ -18,38 +18,8 @@ from gpudrop.generator import Generator, Stream, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, STORAGE, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, rows, within
-from gpudrop.signatures import MaskShape
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
-
-
-class Variation(NamedTuple):
-    """What sets one kind of dropout apart from another; the defaults are dropout itself.
-
-    Attributes
-    ----------
-    p : float
-        The strength of the noise, not yet checked.
-    noise : Noise
-    prediction : Noise
-        What is done when not in training, and where everything is switched off.
-    mask : tuple or Blocks, optional
-        A mask_shape as `dropout` has it, or DropBlock's blocks; None draws for each element.
-    batch_axis : int, optional
-        The axis of x that counts samples, None if none does.
-    other : array, optional
-        The second array that the noise reads; of x's kind, shape and dtype.
-    copies : int, optional
-        How many times x is repeated along a new first axis.
-    """
-
-    p: float
-    noise: Noise = DROPOUT
-    prediction: Noise = PLAIN
-    mask: MaskShape | Blocks | None = None
-    batch_axis: int | None = 0
-    other: Any = None
-    copies: int | None = None
 
 
 class _Plan(NamedTuple):
@@ -257,8 +227,9 @@ def prepare(
 ) -> Prepared:
     """Check a call.
 
-    operand: x, or for a gradient alone dy, which is like it; how: the Variation; context: what holds for the call, by
-    default what holds for the code that runs.
+    operand: x, or for a gradient alone dy, which is like it; context: what holds for the call, by default what holds for
+    the code that runs; how: the strength, the noise and that of prediction, and the other fields of a
+    `variants.Variation`.
     """
     strength, noise, prediction, mask, axis, other, copies = how
     context = current() if context is None else context

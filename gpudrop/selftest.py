@@ -19,6 +19,7 @@ import numpy as np
 import gpudrop
 from gpudrop import arrays, backends, reference, statistics, ulps
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.variants import FAMILY
 
 PACKAGES = ("numpy", "numba", "scipy", "ml_dtypes")
 SIZES = (0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257)
@@ -35,15 +36,15 @@ LAYOUTS = {
 }
 HOST_LAYOUTS = ("backwards", "repeated")  # device arrays of Numba have none of these
 VARIANTS = {
-    "dropout2d": ((2, 5, 3, 7), "identity"),
-    "locked_dropout": ((3, 4, 9), "identity"),
-    "dropblock2d": ((2, 3, 12, 13), "identity"),
-    "alpha_dropout": ((3, 101), "alpha"),
-    "gaussian_dropout": ((3, 101), "gaussian"),
-    "gaussian_noise": ((3, 101), "additive"),
-    "uniform_dropout": ((3, 101), "uniform"),
+    "dropout2d": (2, 5, 3, 7),
+    "locked_dropout": (3, 4, 9),
+    "dropblock2d": (2, 3, 12, 13),
+    "alpha_dropout": (3, 101),
+    "gaussian_dropout": (3, 101),
+    "gaussian_noise": (3, 101),
+    "uniform_dropout": (3, 101),
 }
-"""Variants with kernels of their own: an array's shape, and the noise by which the table of ulps knows them."""
+"""Variants with kernels of their own, and an array's shape for each."""
 
 SLOW = ("keep_rate", "small_calls", "call_bits", "place_bits")
 """Checks whose hundreds of launches take too long in the CUDA simulator."""
@@ -133,8 +134,8 @@ def values(backend, activation, dtype, size, device=0):
 
 def variant(backend, name, device=0):
     """A variant of dropout is the reference's, forward and backward, within the table of ulps."""
-    shape, noise = VARIANTS[name]
-    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    noise = ulps.row_of(FAMILY[name].noise)
+    x = np.random.default_rng(0).standard_normal(VARIANTS[name], np.float32)
     stream = gpudrop.Stream(SEED, CALL)
     y, dx = Placed(backend, device).both(getattr(gpudrop, name), x, 0.4, rng=stream)
     want, backprop = reference.FAMILY[name](x, 0.4, SEED, CALL)

@@ -15,6 +15,11 @@ def allowed(name, role, dtype):
     return row[dtype], row["floor"]
 
 
+def row_of(noise):
+    """The name of the table's row for a variant of this noise: one that selects and scales is as exact as identity."""
+    return "identity" if noise.zeroes else noise.name
+
+
 def error(got, exact, floor=0.0):
     """|got - exact| in ulps of got's dtype at max(|exact|, floor), elementwise.
 

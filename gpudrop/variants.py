@@ -1,40 +1,185 @@
-"""The family: every variant of dropout is one function here, which says how it varies.
+"""The family: one row for each variant of dropout, from which layers, PyTorch's face, warm-up and tests derive.
 
-`variant` makes the public function out of it. A structured variant is a mask_shape, the others are a noise;
-what all of them take and share with `dropout` stands in `variant` alone.
+A variant is a function here that returns a `Variation`, under a decorator that enters its row into `FAMILY` and makes
+the public function of it. A structured variant is a mask_shape, the others are a noise; what all of them take and share
+with `dropout` is in `variant` alone.
 """
 
 import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from gpudrop import arrays
 from gpudrop.checks import check_integer, check_p, check_truth, check_uint64
 from gpudrop.context import Context
 from gpudrop.dropout import dropout
 from gpudrop.formulas import noises
+from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise
 from gpudrop.generator import Generator, Stream
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shard, check_mask_shape
-from gpudrop.plan import Variation, prepare
-from gpudrop.signatures import AnyArray
+from gpudrop.plan import prepare
+from gpudrop.signatures import AnyArray, MaskShape
 
 if TYPE_CHECKING:
     from gpudrop import signatures
 
-V = TypeVar("V")
-Makes = Callable[[Callable[..., Variation]], V]
+
+class Option(NamedTuple):
+    """What a variant takes besides p and what all variants take.
+
+    Attributes
+    ----------
+    check : function
+        Its value in Python's own types, or an error that names it.
+    reshapes : bool
+        Whether it gives the result another shape than x has. PyTorch's functions and modules leave such options out.
+    """
+
+    check: Callable[[Any], Any]
+    reshapes: bool = False
 
 
-def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
-    """The public function of a variant: vary(x, p, ...) -> Variation, for an array x of a supported kind.
+def _check_block_size(block_size: Any) -> int:
+    size = check_integer("block_size", block_size)
+    if size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return size
 
-    It takes vary's own parameters, and by name those of `dropout`: activation, training, rng, bits (by default as
-    many as are given here), out, backend and shard. Its attribute `vjp` is the function that returns (y, backprop)
-    instead, as `dropout_vjp` does, and `prepare` the one that returns the checked call, a `plan.Prepared`. This takes a
-    `context` besides, where that of the code that runs is not meant.
+
+OPTIONS = {
+    "mask_shape": Option(lambda shape: None if shape is None else check_mask_shape(shape)),
+    "channels_last": Option(functools.partial(check_truth, "channels_last")),
+    "time_axis": Option(functools.partial(check_integer, "time_axis")),
+    "samples": Option(lambda samples: None if samples is None else check_uint64("samples", samples), reshapes=True),
+    "block_size": Option(_check_block_size),
+}
+"""The options of all variants, by name."""
+
+COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys()
+"""The names of what every variant takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One row of the family.
+
+    Attributes
+    ----------
+    layer : str
+        The name of its class in `gpudrop.layers` and in `gpudrop.torch`.
+    function : function
+        The public one. Its attribute `vjp` is the function that returns (y, backprop) instead, and `prepare` the one
+        that returns the checked call, a `plan.Prepared`.
+    noise : Noise
+    prediction : Noise
+        What is done when not in training, and where everything is switched off.
+    whole : bool
+        Whether the mask depends on the whole array, so that no part of it can be drawn alone.
+    torchs : str, optional
+        The class of torch.nn that does the same; the function of torch.nn.functional has this variant's name.
+    ndim : int
+        How many dimensions an array has that it takes, for warm-up and tests to make one.
+    name : str
+    inputs : tuple of str
+        The arrays that it is called with.
+    strength : str
+        What it calls its p.
+    default : float
+        Of its p.
+    bits : int
+        Random bits per element by default.
+    options : dict
+        Its own options and their defaults: `OPTIONS` has the checks.
+    """
+
+    layer: str
+    function: Any
+    noise: Noise = DROPOUT
+    prediction: Noise = PLAIN
+    whole: bool = False
+    torchs: str | None = None
+    ndim: int = 4
+    # What the function's signature says, read once: that takes longer than a small call.
+    name: str = field(init=False)
+    inputs: tuple[str, ...] = field(init=False)
+    strength: str = field(init=False)
+    default: float = field(init=False)
+    bits: int = field(init=False)
+    options: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.function).parameters
+        *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
+        own = [a for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in COMMON]
+        vars(self).update(  # the class is frozen
+            name=self.function.__name__,
+            inputs=tuple(inputs),
+            strength=strength,
+            default=parameters[strength].default,
+            bits=parameters["bits"].default,
+            options={a.name: a.default for a in own},
+        )
+
+    @property
+    def by_sign(self) -> bool:
+        """Whether y tells by its sign what was dropped, so that the gradient of relu needs no x.
+
+        A mask of the whole array has a scale that is counted, and y doesn't tell it.
+        """
+        return self.noise.zeroes and not self.whole
+
+
+FAMILY = {"dropout": Variant("Dropout", dropout, torchs="Dropout")}
+"""The variants by the names of their functions; the others enter below."""
+
+
+class Variation(NamedTuple):
+    """What a call of a variant does besides its row; the defaults are dropout itself.
+
+    Attributes
+    ----------
+    p : float
+        The strength of the noise, not yet checked.
+    mask : tuple or Blocks, optional
+        A mask_shape as `dropout` has it, or DropBlock's blocks; None draws for each element.
+    batch_axis : int, optional
+        The axis of x that counts samples, None if none does.
+    other : array, optional
+        The second array that the noise reads; of x's kind, shape and dtype.
+    copies : int, optional
+        How many times x is repeated along a new first axis.
+    """
+
+    p: float
+    mask: MaskShape | Blocks | None = None
+    batch_axis: int | None = 0
+    other: Any = None
+    copies: int | None = None
+
+
+def variant(layer: str, *, noise: Noise = DROPOUT, prediction: Noise = PLAIN, bits: int = 16, **facts: Any) -> Any:
+    """Enter a variant into the family, and make the public function of vary(x, p, ...) -> Variation.
+
+    x is an array of a supported kind; the arguments are those of `Variant`, and bits is the default. The function takes
+    vary's own parameters, and by name those of `dropout`: activation, training, rng, bits, out, backend and shard.
+    """
+
+    def enter(vary: Callable[..., Variation]) -> Any:
+        row = Variant(layer, _public(vary, noise, prediction, bits), noise, prediction, **facts)
+        FAMILY[row.name] = row
+        return row.function
+
+    return enter
+
+
+def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bits: int) -> Any:
+    """The public function of a variant.
+
+    Its `prepare` takes a `context` besides, where that of the code that runs is not meant.
     """
 
     def prepared(
@@ -53,7 +198,8 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
             if name not in names:
                 raise unexpected(vary.__name__, options, forward.__signature__.parameters)
         operand = arrays.as_operand("x", x)
-        how = vary(operand.array, *args, **options)
+        p, *rest = vary(operand.array, *args, **options)
+        how = (p, noise, prediction, *rest)
         return prepare(operand, how, activation, training, rng, bits, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
@@ -79,34 +225,32 @@ def variant(vary: Callable[..., Variation], bits: int = 16) -> Any:
     return forward
 
 
-in_32_bits = functools.partial(variant, bits=32)
+if TYPE_CHECKING:
+    V = TypeVar("V", covariant=True)
 
-# `variant` by the options of what it is given: to type checkers, what it makes of that.
-plain = cast("Makes[signatures.Plain]", variant)
-plain_in_32_bits = cast("Makes[signatures.Plain]", in_32_bits)
-of_channels = cast("Makes[signatures.Channels]", variant)
-of_times = cast("Makes[signatures.Times]", variant)
-of_weights = cast("Makes[signatures.Weights]", variant)
-of_maps = cast("Makes[signatures.Maps]", in_32_bits)
-of_deviates = cast("Makes[signatures.Deviates]", in_32_bits)
-of_two = cast("Makes[signatures.OfTwo]", variant)
+    class _Declares(Protocol[V]):
+        """`variant` to type checkers, by the options of what it decorates."""
+
+        def __call__(
+            self,
+            layer: str,
+            *,
+            noise: Noise = ...,
+            prediction: Noise = ...,
+            bits: int = ...,
+            whole: bool = ...,
+            torchs: str | None = ...,
+            ndim: int = ...,
+        ) -> Callable[[Callable[..., Variation]], V]: ...
 
 
-def _check_block_size(block_size: Any) -> int:
-    size = check_integer("block_size", block_size)
-    if size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-    return size
-
-
-OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "mask_shape": lambda shape: None if shape is None else check_mask_shape(shape),
-    "channels_last": functools.partial(check_truth, "channels_last"),
-    "time_axis": functools.partial(check_integer, "time_axis"),
-    "samples": lambda samples: None if samples is None else check_uint64("samples", samples),
-    "block_size": _check_block_size,
-}
-"""What variants have besides p and what is common to all: the check of each, which returns it in Python's own types."""
+plain = cast("_Declares[signatures.Plain]", variant)
+of_channels = cast("_Declares[signatures.Channels]", variant)
+of_times = cast("_Declares[signatures.Times]", variant)
+of_weights = cast("_Declares[signatures.Weights]", variant)
+of_maps = cast("_Declares[signatures.Maps]", variant)
+of_deviates = cast("_Declares[signatures.Deviates]", variant)
+of_two = cast("_Declares[signatures.OfTwo]", variant)
 
 
 # Structured masks
@@ -114,7 +258,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 
 def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Variation:
     """A mask over samples, if there are any, and channels."""
-    channels_last = OPTIONS["channels_last"](channels_last)
+    channels_last = OPTIONS["channels_last"].check(channels_last)
     batched = x.ndim == spatial + 2
     if not batched and x.ndim != spatial + 1:
         order = "spatial, channels" if channels_last else "channels, spatial"
@@ -126,7 +270,7 @@ def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Varia
     return Variation(p, mask=mask, batch_axis=0 if batched else None)
 
 
-@of_channels
+@of_channels("Dropout1d", torchs="Dropout1d", ndim=3)
 def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of sequences.
 
@@ -154,7 +298,7 @@ def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
     return _channels(x, p, 1, channels_last)
 
 
-@of_channels
+@of_channels("Dropout2d", torchs="Dropout2d")
 def dropout2d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of images.
 
@@ -172,7 +316,7 @@ def dropout2d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
     return _channels(x, p, 2, channels_last)
 
 
-@of_channels
+@of_channels("Dropout3d", torchs="Dropout3d", ndim=5)
 def dropout3d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of volumes.
 
@@ -189,7 +333,7 @@ def dropout3d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
     return _channels(x, p, 3, channels_last)
 
 
-@plain
+@plain("DropPath")
 def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole samples of a residual branch: stochastic depth.
 
@@ -244,7 +388,7 @@ def drop_path_rates(p: float, depth: int) -> list[float]:
     return [p * (layer / max(1, depth - 1)) for layer in range(depth)]
 
 
-@of_times
+@of_times("LockedDropout")
 def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variation:
     """Drop the same features at every step in time: locked, or variational, dropout.
 
@@ -270,14 +414,14 @@ def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variat
            [0., 2., 0., 2., 2., 0.]], dtype=float32)
     """
     _check_ndim(x, 2, "time and samples")
-    axis = OPTIONS["time_axis"](time_axis)
+    axis = OPTIONS["time_axis"].check(time_axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"time_axis must be an axis of x, which has {x.ndim} dimensions, got {time_axis}")
     axis %= x.ndim
     return Variation(p, mask=tuple(1 if i == axis else None for i in range(x.ndim)), batch_axis=int(axis == 0))
 
 
-@plain
+@plain("EmbeddingDropout")
 def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole rows of an embedding table, that is, words wherever they occur.
 
@@ -305,7 +449,7 @@ def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     return Variation(p, mask=(None, *(1,) * (x.ndim - 1)), batch_axis=None)
 
 
-@plain
+@plain("TokenDropout")
 def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole tokens of a sequence: word dropout on what the words were embedded as.
 
@@ -335,7 +479,7 @@ def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     return Variation(p, mask=(*(None,) * (x.ndim - 1), 1), batch_axis=0 if x.ndim > 1 else None)
 
 
-@plain
+@plain("ConsistentDropout")
 def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop the same elements of every sample, as if one thinned network saw the whole batch.
 
@@ -361,7 +505,7 @@ def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     return Variation(p, mask=(1, *(None,) * (x.ndim - 1)), batch_axis=None)
 
 
-@of_weights
+@of_weights("DropConnect")
 def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> Variation:
     """Drop weights instead of activations: DropConnect, and the weight drop of AWD-LSTM.
 
@@ -395,7 +539,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
     >>> gpudrop.drop_connect(weights, 0.5, samples=10, rng=gpudrop.Stream(0, 1)).shape
     (10, 2, 3)
     """
-    copies = OPTIONS["samples"](samples)
+    copies = OPTIONS["samples"].check(samples)
     return Variation(p, batch_axis=None if copies is None else 0, copies=copies)
 
 
@@ -405,7 +549,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
 def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
     """DropBlock's mask, and the probability of a seed: equation 1 of the paper."""
     _check_ndim(x, spatial, "feature maps")
-    block_size = OPTIONS["block_size"](block_size)
+    block_size = OPTIONS["block_size"].check(block_size)
     if 0 in x.shape:
         return Variation(check_p(p))
     leading, sizes = x.shape[: x.ndim - spatial], x.shape[x.ndim - spatial :]
@@ -416,7 +560,7 @@ def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
     return Variation(gamma, mask=mask, batch_axis=0 if leading else None)
 
 
-@of_maps
+@of_maps("DropBlock1d", bits=32, whole=True, ndim=3)
 def dropblock1d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variation:
     """Drop blocks of neighbours in sequences: DropBlock in one dimension.
 
@@ -433,7 +577,7 @@ def dropblock1d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
     return _blocks(x, p, 1, block_size)
 
 
-@of_maps
+@of_maps("DropBlock2d", bits=32, whole=True)
 def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variation:
     """Drop square blocks of neighbours in feature maps: DropBlock.
 
@@ -477,7 +621,7 @@ def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
 # Noises
 
 
-@plain
+@plain("AlphaDropout", noise=noises.ALPHA, torchs="AlphaDropout")
 def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Dropout that keeps mean 0 and variance 1, for networks of SELUs.
 
@@ -502,10 +646,10 @@ def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     >>> bool(abs(y.mean()) < 0.01 and abs(y.var() - 1) < 0.01)
     True
     """
-    return Variation(p, noises.ALPHA)
+    return Variation(p)
 
 
-@plain
+@plain("FeatureAlphaDropout", noise=noises.ALPHA, torchs="FeatureAlphaDropout")
 def feature_alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Alpha dropout of whole channels.
 
@@ -522,10 +666,10 @@ def feature_alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
            [ 0.779,  0.779]], dtype=float32)
     """
     _check_ndim(x, 2, "samples and channels")
-    return Variation(p, noises.ALPHA, mask=(None, None, *(1,) * (x.ndim - 2)))
+    return Variation(p, mask=(None, None, *(1,) * (x.ndim - 2)))
 
 
-@plain_in_32_bits
+@plain("GaussianDropout", noise=noises.GAUSSIAN, bits=32)
 def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Multiply by normal noise of dropout's own mean and variance, 1 and p / (1 - p).
 
@@ -547,10 +691,10 @@ def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     >>> bool(abs(y.mean() - 1) < 0.01 and abs(y.var() - 0.25) < 0.01)
     True
     """
-    return Variation(p, noises.GAUSSIAN)
+    return Variation(p)
 
 
-@plain
+@plain("UniformDropout", noise=noises.UNIFORM)
 def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Multiply by uniform noise of dropout's own mean and variance, 1 and p / (1 - p).
 
@@ -573,10 +717,10 @@ def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     >>> bool(abs(y.mean() - 1) < 0.01 and abs(y.var() - 0.25) < 0.01)
     True
     """
-    return Variation(p, noises.UNIFORM)
+    return Variation(p)
 
 
-@of_deviates
+@of_deviates("GaussianNoise", noise=noises.ADDITIVE, bits=32)
 def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
     """Add normal noise: y = activation(x) + std * deviate, with a gradient of dy * slope(x).
 
@@ -596,10 +740,10 @@ def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
     >>> gpudrop.gaussian_noise(np.zeros(4), 0.1, rng=gpudrop.Stream(0, 0)).round(3)
     array([ 0.099, -0.092, -0.062, -0.048])
     """
-    return Variation(std, noises.ADDITIVE)
+    return Variation(std)
 
 
-@of_two
+@of_two("Zoneout", noise=noises.ZONEOUT, prediction=noises.EXPECTED_ZONEOUT)
 def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
     """Keep a unit's previous state instead of dropping it, for recurrent networks.
 
@@ -631,7 +775,7 @@ def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
     >>> gpudrop.zoneout(new, old, 0.5, training=False)
     array([2., 2., 2., 2., 2., 2.])
     """
-    return Variation(p, noises.ZONEOUT, prediction=noises.EXPECTED_ZONEOUT, other=previous)
+    return Variation(p, other=previous)
 
 
 def _check_ndim(x: AnyArray, least: int, what: str) -> None:

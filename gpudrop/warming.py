@@ -10,9 +10,9 @@ from gpudrop.dropout import keep_mask
 from gpudrop.formulas.activations import ACTIVATIONS, find_activation, of_input
 from gpudrop.generator import Stream
 from gpudrop.hints import hint
-from gpudrop.layers import VARIANTS
+from gpudrop.variants import FAMILY
 
-NAMES = tuple(VARIANTS)
+NAMES = tuple(FAMILY)
 """The variants, by name."""
 
 
@@ -59,16 +59,15 @@ def warmup(
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
     rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
-    function = VARIANTS[variant].function
-    axes = {"1d": 3, "2d": 4, "3d": 5}.get(variant[-2:], 4)
+    kind, function = FAMILY[variant], FAMILY[variant].function
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
     # Prediction is another kernel than p = 0 where it mixes, as zoneout's does.
     ways = ((0.5, True), (0, True), (0.5, False))
     for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
-        x = backends.of(backend, np.zeros((8,) * axes, dtype))
-        others = (x,) if variant == "zoneout" else ()
+        x = backends.of(backend, np.zeros((8,) * kind.ndim, dtype))
+        others = (x,) * (len(kind.inputs) - 1)
         # The backward pass that goes by x is for converted PyTorch models.
         by_input = [of_input(row)] if p and training and row.slope_of == "output" else []
         for activation in (row, *by_input):

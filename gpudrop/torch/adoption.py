@@ -90,10 +90,7 @@ def _serves_attention(tensors: list[torch.Tensor], mask: Any, p: Any) -> bool:
     return attention.takes(query, mask) and min(x.dim() for x in tensors) >= 2
 
 
-_rerouting = {
-    name: _rerouted(name, on=name not in functional.OFF_BY_DEFAULT)
-    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-}
+_rerouting = {name: _rerouted(name, on=name not in functional.OFF_BY_DEFAULT) for name in functional.REPLACED}
 _rerouting[ATTENTION] = _rerouted_attention()
 _before: dict[str, Callable[..., Any]] = {}  # what the names meant
 

@@ -37,9 +37,9 @@ from gpudrop.arrays import as_operand
 from gpudrop.context import Context, current
 from gpudrop.formulas.activations import find_activation, of_input
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
-from gpudrop.layers import VARIANTS
 from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
+from gpudrop.variants import FAMILY
 
 CALL = "str variant, str options, float p, str activation, int bits, SymInt first"
 
@@ -186,7 +186,7 @@ def _prepare(x, other, stream, call, backward=False):
     activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits} | options
     # As it was called, wherever a backward pass runs.
-    return VARIANTS[variant].function.prepare(
+    return FAMILY[variant].function.prepare(
         *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
     )
 
@@ -208,7 +208,7 @@ def backward(dy, saved, stream, *call, out=None):
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with on_stream_of(dy):
-        prepared = _prepare(dy, dy if call[0] == "zoneout" else None, stream, numbers, backward=True)
+        prepared = _prepare(dy, dy if len(FAMILY[call[0]].inputs) > 1 else None, stream, numbers, backward=True)
         saved = None if saved is None else as_array(saved)
         prepared.gradient(saved, _result(dx), "dprevious" if second else "dx")
     return dx
@@ -243,10 +243,6 @@ def _(dy, saved, stream, *call):
 
 # Gradients
 
-BY_SIGN = {"dropout", "dropout1d", "dropout2d", "dropout3d", "drop_path", "locked_dropout", "embedding_dropout"}
-BY_SIGN |= {"token_dropout", "consistent_dropout", "drop_connect"}
-"""The variants whose y tells by its sign what was dropped, so that an activation such as relu needs no x."""
-
 
 def _saved(ctx):
     """What a pass has kept, or None. Once a backward pass, for a checkpoint gives it out once."""
@@ -280,7 +276,7 @@ def _kept(call, x, y):
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    by_sign = activation.slope_of == "output" and call[0] in BY_SIGN and not _options(call[1])[1]
+    by_sign = activation.slope_of == "output" and FAMILY[call[0]].by_sign and not _options(call[1])[1]
     return y if by_sign else x
 
 

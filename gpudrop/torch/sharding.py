@@ -9,9 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from gpudrop.torch import operators
-
-WHOLE = ("dropblock1d", "dropblock2d")
-"""The variants that need the whole tensor: DropBlock's scale counts what is kept in all of it."""
+from gpudrop.variants import FAMILY
 
 
 def _sharded(operator):
@@ -47,7 +45,7 @@ def _placement(variant):
     """How a tensor must lie: as it does, or on each rank as a whole where it is a part of no simple kind."""
 
     def placement(given):
-        simple = type(given) is Shard and variant not in WHOLE
+        simple = type(given) is Shard and not FAMILY[variant].whole
         return given if simple else Replicate()
 
     return placement

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-import gpudrop
-from gpudrop import layers, variants
-from gpudrop.warming import NAMES
-from tests import ROOT
+from gpudrop import layers
+from gpudrop.variants import FAMILY
+from tests import ROOT, declarations
 
 api = pytest.importorskip("mypy.api", reason="mypy is not installed")
 
@@ -19,7 +18,7 @@ ARGUMENTS = [
     "--show-error-codes",
     f"--cache-dir={ROOT}/.mypy_cache/user",
 ]
-VARIANTS = [name for name in NAMES if name != "dropout"]
+VARIANTS = [name for name in FAMILY if name != "dropout"]
 
 BEGIN = """
 from typing_extensions import assert_type
@@ -51,6 +50,7 @@ assert_type(layer.eval()(x), Array)
 assert_type(layer.backward(x), Array)
 layers.DropBlock2d(schedules.linear(0, 0.1, steps=10), block_size=5, rng=Generator(1)).step = 3
 assert_type(layers.Zoneout(0.1).backward(x), tuple[Array, Array])
+assert_type(layers.GaussianNoise(std=0.1, activation="relu").backward(x), Array)
 assert_type(gpudrop.mc_samples(lambda x: gpudrop.dropout(x), x, 3, batch_size=2), MonteCarlo)
 assert_type(gpudrop.drop_path_rates(0.1, 3), list[float])
 assert_type(gpudrop.manual_seed(0).spawn(2), list[Generator])
@@ -91,6 +91,9 @@ WRONG = {
     "gpudrop.Dropout(0.5).keep_prop = 0.5": "[attr-defined]",
     "gpudrop.register_activation('cube', cube, cube, replace='yes')": 'expected "bool"',
     "layers.LockedDropout(0.5)([1.0])": "[type-var]",
+    "layers.GaussianNoise(p=0.1)": 'Unexpected keyword argument "p"',
+    "layers.GaussianNoise(keep_prob=0.1)": 'Unexpected keyword argument "keep_prob"',
+    "layers.Dropout4d(0.5)": "[attr-defined]",
     "gpudrop.keep_mask('2', 0.5)": 'expected "int | Sequence[int]"',
     "Stream(0)": "[call-arg]",
     "Generator('0')": 'expected "int | None"',
@@ -130,10 +133,10 @@ def from_the_repository(monkeypatch):
 def test_right_calls_have_the_types_they_should_and_wrong_ones_are_reported(tmp_path):
     """Also every option that a variant or a layer has by its signature, and none that it has not."""
     right, wrong = BEGIN + RIGHT, dict(WRONG)
-    own = {name: defaults(getattr(gpudrop, name)) for name in VARIANTS}
+    own = {name: defaults(FAMILY[name].function) for name in VARIANTS}
     common = set.intersection(*map(set, own.values()))
     for name, options in own.items():
-        arrays = ("x", "x") if name == "zoneout" else ("x",)
+        arrays = ("x",) * len(FAMILY[name].inputs)
         for function in (f"gpudrop.{name}", f"gpudrop.{name}.vjp"):
             right += call(function, options, *arrays) + "\n"
             for other in {option for options in own.values() for option in options} - options.keys():
@@ -176,6 +179,7 @@ WRONG_IN_TORCH = {
     "functional.drop_path(x, chanels_last=True)": "[call-arg]",
     "functional.dropout4d(x)": "[attr-defined]",
     "functional.zoneout(x)": "[call-arg]",
+    "gpudrop.torch.Zoneout(0.1).forward(x)": "[call-arg]",
     "gpudrop.torch.DropPath('0.1')": 'expected "float | Schedule | None"',
     "gpudrop.torch.DropPath(0.1, activatoin='relu')": "[call-arg]",
     "with gpudrop.torch.accelerate(True): pass": '"None" has no attribute',
@@ -185,21 +189,25 @@ WRONG_IN_TORCH = {
 @pytest.mark.slow
 def test_the_functions_and_modules_of_torch_have_types(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    from gpudrop.torch import functional, modules
+    from gpudrop.torch import functional
 
     right = TORCH
-    for name in functional.VARIANTS:
-        arrays = ("x", "x") if name == "zoneout" else ("x",)
+    for name, row in FAMILY.items():
+        arrays = ("x",) * len(row.inputs)
         right += f"assert_type({call(f'functional.{name}', functional.own_options(name), *arrays)}, torch.Tensor)\n"
-    for module in modules.Variant.__subclasses__():
-        right += call(f"gpudrop.torch.{module.__name__}", functional.own_options(module.variant)) + "\n"
+        right += call(f"gpudrop.torch.{row.layer}", functional.own_options(name)) + "\n"
     messages = checked(tmp_path, right + "\n".join(WRONG_IN_TORCH))
     assert {line: said for line, said in messages.items() if line not in WRONG_IN_TORCH} == {}
     for line, part in WRONG_IN_TORCH.items():
         assert part in " ".join(messages.get(line, ["nothing"])), (line, messages.get(line))
 
 
+@pytest.mark.parametrize(("path", "text"), declarations.texts().items(), ids=lambda value: getattr(value, "name", ""))
+def test_what_type_checkers_read_is_the_family(path, text):
+    assert path.read_text() == text, "python -m tests.declarations --write"
+
+
 def test_the_signatures_that_variant_assembles_have_the_types_of_all_parameters():
     for name in VARIANTS:
-        parameters = inspect.signature(getattr(variants, name)).parameters
+        parameters = inspect.signature(FAMILY[name].function).parameters
         assert all(a.annotation is not a.empty for a in parameters.values()), name

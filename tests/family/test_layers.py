@@ -11,17 +11,19 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream, layers, schedules
-from tests.family.layer_calls import CLASSES, SHAPES, arrays
+from gpudrop.formulas import noises
+from gpudrop.variants import FAMILY
+from tests.family.layer_calls import CLASSES, arrays
 
 
 def as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def test_every_variant_has_a_layer():
-    functions = {value for value in vars(gpudrop).values() if hasattr(value, "vjp")}
-    assert {cls.function for cls in CLASSES} == functions
-    assert set(SHAPES) == {cls.__name__ for cls in layers.VARIANTS.values()}
+def test_every_row_of_the_family_is_a_function_and_a_layer():
+    for name, row in FAMILY.items():
+        assert getattr(gpudrop, name) is row.function and name in gpudrop.__all__
+        assert getattr(layers, row.layer).variant is row and layers.VARIANTS[name] is getattr(layers, row.layer)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -162,7 +164,8 @@ def test_repr(layer, text):
             lambda: layers.DropPath(block_size=3),
         ),
         (TypeError, "GaussianNoise has no option 'keep_prob'", lambda: layers.GaussianNoise(keep_prob=0.3)),
-        (TypeError, "GaussianNoise has no option 'p'", lambda: layers.GaussianNoise(p=0.3)),
+        (TypeError, "GaussianNoise has no option 'p'; how strong it is, std says", lambda: layers.GaussianNoise(p=0.3)),
+        (TypeError, "GaussianNoise.*multiple values for argument 'std'", lambda: layers.GaussianNoise(0.3, std=0.3)),
         (ValueError, "p must be below 1", lambda: layers.GaussianDropout(1)),
         (ValueError, "std must be finite and not negative", lambda: layers.GaussianNoise(-1)),
         (ValueError, "p must be between 0 and 1, got 2", lambda: layers.AlphaDropout(2)),
@@ -304,6 +307,30 @@ class Annealed(Base):
     epoch = 0
     training = property(lambda self: True, lambda self, value: None)
     p = property(lambda self: 1.0 if self.epoch else 0.0, lambda self, value: None)
+
+
+class Stochastic(Base):
+    """One that says which row it is."""
+
+    variant = FAMILY["gaussian_noise"]
+
+
+class Milder(layers.GaussianDropout):
+    """One that has another noise's check."""
+
+    noise = noises.UNIFORM
+    variant = "a name of the user's own"
+
+
+def test_a_subclass_of_layer_is_of_the_kind_that_it_names():
+    assert (Annealed.variant.name, Annealed.strength(), Annealed.noise) == ("dropout", "p", noises.DROPOUT)
+    assert Stochastic.function is gpudrop.gaussian_noise and Stochastic.strength() == "std"
+    assert (
+        Stochastic.noise is noises.ADDITIVE and repr(Stochastic(0.3)) == "Stochastic(std=0.3, activation=None, bits=32)"
+    )
+    assert repr(Milder(0.3, bits=16)) == "Milder(p=0.3, activation=None, bits=16)"  # which GAUSSIAN refuses
+    assert not hasattr(Base, "_kind") and Named.variant is FAMILY["dropout"]
+    assert set(layers.VARIANTS.values()).isdisjoint((Base, Annealed, Stochastic, Milder, Named))
 
 
 def test_properties_of_a_subclass_say_what_is_done():
@@ -451,7 +478,7 @@ def test_a_call_is_repeated_by_giving_the_layer_a_stream():
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_call_with_the_wrong_number_of_arrays_names_the_layer(cls):
     inputs = arrays(cls())
-    names = "x and previous" if len(inputs) == 2 else "x"
+    names = " and ".join(cls.variant.inputs)
     for wrong in ([], inputs * 3):
         with pytest.raises(TypeError, match=f"^{cls.__name__} takes {names}, but {len(wrong)} were given"):
             cls()(*wrong)

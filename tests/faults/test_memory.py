@@ -7,7 +7,8 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream, layers
-from tests.family.layer_calls import CLASSES, SHAPES, arrays_of, call
+from tests.family.layer_calls import CLASSES, arrays_of, call
+from tests.family.shapes import SHAPES
 from tests.processes import run
 
 
@@ -18,8 +19,8 @@ def huge(shape):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_no_memory_for_the_result_leaves_the_generator_where_it_was(cls):
-    rng, x = Generator(1), huge(SHAPES[cls.__name__])
-    changes = {"x": x, "rng": rng} | ({"previous": x} if cls is layers.Zoneout else {})
+    rng, x = Generator(1), huge(SHAPES[cls.variant.name])
+    changes = dict.fromkeys(cls.variant.inputs, x) | {"rng": rng}
     for function in (cls.function, cls.function.vjp):
         with pytest.raises(MemoryError):
             call(cls, function, **changes)
@@ -29,10 +30,10 @@ def test_no_memory_for_the_result_leaves_the_generator_where_it_was(cls):
     np.testing.assert_array_equal(call(cls, rng=rng), call(cls, rng=Stream(1, 0)))
 
 
-@pytest.mark.parametrize("name", ["DropPath", "EmbeddingDropout", "TokenDropout", "DropBlock1d", "DropBlock2d"])
+@pytest.mark.parametrize("name", ["drop_path", "embedding_dropout", "token_dropout", "dropblock1d", "dropblock2d"])
 def test_no_memory_for_the_mask_leaves_the_generator_where_it_was(name, monkeypatch):
     monkeypatch.setattr("gpudrop.arrays.overlaps_itself", lambda array: False)  # such an out is refused, else
-    rng, cls, x = Generator(1), getattr(layers, name), huge(SHAPES[name])
+    rng, cls, x = Generator(1), layers.VARIANTS[name], huge(SHAPES[name])
     with pytest.raises(MemoryError):
         call(cls, x=x, out=x, rng=rng)  # in place, so that the mask alone needs memory
     assert rng.state_dict() == {"seed": 1, "call": 0} and x[0].max() == 0

@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -18,10 +19,10 @@ if not dist.is_available():
 
 import gpudrop.torch  # noqa: E402
 from gpudrop.torch import functional, modules  # noqa: E402
+from gpudrop.variants import FAMILY  # noqa: E402
 
 SHAPE = (5, 4, 6, 16)  # of which the first divides by no number of ranks
-SHAPES = {"dropout1d": (5, 4, 16), "dropout3d": (5, 4, 6, 2, 8)}
-NEEDS = {"dropblock1d": {"block_size": 3}, "dropblock2d": {"block_size": 3}}
+SHAPES = {3: (5, 4, 16), 4: SHAPE, 5: (5, 4, 6, 2, 8)}  # by the number of dimensions
 
 
 def seeded(function, *args, **options):
@@ -48,10 +49,10 @@ def check_every_variant(world):
     from torch.distributed.tensor import distribute_tensor
 
     meshes = {shape: init_device_mesh("cpu", shape) for shape in ((world,), (2, 2)) if math.prod(shape) == world}
-    for name in functional.VARIANTS:
-        function, options = getattr(functional, name), {"training": True} | NEEDS.get(name, {})
-        size = SHAPES.get(name, SHAPE)
-        plain = [numbers(*size, seed=k).requires_grad_() for k in range(1 + (name == "zoneout"))]
+    for name, row in FAMILY.items():
+        function, size = getattr(functional, name), SHAPES[row.ndim]
+        options = {"training": True} | ({"block_size": 3} if "block_size" in row.options else {})
+        plain = [numbers(*size, seed=k).requires_grad_() for k, _ in enumerate(row.inputs)]
         dy = numbers(*size, seed=9)
         for activation in (None, "relu", "gelu") if name in ("dropout", "drop_path") else ("gelu",):
             want = seeded(function, *plain, 0.4, activation=activation, **options)
@@ -61,7 +62,7 @@ def check_every_variant(world):
                 mine = [distribute_tensor(x.detach(), mesh, kinds).requires_grad_() for x in plain]
                 y = seeded(function, *mine, 0.4, activation=activation, **options)
                 what = f"{name} {activation} {kinds}"
-                if name not in ("dropblock1d", "dropblock2d"):
+                if not row.whole:
                     assert y.placements == kinds, what
                 assert torch.equal(y.full_tensor(), want), what
                 got = torch.autograd.grad(y, mine, distribute_tensor(dy, mesh, kinds))
@@ -176,6 +177,19 @@ def test_a_rank_draws_its_part_of_the_mask(rank):
                 assert torch.equal(got.to_local(), dx[part]), kinds
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("row", FAMILY.values(), ids=FAMILY)
+def test_what_needs_the_whole_tensor_is_computed_of_it(row):
+    from torch.distributed.tensor import Replicate, Shard
+
+    from gpudrop.torch import sharding
+
+    placements = [sharding._placement(row.name)(given) for given in (Shard(0), Replicate())]
+    assert placements == [Replicate() if row.whole else Shard(0), Replicate()]
+    if row.whole:
+        with pytest.raises(ValueError, match="needs the whole array"):
+            row.function(np.ones(SHAPES[row.ndim]), shard=gpudrop.Shard(SHAPES[row.ndim], (0,) * row.ndim))
 
 
 @pytest.mark.slow

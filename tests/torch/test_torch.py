@@ -17,33 +17,16 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import gpudrop  # noqa: E402
 import gpudrop.torch  # noqa: E402
-from gpudrop import Stream, layers, reference  # noqa: E402
+from gpudrop import Stream, reference  # noqa: E402
+from gpudrop.formulas.noises import PLAIN  # noqa: E402
 from gpudrop.torch import functional, modules, operators  # noqa: E402
+from gpudrop.variants import FAMILY  # noqa: E402
+from tests.family.shapes import SHAPES  # noqa: E402
 from tests.sampling import few  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SHAPES = {
-    "dropout": (5, 7),
-    "dropout1d": (3, 4, 5),
-    "dropout2d": (2, 3, 4, 5),
-    "dropout3d": (2, 3, 4, 2, 2),
-    "drop_path": (9, 3),
-    "locked_dropout": (4, 3, 5),
-    "embedding_dropout": (9, 4),
-    "token_dropout": (3, 5, 4),
-    "consistent_dropout": (3, 9),
-    "drop_connect": (5, 7),
-    "dropblock1d": (2, 3, 15),
-    "dropblock2d": (2, 3, 9, 8),
-    "alpha_dropout": (5, 7),
-    "feature_alpha_dropout": (3, 4, 5),
-    "gaussian_dropout": (5, 7),
-    "uniform_dropout": (5, 7),
-    "gaussian_noise": (5, 7),
-    "zoneout": (5, 7),
-}
-NAMES = list(SHAPES)
+NAMES = list(FAMILY)
 
 
 def tensor(shape, dtype=torch.float32, seed=0):
@@ -51,8 +34,7 @@ def tensor(shape, dtype=torch.float32, seed=0):
 
 
 def inputs(name, dtype=torch.float32, grad=False):
-    count = 2 if name == "zoneout" else 1
-    return [tensor(SHAPES[name], dtype, seed).requires_grad_(grad) for seed in range(count)]
+    return [tensor(SHAPES[name], dtype, seed).requires_grad_(grad) for seed, _ in enumerate(FAMILY[name].inputs)]
 
 
 def on(name):
@@ -61,11 +43,38 @@ def on(name):
 
 
 def test_every_variant_is_here():
-    assert set(NAMES) == set(layers.VARIANTS)
-    for name, layer in functional.VARIANTS.items():
+    for name, row in FAMILY.items():
         assert getattr(functional, name).__name__ == name
-        assert getattr(gpudrop.torch, layer.__name__).variant == name
-    assert {layer.__name__ for layer in functional.VARIANTS.values()} < set(gpudrop.torch.__all__)
+        assert getattr(gpudrop.torch, row.layer).variant == name and row.layer in gpudrop.torch.__all__
+
+
+def test_what_stands_for_torchs_is_as_torchs():
+    """Who is replaced and which are off by default, as this version of torch has it."""
+    for name, row in FAMILY.items():
+        assert (row.torchs is not None) == hasattr(torch.nn.functional, name)
+    assert functional.OFF_BY_DEFAULT == ("alpha_dropout", "feature_alpha_dropout")
+    assert [cls.__name__ for cls in modules.STANDS_FOR] == [cls.__name__ for cls in modules.STANDS_FOR.values()]
+
+
+LAYERS_OF_A_USER = """
+import gpudrop
+from gpudrop.variants import FAMILY
+
+class Base(gpudrop.layers.Layer): ...
+class Mine(Base): function = staticmethod(gpudrop.drop_path)
+class Rows(gpudrop.layers.Layer): variant = FAMILY["dropout"]
+class More(gpudrop.Dropout): size = 3
+class Dropout(gpudrop.layers.Layer): function = staticmethod(lambda x, p=0.5, *, bits=16: x)
+
+import gpudrop.torch
+assert gpudrop.torch.Dropout(0.2)(gpudrop.torch.functional.torch.ones(3)).shape == (3,)
+assert {cls.__module__ for cls in gpudrop.layers.VARIANTS.values()} == {"gpudrop.layers"}
+"""
+
+
+def test_a_users_own_layers_are_no_part_of_the_family():
+    done = subprocess.run([sys.executable, "-c", LAYERS_OF_A_USER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def as_numpy(array):
@@ -125,7 +134,7 @@ def test_a_function_is_gpudrops(name, dtype, activation):
     dy = tensor(y.shape, dtype, 9)
     y.backward(dy)
     gradients = backprop(as_numpy(dy))
-    for x, gradient in zip(tensors, gradients if name == "zoneout" else (gradients,), strict=True):
+    for x, gradient in zip(tensors, gradients if len(tensors) > 1 else (gradients,), strict=True):
         np.testing.assert_array_equal(as_numpy(x.grad), gradient)
 
 
@@ -154,7 +163,7 @@ def test_layouts(name, layout, dtype):
 def test_off_is_the_activation_alone_and_draws_nothing(name):
     function, tensors = getattr(functional, name), inputs(name)
     state = torch.get_rng_state()
-    if name != "zoneout":
+    if FAMILY[name].prediction is PLAIN:
         assert function(*tensors, 0.4, training=False) is tensors[0]  # as torch does
         assert function(*tensors, 0, **on(name)) is tensors[0]
         torch.testing.assert_close(function(*tensors, 0.4, False, activation="relu"), tensors[0].relu())
@@ -258,7 +267,7 @@ def test_gradcheck(name, activation):
 def test_what_y_tells_is_what_the_kernels_take_it_to_tell(name):
     arrays = [t.numpy() for t in inputs(name)]
     prepared = getattr(gpudrop, name).prepare(*arrays, 0.4, activation="relu", rng=STREAM)
-    assert (prepared.plan.saves == "y") == (name in operators.BY_SIGN)
+    assert (prepared.plan.saves == "y") == FAMILY[name].by_sign
 
 
 @pytest.mark.parametrize(("activation", "wanted"), [(None, 0), ("relu", 1), ("gelu", 1)])
@@ -338,12 +347,9 @@ def test_export():
 # Modules
 
 
-TORCHS_OWN = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"]
-
-
-@pytest.mark.parametrize("name", TORCHS_OWN)
-def test_a_module_stands_for_torchs(name):
-    own, torchs = getattr(modules, name), getattr(torch.nn, name)
+@pytest.mark.parametrize("row", [row for row in FAMILY.values() if row.torchs], ids=lambda row: row.name)
+def test_a_module_stands_for_torchs(row):
+    own, torchs = getattr(modules, row.layer), getattr(torch.nn, row.torchs)
     assert isinstance(own(), torchs)
     for arguments in ((), (0.3,), (0.3, True)):
         assert repr(own(*arguments)) == repr(torchs(*arguments))
@@ -356,7 +362,7 @@ def test_a_module_stands_for_torchs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_module_is_its_function(name):
-    module = getattr(modules, functional.VARIANTS[name].__name__)(0.4, activation="gelu")
+    module = modules.MODULES[name](0.4, activation="gelu")
     tensors = inputs(name)
     torch.manual_seed(1)
     y = module(*tensors)
@@ -375,6 +381,9 @@ def test_repr_and_options():
         modules.DropPath(block_size=3)
     with pytest.raises(TypeError, match=r"drop_path\(\) got an unexpected keyword argument 'block_size'"):
         functional.drop_path(torch.ones(3), block_size=3)
+    for call in (modules.DropConnect, lambda **options: functional.drop_connect(torch.ones(3), **options)):
+        with pytest.raises(TypeError, match="samples"):  # whose result is of another shape
+            call(samples=2)
     with pytest.raises(ValueError, match="unknown activation 'gelo'"):
         modules.Dropout(activation="gelo")
     with pytest.raises(ValueError, match="give generator or rng, not both"):

@@ -14,6 +14,8 @@ from gpudrop import Stream  # noqa: E402
 from gpudrop.formulas.activations import ACTIVATIONS  # noqa: E402
 from gpudrop.torch import accelerate, convert, functional, modules  # noqa: E402
 from gpudrop.torch.activations import TORCHS  # noqa: E402
+from gpudrop.variants import FAMILY  # noqa: E402
+from tests.family.shapes import SHAPES  # noqa: E402
 from tests.sampling import few  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)
@@ -50,16 +52,10 @@ def test_derivatives_are_those_of_torchs_activation_under_the_mask(activation, t
     torch.testing.assert_close(got, TRANSFORMS[transform](torchs))
 
 
-NEED = {"dropout1d": (2, 3, 4), "dropout2d": (2, 3, 2, 2), "dropout3d": (1, 3, 2, 2, 2), "embedding_dropout": (6, 2)}
-NEED |= {"locked_dropout": (2, 3, 4), "token_dropout": (2, 4, 3), "feature_alpha_dropout": (2, 3, 4)}
-NEED |= {"dropblock1d": (1, 2, 9), "dropblock2d": (1, 2, 8, 8)}
-
-
 @pytest.mark.parametrize("activation", few([None, "relu", "leaky_relu", "tanh"], "leaky_relu"))
-@pytest.mark.parametrize("name", few(functional.VARIANTS, "dropout", "alpha_dropout", "zoneout", "gaussian_noise"))
+@pytest.mark.parametrize("name", few(FAMILY, "dropout", "alpha_dropout", "zoneout", "gaussian_noise"))
 def test_both_modes_of_every_variant(name, activation):
-    shape, count = NEED.get(name, (3, 5)), 2 if name == "zoneout" else 1
-    inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(count))
+    inputs = tuple(torch.randn(SHAPES[name], dtype=torch.float64).requires_grad_() for _ in FAMILY[name].inputs)
 
     def function(*x):
         return getattr(functional, name)(*x, 0.4, training=True, activation=activation, rng=STREAM)
