@@ -227,9 +227,8 @@ def prepare(
 ) -> Prepared:
     """Check a call.
 
-    operand: x, or for a gradient alone dy, which is like it; context: what holds for the call, by default what holds for
-    the code that runs; how: the strength, the noise and that of prediction, and the other fields of a
-    `variants.Variation`.
+    operand: x, or for a gradient alone dy, which is like it; how: the strength, the noise and that of prediction, and
+    the other fields of a `variants.Variation`; context: what holds for the call, by default for the code that runs.
     """
     strength, noise, prediction, mask, axis, other, copies = how
     context = current() if context is None else context

@@ -39,10 +39,10 @@ import gpudrop
 from gpudrop import Generator, Stream, layers, operations, reference, schedules
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu
+from gpudrop.variants import FAMILY
 from tests.fuzz_arguments import Case, Foreign, Mine
 
 EXCLUDED = ("warmup", "layers.Layer")  # which takes as long as its arguments say; which has no function of its own
-RANDOM_VALUES = ("alpha_dropout", "feature_alpha_dropout", "gaussian_dropout", "gaussian_noise", "uniform_dropout")
 
 # May be raised beside TypeError and ValueError, by the last part of a call's name or by an argument that it has.
 RAISES = {
@@ -126,7 +126,7 @@ def public():
         if name in EXCLUDED:
             continue
         yield Call(name, thing)
-        if hasattr(thing, "vjp") and not hasattr(gpudrop, f"{name}_vjp"):
+        if name in FAMILY and f"{name}_vjp" not in things:
             yield Call(f"{name}.vjp", thing.vjp)
         for method in dir(thing) if isinstance(thing, type) else ():
             function = inspect.getattr_static(thing, method)
@@ -304,7 +304,7 @@ class Trial:
     def kept(self, bound, shape, stream):
         """What the reference keeps, or None where it is no matter of keeping."""
         name = self.call.variant
-        if name == "zoneout":
+        if name in FAMILY and not FAMILY[name].noise.zeroes:
             return None
         if not bound["training"] or self.off:
             return np.ones(shape, bool)
@@ -316,7 +316,7 @@ class Trial:
         if name == "dropout":
             mask = (None,) * ones.ndim if bound["mask_shape"] is None else tuple(bound["mask_shape"])
             return reference.structured(ones, p, mask, **seed)[0] != 0
-        if name in RANDOM_VALUES or (name == "embedding_dropout" and ones.ndim != 2):
+        if name == "embedding_dropout" and ones.ndim != 2:
             return None
         return reference.FAMILY[name](ones, p, **seed, **options)[0] != 0
 

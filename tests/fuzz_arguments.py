@@ -8,6 +8,7 @@ import linecache
 import math
 import random
 import types
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 
@@ -17,7 +18,8 @@ import numpy as np
 import gpudrop
 from gpudrop import Generator, Stream, schedules
 from gpudrop.formulas.activations import relu2, relu2_slope
-from tests.family.placed import DIMENSIONS, Placed, place
+from gpudrop.variants import FAMILY
+from tests.family.placed import Placed, dimensions, place
 from tests.foreign import Foreign
 
 # (dtype, bits, activation). Each compiles two dozen kernels, so there are few, in which each value occurs.
@@ -27,8 +29,15 @@ SETTINGS = [
     (ml_dtypes.bfloat16, 16, "gelu"),
     (np.float64, 32, None),
 ]
-IN_32_BITS = ("gaussian_dropout", "gaussian_noise")  # and in no others
-BELOW_1 = ("gaussian_dropout", "uniform_dropout")
+IN_32_BITS = [name for name, row in FAMILY.items() if row.noise.drawn == "normal"]  # and in no others
+
+
+def takes_1(row):
+    with suppress(ValueError):
+        return row.noise.check(1)
+
+
+BELOW_1 = [name for name, row in FAMILY.items() if takes_1(row) is None]
 
 # What may stand where something else is wanted. No integer in it would take long where it is allowed, and no array is
 # of a dtype that would compile more kernels.
@@ -82,7 +91,7 @@ class Case:
     def suit(self, variant):
         """Take a shape that suits a variant, mostly."""
         self.variant = variant
-        least, most = (0, 5) if self.likely(5) else DIMENSIONS.get(variant, (0, 5))
+        least, most = (0, 5) if self.likely(5) else dimensions(variant) if variant in FAMILY else (0, 5)
         self.shape = tuple(self.choose([1, 2, 3, 4, 5, 3, 2, 0]) for _ in range(self.choose(range(least, most + 1))))
         if self.shape and self.likely(5):
             self.shape = (*(min(n, 2) for n in self.shape[:-1]), self.choose([1023, 1025, 2049]))
@@ -193,7 +202,7 @@ def bad_target(case, call):
 
 
 def inputs(case, call):
-    return [flat(case, call) for _ in range(1 + (case.variant == "zoneout"))]
+    return [flat(case, call) for _ in FAMILY[case.variant].inputs]
 
 
 def bad_inputs(case, call):

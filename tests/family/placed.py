@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpudrop.variants import FAMILY
+
 GUARD = 3  # elements on both sides of an array that nobody may touch
 EXTREMES = [np.inf, -np.inf, np.nan, 0.0, -0.0, 6e4, -6e4, 6e-8, -6e-8]
 
@@ -11,7 +13,7 @@ _rng = np.random.default_rng(0)
 NORMAL = _rng.normal(0, 2, 1 << 16)
 EXTREME = np.where(_rng.random(NORMAL.size) < 0.2, _rng.choice(EXTREMES, NORMAL.size), NORMAL)
 
-# Numbers of dimensions, from and to, for the variants that don't take any.
+# Numbers of dimensions, from and to.
 DIMENSIONS = {
     "dropout1d": (2, 3),
     "dropout2d": (3, 4),
@@ -26,6 +28,13 @@ DIMENSIONS = {
     "dropblock2d": (2, 5),
     "feature_alpha_dropout": (2, 5),
 }
+DIMENSIONS |= dict.fromkeys(("dropout", "alpha_dropout", "gaussian_dropout", "uniform_dropout"), (0, 5))
+DIMENSIONS |= dict.fromkeys(("gaussian_noise", "zoneout"), (0, 5))
+
+
+def dimensions(variant):
+    """Those that a variant takes, or some of them."""
+    return DIMENSIONS.get(variant, (FAMILY[variant].ndim,) * 2)
 
 
 @dataclass

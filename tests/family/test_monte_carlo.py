@@ -6,31 +6,32 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream, layers, reference
+from gpudrop.variants import FAMILY
+from tests.family.shapes import ALONE, SHAPES
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(10, 6)).astype(np.float32)
 MAPS = RNG.normal(size=(10, 3, 5, 4)).astype(np.float32)
 
-# Networks whose masks belong to samples, and what they take.
+
+def ten_samples(shape):
+    return RNG.normal(size=(10, *shape[1:])).astype(np.float32)
+
+
+# Networks whose masks belong to samples, and what they take: of most variants, whose samples come first, and others.
 NETWORKS = {
+    name: (lambda x, function=FAMILY[name].function: function(x, 0.4), ten_samples(SHAPES[name]))
+    for name in ALONE
+    if not FAMILY[name].whole
+}
+NETWORKS |= {
     "dropout": (lambda x: gpudrop.dropout(x, 0.4, activation="gelu"), X),
     "two dropouts": (lambda x: gpudrop.dropout(gpudrop.dropout(x, 0.2) * 2, 0.4, bits=8), X),
-    "dropout1d": (lambda x: gpudrop.dropout1d(x, 0.4), MAPS[:, :, 0]),
-    "dropout2d": (lambda x: gpudrop.dropout2d(x, 0.4), MAPS),
     "channels last": (lambda x: gpudrop.dropout2d(x, 0.4, channels_last=True), MAPS),
-    "dropout3d": (lambda x: gpudrop.dropout3d(x, 0.4), MAPS[:, :, None]),
-    "drop_path": (lambda x: gpudrop.drop_path(x, 0.4), MAPS),
     "locked_dropout": (lambda x: gpudrop.locked_dropout(x, 0.4, time_axis=1), MAPS),
     "time first": (lambda x: gpudrop.locked_dropout(x.swapaxes(0, 1), 0.4).swapaxes(0, 1), MAPS),
-    "token_dropout": (lambda x: gpudrop.token_dropout(x, 0.4), MAPS),
-    "consistent_dropout": (lambda x: gpudrop.consistent_dropout(x, 0.4), X),
     "mask_shape": (lambda x: gpudrop.dropout(x, 0.4, mask_shape=(None, 1, None, 1)), MAPS),
     "shared by all samples": (lambda x: gpudrop.dropout(x, 0.4, mask_shape=(1, None, 1, 1)), MAPS),
-    "alpha_dropout": (lambda x: gpudrop.alpha_dropout(x, 0.4), X),
-    "feature_alpha_dropout": (lambda x: gpudrop.feature_alpha_dropout(x, 0.4), MAPS),
-    "gaussian_dropout": (lambda x: gpudrop.gaussian_dropout(x, 0.4), X),
-    "uniform_dropout": (lambda x: gpudrop.uniform_dropout(x, 0.4), X),
-    "gaussian_noise": (lambda x: gpudrop.gaussian_noise(x, 0.4), X),
     "zoneout": (lambda x: gpudrop.zoneout(x, x + 1, 0.4), X),
     "tokens": (lambda x: np.where(gpudrop.keep_mask(x.shape, 0.4), x, np.float32(-1)), X),
     "no samples": (lambda x: x * gpudrop.dropout(np.array(1, np.float32), 0.4), X),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import gpudrop
 from gpudrop import Stream, reference, ulps
-from tests.family.placed import DIMENSIONS, pair, place
-from tests.family.test_family import NOISES, close
+from gpudrop.variants import FAMILY
+from tests.family.placed import dimensions, pair, place
+from tests.family.test_family import close
 from tests.sampling import few
 
 # Each compiles half a dozen kernels, so there are few, in which every dtype, width and kind of slope occurs.
@@ -134,15 +135,11 @@ def test_a_mask_of_any_shape_from_anywhere(data, shape, bits, stream, start):
 
 
 # Options of variants, as functions of the number of dimensions.
-LAST, SIDE = (lambda n: st.booleans()), (lambda n: st.integers(1, 9))
 OPTIONS = {
-    "dropout1d": {"channels_last": LAST},
-    "dropout2d": {"channels_last": LAST},
-    "dropout3d": {"channels_last": LAST},
-    "locked_dropout": {"time_axis": lambda n: st.integers(-n, n - 1)},
-    "drop_connect": {"samples": lambda n: st.none() | st.integers(0, 3)},
-    "dropblock1d": {"block_size": SIDE},
-    "dropblock2d": {"block_size": SIDE},
+    "channels_last": lambda n: st.booleans(),
+    "time_axis": lambda n: st.integers(-n, n - 1),
+    "samples": lambda n: st.none() | st.integers(0, 3),
+    "block_size": lambda n: st.integers(1, 9),
 }
 
 
@@ -151,10 +148,10 @@ OPTIONS = {
 @settings(max_examples=settings.default.max_examples // 5)
 @given(data=st.data(), stream=streams)
 def test_a_variant_of_any_array(name, dtype, data, stream):
-    least, most = DIMENSIONS.get(name, (0, 5))
+    least, most = dimensions(name)
     shape = tuple(data.draw(st.lists(sizes, min_size=least, max_size=most)))
-    options = {option: data.draw(values(len(shape)), option) for option, values in OPTIONS.get(name, {}).items()}
-    noise = NOISES.get(name, "identity")
+    options = {option: data.draw(OPTIONS[option](len(shape)), option) for option in FAMILY[name].options}
+    noise = ulps.row_of(FAMILY[name].noise)
     p = data.draw(st.sampled_from([0, 0.1, 0.3, 0.5, 0.8]))
     x = data.draw(arrays(shape, dtype, data.draw(st.booleans())))
     copies = options.get("samples")

@@ -21,9 +21,8 @@ from gpudrop.torch import accelerate, functional, modules  # noqa: E402
 from tests.processes import run  # noqa: E402
 from tests.sampling import few  # noqa: E402
 
-REROUTED = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 ATTENTION = "scaled_dot_product_attention"
-TORCHS = {name: getattr(F, name) for name in (*REROUTED, ATTENTION)}
+TORCHS = {name: getattr(F, name) for name in (*functional.REPLACED, ATTENTION)}
 
 
 def ran(function):
@@ -163,7 +162,7 @@ def test_checkpointed_layers_repeat_their_masks():
         assert all(map(torch.equal, trained(encoder(), x, 10), trained(Checkpointed(), x, 10)))
 
 
-@pytest.mark.parametrize("name", REROUTED)
+@pytest.mark.parametrize("name", functional.REPLACED)
 def test_a_rerouted_function_is_gpudrops(name):
     x = (
         numbers(3, 4, 5, 2, 2)
@@ -280,7 +279,7 @@ def assert_same_outcome(name, args, kwargs, exact):
 @pytest.mark.filterwarnings("ignore")
 @hypothesis.given(st.data())
 def test_accelerated_functions_take_and_refuse_what_torchs_do(data):
-    name, x = data.draw(st.sampled_from(REROUTED)), data.draw(INPUTS)
+    name, x = data.draw(st.sampled_from(functional.REPLACED)), data.draw(INPUTS)
     values = [data.draw(st.sampled_from(NUMBERS)), data.draw(FLAGS), data.draw(st.sampled_from([False, False, True]))]
     count = data.draw(st.integers(0, 3))
     names = ["p", "training", "inplace"]
