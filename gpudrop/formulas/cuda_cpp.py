@@ -17,7 +17,7 @@ OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
 TYPES |= {"int64": "int64", "Location": "Location", "MaskArray": "const mask_t*", "Drawn": "drawn_t", "Pair": "Pair"}
-INTEGERS = ("uint32", "uint64", "int64")
+INTEGERS, SEVERAL = ("uint32", "uint64", "int64"), ("Words", "Location", "const mask_t*")
 """What annotations mean; without one a parameter or result is real."""
 
 
@@ -86,7 +86,7 @@ class _Printer:
     def __init__(self, formula, calls):
         self.formula, self.calls = formula, calls
         self.kinds = {a.arg: self.kind_of(self.type(a.annotation)) for a in formula.tree.args.args}
-        """The variables that are declared, and what each is: "truth", "integer" or "other"."""
+        """The variables that are declared, and what each is: "truth", "integer", "several" numbers or "other"."""
 
     def type(self, annotation):
         text = ast.unparse(annotation) if annotation else "float"
@@ -95,7 +95,10 @@ class _Printer:
         return TYPES[text]
 
     def kind_of(self, spelling):
-        return "truth" if spelling == "bool" else "integer" if spelling in INTEGERS else "other"
+        several = spelling in SEVERAL
+        return (
+            "truth" if spelling == "bool" else "integer" if spelling in INTEGERS else "several" if several else "other"
+        )
 
     def function(self, name):
         tree = self.formula.tree
@@ -127,7 +130,9 @@ class _Printer:
                 if (self.kinds.setdefault(name, kind) == "truth") != (kind == "truth"):
                     raise self.formula.refuse(s, "changes the type of its variable")
                 return f"{declared}{name} = {text};"
-            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name() as value):
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name() as value) if (
+                self.kind(value) == "several"
+            ):
                 parts = [ast.Assign([n], ast.Subscript(value, ast.Constant(k))) for k, n in enumerate(names)]
                 return " ".join(self.statement(part, indent) for part in parts)
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
@@ -159,6 +164,8 @@ class _Printer:
                 return self.common([body, orelse])
             case ast.Call(func=ast.Name(id=name)) if name in INTEGERS:
                 return "integer"
+            case ast.Call(func=ast.Name(id=name)) if name in self.formula.calls:
+                return self.kind_of(self.type(parse(self.formula.calls[name]).tree.returns))
             case ast.Subscript():
                 return "integer"
             case ast.BinOp(left=left, right=right):
@@ -194,7 +201,7 @@ class _Printer:
                 return f"({' && '.join(tests)})"
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return f"({self.expression(test)} ? {self.expression(body)} : {self.expression(orelse)})"
-            case ast.Subscript(value=value, slice=index):
+            case ast.Subscript(value=value, slice=index) if self.kind(value) == "several":
                 return f"{self.expression(value)}[{self.expression(index)}]"
             case ast.Call(func=ast.Name(id=name), args=arguments):
                 return f"{self.calls.get(name, name)}({', '.join(map(self.expression, arguments))})"

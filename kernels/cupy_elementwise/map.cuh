@@ -62,6 +62,41 @@ __device__ inline void compute_one(drawn_t r, real scale, real shift, const Argu
   compute(r, scale, shift, x, y);
   for (int k = 0; k < num_outputs; ++k) n.outputs[k][e] = y[k];
 }
+
+// Where the random numbers of a chunk come from.
+struct Chunk {
+  Words words;
+  uint32 first_lane;
+  Location at;
+};
+// What is drawn for a chunk's element j; they must be asked for in order.
+__device__ inline drawn_t next_drawn(const Arguments& n, Chunk& chunk, int j) {
+  if constexpr (masked) {
+    const drawn_t r = n.mask[index_of(chunk.at)];
+    chunk.at = next_element(chunk.at, n.period, n.repeat, n.run);
+    return r;
+  } else {
+    return drawn_of(chunk.words, chunk.first_lane + j, n.limit);
+  }
+}
+// A chunk all of whose elements are in the arrays, in registers.
+__device__ inline void compute_chunk(const Arguments& n, real scale, Chunk chunk, Lanes& lanes) {
+  uint32 keeps = 0;
+  if constexpr (bits_of_mask) keeps = chunk_bits(n.mask, chunk.at, n.period, n.repeat, n.run);
+  #pragma unroll
+  for (int j = 0; j < size; ++j) {
+    const drawn_t r = bits_of_mask ? static_cast<drawn_t>(keeps >> j & 1) : next_drawn(n, chunk, j);
+    compute_lane(r, scale, n.shift, lanes, j);
+  }
+}
+// Those elements of a chunk that are in a row of the arrays, one by one.
+__device__ inline void compute_ends(const Arguments& n, real scale, Chunk chunk, int64 begin, int64 inner) {
+  for (int j = 0; j < size; ++j) {
+    if (inner + j >= 0 && inner + j < n.row) {
+      compute_one(next_drawn(n, chunk, j), scale, n.shift, n, begin + inner + j);
+    }
+  }
+}
 }
 
 extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
@@ -110,44 +145,17 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     }
     Lanes lanes;
     if (whole) load(n, m, apart, lanes);
-    Words words = {};
-    uint32 first_lane = 0;
+    Chunk chunk = {{}, 0, place};
     if constexpr (draws) {
-      words = draw(seed, call, (number + own) / shares);
-      first_lane = static_cast<uint32>((number + own) % shares) * size;
+      chunk.words = draw(seed, call, (number + own) / shares);
+      chunk.first_lane = static_cast<uint32>((number + own) % shares) * size;
     }
-    Location at = place;
     if (whole) {
-      if (together) words = exchange(words, lane);
-      uint32 keeps = 0;
-      if constexpr (bits_of_mask) keeps = chunk_bits(n.mask, place, n.period, n.repeat, n.run);
-      #pragma unroll
-      for (int j = 0; j < size; ++j) {
-        drawn_t r;
-        if constexpr (bits_of_mask) {
-          r = keeps >> j & 1;
-        } else if constexpr (masked) {
-          r = n.mask[index_of(at)];
-          at = next_element(at, n.period, n.repeat, n.run);
-        } else {
-          r = drawn_of(words, first_lane + j, n.limit);
-        }
-        compute_lane(r, scale, n.shift, lanes, j);
-      }
+      if (together) chunk.words = exchange(chunk.words, lane);
+      compute_chunk(n, scale, chunk, lanes);
       store(lanes, n, m, apart);
     } else {
-      for (int j = 0; j < size; ++j) {
-        if (inner + j >= 0 && inner + j < n.row) {
-          drawn_t r;
-          if constexpr (masked) {
-            r = n.mask[index_of(at)];
-            at = next_element(at, n.period, n.repeat, n.run);
-          } else {
-            r = drawn_of(words, first_lane + j, n.limit);
-          }
-          compute_one(r, scale, n.shift, n, begin + inner + j);
-        }
-      }
+      compute_ends(n, scale, chunk, begin, inner);
     }
     if constexpr (masked) place = advance(place, further_place, n.period, n.repeat, n.run);
     if constexpr (windowed) here = next_turn(here, further, n.turns);

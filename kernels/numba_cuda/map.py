@@ -93,18 +93,55 @@ def _function(header, lines, names):
     return found.popitem()[1]
 
 
-def reader_of(kernel):
-    """What a mask has for an element, as a function."""
+def chunk_functions(kernel, formulas, of):
+    """compute_chunk, all of whose elements are in the arrays, in registers, and compute_ends, one by one.
+
+    n is what they take of the kernel's arguments: the mask, its period, repeat and run, scale, shift, limit and row.
+    """
+    size, masked = chunks(kernel).size, kernel.masked
+    bits_of_mask = masked and kernel.keeps
+    drawn_of, index_of, next_element = formulas["drawn_of"], formulas["index_of"], formulas["next_element"]
+    chunk_bits, read = formulas["chunk_bits"], truth if kernel.keeps else number
+    compute, compute_one = of["compute"], of["compute_one"]
 
     @device
-    def truth(mask, i):
-        return mask[i] != np.uint8(0)
+    def next_drawn(n, words, lane, at):
+        """What is drawn for the next element of a chunk, and where the one after it is."""
+        mask, period, repeat, run, _, _, limit, _ = n
+        if masked:
+            return read(mask, index_of(at)), next_element(at, period, repeat, run)
+        return drawn_of(words, lane, limit), at
 
     @device
-    def number(mask, i):
-        return mask[i]
+    def compute_chunk(n, words, first_lane, at, lanes, results):
+        mask, period, repeat, run, scale, shift, _, _ = n
+        keeps = chunk_bits(mask, at, period, repeat, run) if bits_of_mask else np.uint32(0)
+        for j in range(size):
+            if bits_of_mask:
+                r = (keeps >> np.uint32(j)) & np.uint32(1) != 0
+            else:
+                r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
+            compute(r, scale, shift, lanes, results, j)
 
-    return truth if kernel.keeps else number
+    @device
+    def compute_ends(n, words, first_lane, at, inputs, outputs, begin, inner):
+        _, _, _, _, scale, shift, _, row = n
+        for j in range(size):
+            if inner + j >= 0 and inner + j < row:
+                r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
+                compute_one(r, scale, shift, inputs, outputs, begin + inner + j)
+
+    return compute_chunk, compute_ends
+
+
+@device
+def truth(mask, i):
+    return mask[i] != np.uint8(0)
+
+
+@device
+def number(mask, i):
+    return mask[i]
 
 
 def body(kernel, contiguous, native, as_array=itself, as_real=itself):
@@ -117,17 +154,17 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     size, shares, _, parts, exchanged = chunks(kernel)
     real, storage = getattr(np, kernel.real), getattr(np, kernel.storage)
     draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
-    windowed, bits_of_mask, shares = kernel.window, kernel.masked and kernel.keeps, np.uint64(shares)
+    windowed, shares = kernel.window, np.uint64(shares)
     exchanged, step = exchanged and contiguous, size // parts
     lanes_in, lanes_out = size * max(1, kernel.reads), size * len(kernel.outputs)
     f = functions_of(kernel)
-    draw, drawn_of, own_chunk, exchange = f["draw"], f["drawn_of"], f["own_chunk"], f["exchange"]
-    locate, advance, next_element, index_of = f["locate"], f["advance"], f["next_element"], f["index_of"]
-    chunk_bits, first_turn, next_turn = f["chunk_bits"], f["first_turn"], f["next_turn"]
-    read, of = reader_of(kernel), operands_of(kernel, contiguous, native, as_array, f["element"])
-    load, store, compute, compute_one, aligned = (
-        of["load"], of["store"], of["compute"], of["compute_one"], of["aligned"]
+    draw, own_chunk, exchange, locate, advance = (
+        f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
     )  # fmt: skip
+    first_turn, next_turn = f["first_turn"], f["next_turn"]
+    of = operands_of(kernel, contiguous, native, as_array, f["element"])
+    load, store, aligned = of["load"], of["store"], of["aligned"]
+    compute_chunk, compute_ends = chunk_functions(kernel, f, of)
 
     @device
     def run_chunks(
@@ -142,6 +179,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             seed, call = stream[0], stream[1]
         if counted:
             scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
+        n = mask, period, repeat, run, scale, shift, limit, row
         threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
         lane = i % WARP if exchanged else np.int64(0)
         to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws for
@@ -180,30 +218,13 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
                 mine = np.uint64(number + np.uint64(own))
                 words = draw(seed, call, np.uint64(mine // shares))
                 first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(size))
-            at = place
             if whole:
                 if together:
                     words = exchange(words, np.uint32(lane))
-                keeps = chunk_bits(mask, place, period, repeat, run) if bits_of_mask else np.uint32(0)
-                for j in range(size):
-                    if bits_of_mask:
-                        r = (keeps >> np.uint32(j)) & np.uint32(1) != 0
-                    elif masked:
-                        r = read(mask, index_of(at))
-                        at = next_element(at, period, repeat, run)
-                    else:
-                        r = drawn_of(words, np.uint32(first_lane + np.uint32(j)), limit)
-                    compute(r, scale, shift, lanes, results, j)
+                compute_chunk(n, words, first_lane, place, lanes, results)
                 store(results, outputs, m, apart)
             else:
-                for j in range(size):
-                    if inner + j >= 0 and inner + j < row:
-                        if masked:
-                            r = read(mask, index_of(at))
-                            at = next_element(at, period, repeat, run)
-                        else:
-                            r = drawn_of(words, np.uint32(first_lane + np.uint32(j)), limit)
-                        compute_one(r, scale, shift, inputs, outputs, begin + inner + j)
+                compute_ends(n, words, first_lane, place, inputs, outputs, begin, inner)
             if masked:
                 place = advance(place, further_place, period, repeat, run)
             i += threads

@@ -6,10 +6,11 @@ from math import erf, exp  # noqa: F401  (used by formulas below)
 
 import numpy as np
 import pytest
+from numpy import int64
 
 import gpudrop
 from gpudrop import reference, ulps
-from gpudrop.formulas import compiled, parse, philox
+from gpudrop.formulas import Location, compiled, parse, philox, rolled
 from gpudrop.formulas.cuda_cpp import CudaSource, prelude
 from tests.unit import own_activation, own_helpers
 
@@ -60,7 +61,23 @@ def numbers(x: float) -> float:
     return min(total, 7, 2 * x) + 100000000000000000000
 
 
-@pytest.mark.parametrize("formula", [everything, truths, same_names, numbers])
+def integers(x):
+    whole = np.int64(x * x)
+    here = _quotient(whole, COUNT)
+    share, rest = here
+    for k in rolled(TWO):
+        share += rest * np.int64(k)
+    return float(share * np.int64(100) + rest)
+
+
+COUNT = np.int64(7)
+
+
+def _quotient(a: int64, b: int64) -> Location:
+    return a // b, a % b
+
+
+@pytest.mark.parametrize("formula", [everything, truths, same_names, numbers, integers])
 def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     from gpudrop.kernels.cpu import jit
     from gpudrop.kernels.host_math import HOST_MATH
@@ -71,7 +88,7 @@ def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     divide = "real divide(real a, real b) { return a / b; }\n"
     header = "#include <math.h>\n#include <stdio.h>\n#define __device__\n"
     source.write_text(header + prelude("double") + divide + printed(formula) + loop)
-    subprocess.run(["g++", "-Wall", "-Werror", "-o", tmp_path / "formula", source], check=True)
+    subprocess.run(["g++", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-o", tmp_path / "formula", source], check=True)
     values = [-7.5, -1.0, -0.25, 0.0, 0.25, 1.0, 1.75, 2.0, 3.25, 5.0, 8.0]
     text = "\n".join(map(repr, values))
     done = subprocess.run([tmp_path / "formula"], input=text, capture_output=True, text=True, check=True)
@@ -170,6 +187,19 @@ def pair(x):
     return x, x
 
 
+def floored(x):
+    return x // 2
+
+
+def item(x):
+    return x[0]
+
+
+def parts(x):
+    a, b = x
+    return a + b
+
+
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
@@ -187,6 +217,9 @@ def pair(x):
         (recursive, r"line \d+: 'def recursive\(x\):' calls itself"),
         (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
         (pair, r"line \d+: 'x, x' is not one number"),
+        (floored, r"line \d+: 'x // 2' has no CUDA spelling"),
+        (item, r"line \d+: 'x\[0\]' has no CUDA spelling"),
+        (parts, r"line \d+: 'a, b = x' has no CUDA spelling"),
         (table, r"line \d+: 'UNITS' has no CUDA spelling"),
     ],
 )
