@@ -20,7 +20,7 @@ from rich.table import Table
 
 from gpudrop.generator import Stream
 from gpudrop.kernels.cpu import random_bytes
-from gpudrop.statistics import ALPHA, holm
+from gpudrop.testing.statistics import ALPHA, holm
 
 LANES = 8  # fields of 16 bits, the default, in a chunk
 CALLS = 4096  # that "calls" interleaves, so each test has that many to itself

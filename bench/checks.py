@@ -6,7 +6,7 @@ the arrays and within; that nothing is nan, and how many elements are kept, is l
 
 import numpy as np
 
-from gpudrop import reference
+from gpudrop.testing import reference
 
 WINDOW = 1 << 16  # elements of a window
 OURS = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}  # relative: rounded once

@@ -29,7 +29,7 @@ from bench.contenders import (
     to_torch,
     torch_for,
 )
-from gpudrop import reference
+from gpudrop.testing import reference
 
 SIZE = 2**24  # elements
 

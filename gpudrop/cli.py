@@ -127,7 +127,7 @@ def selftest(
     backend: Annotated[str | None, typer.Option(help="The only one to test; without it, all that serve.")] = None,
 ) -> None:
     """Prove that this machine's backends draw the right masks, and random ones; the exit status is 1 if not."""
-    from gpudrop.selftest import main
+    from gpudrop.testing.selftest import main
 
     raise typer.Exit(main(backend, quick, json))
 

@@ -1,7 +1,7 @@
 """exp, expm1, log, log1p, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
 
 The C library's versions are scalar calls, about 20 times slower in a loop. The polynomials are
-minimax fits made with mpmath; their errors are in gpudrop/ulps.json. In float64 the C library serves.
+minimax fits made with mpmath; their errors are in gpudrop/testing/ulps.json. In float64 the C library serves.
 """
 
 import functools

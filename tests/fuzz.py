@@ -36,9 +36,10 @@ import numba.core.event
 import numpy as np
 
 import gpudrop
-from gpudrop import Generator, Stream, layers, operations, reference, schedules
+from gpudrop import Generator, Stream, layers, operations, schedules
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu
+from gpudrop.testing import reference
 from gpudrop.variants import FAMILY
 from tests.fuzz_arguments import Case, Foreign, Mine
 

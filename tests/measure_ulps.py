@@ -1,4 +1,4 @@
-"""Write gpudrop/ulps.json, the table of errors allowed: python -m tests.measure_ulps
+"""Write gpudrop/testing/ulps.json, the table of errors allowed: python -m tests.measure_ulps
 
 An entry is the largest error found on the host and in CuPy's kernels built by g++, rounded up, and for
 float32 and float64 2 more for the mathematical functions of CUDA: its documented errors, in the Numerical
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import gpudrop
-from gpudrop import backends, reference, ulps
+from gpudrop import backends
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.kernels import cpu, cupy_elementwise
+from gpudrop.testing import reference, ulps
 from tests.backends import cupy_on_host
 
 # The value of these goes through a difference (1 + erf) or an exponential of a large rounded number, so
@@ -73,7 +74,7 @@ def main():
                 for role, worst in (measured_noise if noise else measured)(name, dtype).items():
                     allowed = max(1, math.ceil(worst)) + (2 if dtype in ("float32", "float64") else 0)
                     table[name][role][dtype] = max(allowed, table[name][role].get(dtype, 0))
-    path = Path(gpudrop.__file__).parent / "ulps.json"
+    path = Path(gpudrop.__file__).parent / "testing/ulps.json"
     rows = ",\n".join(f'  "{name}": {json.dumps(row)}' for name, row in table.items())
     path.write_text(f"{{\n{rows}\n}}\n")
 

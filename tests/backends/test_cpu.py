@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpudrop
-from gpudrop import Stream, operations, reference
+from gpudrop import Stream, operations
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu, threads
 from gpudrop.kernels.spec import Draws
+from gpudrop.testing import reference
 from tests.family import test_properties
 from tests.sampling import few
 

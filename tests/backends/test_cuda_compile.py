@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gpudrop import operations, reference
+from gpudrop import operations
 from gpudrop.formulas import noises
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.kernels.chunks import chunks, thread_count
 from gpudrop.kernels.spec import Draws, Reads
+from gpudrop.testing import reference
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")

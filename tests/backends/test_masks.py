@@ -8,7 +8,8 @@ import pytest
 
 import gpudrop
 import gpudrop.formulas.activations
-from gpudrop import Stream, arrays, reference, selftest
+from gpudrop import Stream, arrays
+from gpudrop.testing import reference, selftest
 from tests.conftest import SIMULATED
 from tests.sampling import few
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Stream, reference, ulps
+from gpudrop import Stream
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.testing import reference, ulps
 from tests.conftest import SIMULATED
 from tests.sampling import few
 

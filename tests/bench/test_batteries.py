@@ -11,7 +11,7 @@ import gpudrop
 from bench import __main__ as command
 from bench import batteries
 from bench.batteries import CALLS, CHUNKS, FIELDS, ORDERS, Entry
-from gpudrop import reference
+from gpudrop.testing import reference
 
 DIEHARDER = pytest.mark.skipif(batteries.missing() is not None, reason=batteries.missing() or "")
 SEED, CALL = 2**63 + 1, 2**33 - 5  # both words of each count, and the calls cross the border between them

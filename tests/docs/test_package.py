@@ -45,7 +45,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import gpudrop
-from gpudrop import reference, ulps
+from gpudrop.testing import reference, ulps
 assert gpudrop.__file__.startswith(sys.argv[1]), gpudrop.__file__
 assert reference.known_answers() and ulps.allowed("relu", "value", "float32")
 try:

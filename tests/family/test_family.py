@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Stream, reference, ulps
+from gpudrop import Stream
+from gpudrop.testing import reference, ulps
 from gpudrop.variants import FAMILY
 from tests.conftest import SIMULATED
 from tests.family.shapes import ALONE, SHAPES

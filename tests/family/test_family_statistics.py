@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 import gpudrop
-from gpudrop import Stream, reference
-from gpudrop.statistics import ALPHA, correlation, holm, two_sided
+from gpudrop import Stream
+from gpudrop.testing import reference
+from gpudrop.testing.statistics import ALPHA, correlation, holm, two_sided
 
 pytestmark = pytest.mark.slow
 N = 2**20

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import Generator, Stream, layers, reference
+from gpudrop import Generator, Stream, layers
+from gpudrop.testing import reference
 from gpudrop.variants import FAMILY
 from tests.family.shapes import ALONE, SHAPES
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpudrop
-from gpudrop import Stream, reference, ulps
+from gpudrop import Stream
+from gpudrop.testing import reference, ulps
 from gpudrop.variants import FAMILY
 from tests.family.placed import dimensions, pair, place
 from tests.family.test_family import close

@@ -17,8 +17,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import gpudrop  # noqa: E402
 import gpudrop.torch  # noqa: E402
-from gpudrop import Stream, reference  # noqa: E402
+from gpudrop import Stream  # noqa: E402
 from gpudrop.formulas.noises import PLAIN  # noqa: E402
+from gpudrop.testing import reference  # noqa: E402
 from gpudrop.torch import functional, modules, operators  # noqa: E402
 from gpudrop.variants import FAMILY  # noqa: E402
 from tests.family.shapes import SHAPES  # noqa: E402

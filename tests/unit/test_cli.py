@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import reference, warming
+from gpudrop import warming
+from gpudrop.testing import reference
 from tests.family.layer_calls import CLASSES, arrays
 from tests.processes import run
 from tests.sampling import few

@@ -9,9 +9,9 @@ import pytest
 from numpy import int64
 
 import gpudrop
-from gpudrop import reference, ulps
 from gpudrop.formulas import Location, compiled, parse, philox, rolled
 from gpudrop.formulas.cuda_cpp import CudaSource, prelude
+from gpudrop.testing import reference, ulps
 from tests.unit import own_activation, own_helpers
 
 TWO = 2

@@ -13,7 +13,8 @@ FLOORS = (
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
     "arrays backends generator masks signatures context operations plan",
     "dropout variants schedules layers warming monte_carlo",
-    "reference ulps . statistics selftest demo cli __main__ _pyinstaller _pyinstaller.hook-gpudrop",
+    "testing testing.reference reference testing.ulps . testing.statistics testing.selftest demo cli __main__",
+    "_pyinstaller _pyinstaller.hook-gpudrop",
     "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",
     "torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
 )

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gpudrop
-from gpudrop import reference
+from gpudrop.testing import reference
 from tests.sampling import few
 
 BITS = [8, 16, 32]

@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
-from gpudrop import reference, schedules
+from gpudrop import schedules
 from gpudrop.schedules import Schedule
+from gpudrop.testing import reference
 
 STEPS = [0, 1, 2, 7, 49, 50, 51, 99, 100, 101, 1000, 10**12]
 

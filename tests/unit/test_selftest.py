@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import gpudrop
-from gpudrop import backends, selftest, statistics
+from gpudrop import backends
 from gpudrop.cli import app, main
+from gpudrop.testing import selftest, statistics
 from tests.conftest import SIMULATED
 from tests.sampling import few
 
@@ -79,7 +80,7 @@ def test_the_variants_pass_which_quick_leaves_out(name):
 def test_on_another_device_the_cases_say_so():
     case = next(iter(selftest.plan(ON, device=3)))
     assert case.line == (
-        f"from gpudrop import selftest; selftest.known_answer(backend={ON!r}, device=3, counter=(0, 0, 0, 0), "
+        f"from gpudrop.testing import selftest; selftest.known_answer(backend={ON!r}, device=3, counter=(0, 0, 0, 0), "
         "key=(0, 0), words=(1713891541, 3781805453, 3159862348, 2600524760))"
     )
 
@@ -171,7 +172,7 @@ def test_a_mistake_is_named_by_a_line_that_repeats_it(monkeypatch, mistake, func
         assert done.exit_code == 1
         *_, line, summary = done.output.splitlines()
         assert summary.startswith("gpudrop selftest FAILED")
-        assert line.startswith("from gpudrop import selftest") and function in line
+        assert line.startswith("from gpudrop.testing import selftest") and function in line
         with pytest.raises((AssertionError, RuntimeError)):
             exec(line, {})
     exec(line, {})  # it is the mistake that the line sees

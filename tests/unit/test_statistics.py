@@ -1,4 +1,4 @@
-"""The battery of `gpudrop.statistics`: it passes the package, and each known-bad generator fails a check by its name.
+"""The battery of `gpudrop.testing.statistics` passes the package, and each known-bad generator fails a check by name.
 
 Seeds are fixed: a red check is a defect, or a reason to compute a p-value by hand.
 """
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from gpudrop import reference, statistics
-from gpudrop.statistics import ALPHA, BITS, SEED, Source
+from gpudrop.testing import reference, statistics
+from gpudrop.testing.statistics import ALPHA, BITS, SEED, Source
 from tests.sampling import few
 
 N = 2**20

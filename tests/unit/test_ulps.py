@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpudrop import ulps
+from gpudrop.testing import ulps
 
 
 @pytest.mark.parametrize("dtype", ulps.FINFO)

@@ -1,7 +1,8 @@
 """gpudrop selftest: the proof that this machine's backends draw the contract's masks, for anyone to run.
 
 A case is a call of a function here with literals for arguments, so that a case that fails is a line of Python. What is
-right, `gpudrop.reference` says, which shares no code with the kernels; whether masks are random, `gpudrop.statistics`.
+right, `gpudrop.testing.reference` says, which shares no code with the kernels. Whether masks are random,
+`gpudrop.testing.statistics` says.
 """
 
 import json
@@ -17,8 +18,9 @@ import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
 import numpy as np
 
 import gpudrop
-from gpudrop import arrays, backends, reference, statistics, ulps
+from gpudrop import arrays, backends
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.testing import reference, statistics, ulps
 from gpudrop.variants import FAMILY
 
 PACKAGES = ("numpy", "numba", "scipy", "ml_dtypes")
@@ -144,7 +146,7 @@ def variant(backend, name, device=0):
 
 
 def statistic(backend, check, size, device=0):
-    """The findings of one of the checks of `gpudrop.statistics`, which are judged together with all others."""
+    """The findings of one of the checks of `gpudrop.testing.statistics`, which are judged together with all others."""
     return statistics.findings(check, Placed(backend, device), size)
 
 
@@ -188,8 +190,10 @@ class Case(NamedTuple):
         """The line of Python that fails as the case does."""
         call = f"selftest.{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
         if self.function == "statistic":
-            return f"from gpudrop import selftest, statistics; assert statistics.worst({call}) > {statistics.ALPHA}"
-        return f"from gpudrop import selftest; {call}"
+            imports, call = "selftest, statistics", f"assert statistics.worst({call}) > {statistics.ALPHA}"
+        else:
+            imports = "selftest"
+        return f"from gpudrop.testing import {imports}; {call}"
 
 
 def plan(backend, device=0, quick=False):
@@ -327,7 +331,7 @@ def run(
 
     Examples
     --------
-    >>> from gpudrop import selftest
+    >>> from gpudrop.testing import selftest
     >>> selftest.run("cpu", quick=True).failures  # doctest: +SKIP
     []
     """
