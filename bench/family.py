@@ -125,7 +125,7 @@ def ours(case, x, dy, ready=False):
     variant = getattr(gpudrop, case.variant)
     x, dy = _shaped(case, x, dy)
     y, dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
-    inputs = (x, dy) if case.two_inputs else (x,)  # dy in the place of the previous state as well
+    inputs = (x, dy) if case.two_inputs else (x,)  # dy instead of the previous state as well
     options = {"rng": gpudrop.Generator(SEED), "out": y}
 
     def forward():

@@ -265,7 +265,7 @@ def bounds(kernel, figures, gpu):
     """Seconds of an element at the least: {"memory": s, and for each pipe and for issuing them all: s}."""
     rates = GPUS["rates"][gpu["arch"]]
     each = gpu["multiprocessors"] * gpu["clock_hz"]
-    moved = (kernel.reads + len(kernel.outputs)) * np.dtype(kernel.storage).itemsize
+    moved = (kernel.num_inputs + len(kernel.outputs)) * np.dtype(kernel.storage).itemsize
     found = {"memory": moved / gpu["bytes_per_second"], "issue": figures.instructions / rates["issue"] / each}
     return found | {pipe: n / rates[pipe] / each for pipe, n in figures.pipes.items()}
 

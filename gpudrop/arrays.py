@@ -65,8 +65,8 @@ def _numba_device():
 
 def describe(kind, dtype, shape, device):
     """A likeness in words."""
-    place = "" if device is None else f" on device {device}"
-    return f"a {KINDS[kind]} of dtype {dtype} and shape {shape}{place}"
+    where = "" if device is None else f" on device {device}"
+    return f"a {KINDS[kind]} of dtype {dtype} and shape {shape}{where}"
 
 
 def as_operand(name, x):
@@ -307,7 +307,7 @@ def overlaps_itself(array):
 
 
 def same_memory(x, y):
-    """Whether two arrays of one kind are the same elements in the same places."""
+    """Whether two arrays of one kind are the same elements at the same addresses."""
     if x is y:
         return True
     x, y = _addresses(x), _addresses(y)

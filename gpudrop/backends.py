@@ -81,11 +81,11 @@ def choose(kind, backend=None):
     """
     if backend is None:
         name = _OF_KIND[kind]
-    elif backend not in list(BACKENDS):  # a list, say, has no place in a dict
+    elif backend not in list(BACKENDS):  # a list, say, is not hashable
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     elif (kind == "numpy") != (BACKENDS[backend] == "numpy"):
-        place = "host" if kind == "numpy" else "device"
-        raise ValueError(f"backend {backend!r} can't serve a {arrays.KINDS[kind]}, which lives on the {place}")
+        memory = "host" if kind == "numpy" else "device"
+        raise ValueError(f"backend {backend!r} can't serve a {arrays.KINDS[kind]}, which lives on the {memory}")
     else:
         name = backend
     module = load(name)
@@ -108,7 +108,7 @@ def launch(module, operand, kernel, inputs, outputs, draw):
 
 def _viewed(kernel, inputs, outputs, draw, view):
     """The arguments of a launch by the function that views an array as the module's own kind."""
-    full, masks = inputs[: kernel.reads], inputs[kernel.reads :]
+    full, masks = inputs[: kernel.num_inputs], inputs[kernel.num_inputs :]
     # In a dtype that both libraries have, and one view per array.
     views = {id(array): view(arrays.in_dtype(array, kernel.storage)) for array in (*full, *outputs)}
     inputs, outputs = ([views[id(array)] for array in part] for part in (full, outputs))

@@ -53,7 +53,7 @@ def _set(context: Context) -> None:
 
 
 def rng_of(rng: Generator | Stream | None, context: Context) -> Generator | Stream:
-    """What a call draws from: the rng it is given, checked, or the context's in the place of a Generator."""
+    """What a call draws from: the rng it is given, checked, or the context's instead of a Generator."""
     own = context.rng
     if own is None and type(rng) is Generator:  # as most calls have it
         return rng

@@ -201,7 +201,7 @@ def keep_mask(
     shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> Any:
-    """The mask that `dropout` would use in the same place, as booleans: True where an element is kept.
+    """The mask that `dropout` would use for the same elements, as booleans: True where an element is kept.
 
     Parameters
     ----------

@@ -384,7 +384,7 @@ class Layer:
         step, training = settings["step"](state["step"]), settings["training"](state["training"])
         check_keys("stream" if isinstance(self.rng, Stream) else "generator", state["rng"], ("from", "seed", "call"))
         source, numbers = state["rng"]["from"], {name: state["rng"][name] for name in ("seed", "call")}
-        if source not in list(SOURCES):  # a list, say, has no place in a dict
+        if source not in list(SOURCES):  # a list, say, is not hashable
             raise ValueError(f"a state's rng must be from {', '.join(SOURCES)}, got {source!r}")
         if source != _source(self.rng):
             (words, needed), (own, _) = SOURCES[source], SOURCES[_source(self.rng)]

@@ -50,7 +50,7 @@ class Shard:
 
 
 @lru_cache(maxsize=1024)
-def within(shard, shape):
+def resolved(shard, shape):
     """The shard of an array of this shape, with the sizes that None stands for; a ValueError if it can't be one."""
     if len(shard.shape) != len(shape):
         raise ValueError(f"shard must have as many axes as x, which has {len(shape)}, got {shard}")
@@ -78,8 +78,8 @@ def rows(shape, shard):
     first = max(0, first - 1)  # the slowest axis of a window may be cut: its steps are equal nevertheless
     steps = [math.prod(whole[axis + 1 :]) for axis in range(len(whole))]
     origin = sum(map(operator.mul, begin, steps))
-    places = itertools.product(*(range(n) for n in shape[:first]))
-    return row, pitch, tuple(origin + sum(map(operator.mul, place, steps)) for place in places)
+    indices = itertools.product(*(range(n) for n in shape[:first]))
+    return row, pitch, tuple(origin + sum(map(operator.mul, index, steps)) for index in indices)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class BroadcastMask:
     per_sample : int
         Those of one sample (see `broadcast_mask`); 0 where samples share all of them.
     spreads : tuple of (size, period, repeat, run)
-        Copies on the way: `kernels.spec.Mask` has a place for two axes that are shared, each with one that is not
+        Copies on the way: `kernels.spec.Mask` describes two axes that are shared, each with one that is not
         before it. With more of them, leading shared axes are written out first.
     period, repeat, run : int
         What `kernels.spec.Mask` says of the last copy.
@@ -161,12 +161,12 @@ def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
     size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
     if math.prod(shape) == 0:
         return None
-    place = rows(_of(own, shape), Shard(_of(own, whole), _of(own, begin, 0)))
-    if all(own) and len(place[2]) == 1:
+    window = rows(_of(own, shape), Shard(_of(own, whole), _of(own, begin, 0)))
+    if all(own) and len(window[2]) == 1:
         return None
     samples = batch_axis is not None and own[batch_axis]
     per_sample = math.prod(_of(own, whole)) // whole[batch_axis] if samples else 0
-    return BroadcastMask(size, per_sample, *_places(size, shape, own), *place)
+    return BroadcastMask(size, per_sample, *_geometry(size, shape, own), *window)
 
 
 def _of(own, numbers, otherwise=1):
@@ -174,7 +174,7 @@ def _of(own, numbers, otherwise=1):
     return tuple(n if mine else otherwise for n, mine in zip(numbers, own, strict=True))
 
 
-def _places(size, shape, own):
+def _geometry(size, shape, own):
     """The spreads and the (period, repeat, run) of a mask of so many elements."""
     # Axes from the right, neighbours alike in being shared or not as one: shared, own, shared, own, ...
     groups = [1]
@@ -198,7 +198,7 @@ def _places(size, shape, own):
 
 @dataclass(frozen=True)
 class Blocks:
-    """DropBlock's mask: seeds are drawn over the places where a whole block fits, and each drops its block.
+    """DropBlock's mask: seeds are drawn over the positions where a whole block fits, and each drops its block.
 
     Attributes
     ----------
@@ -220,7 +220,7 @@ class Blocks:
 
     @property
     def fitting(self):
-        """Rows and columns of the places where a block fits."""
+        """Rows and columns of the positions where a block fits."""
         return tuple(n - b + 1 for n, b in zip(self.size, self.block, strict=True))
 
     @property

@@ -13,11 +13,11 @@ from gpudrop import arrays, backends, operations
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import Context, current, rng_of
 from gpudrop.formulas.activations import Activation, find_activation
-from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Numbers
+from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Scalars
 from gpudrop.generator import Generator, Stream, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, STORAGE, Draw, Draws, Kernel, Mask, Reads
-from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, rows, within
+from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
 
 DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
@@ -30,7 +30,7 @@ class _Plan(NamedTuple):
     forward: Kernel
     backward: Kernel  # all gradients
     mask: Kernel | None  # draws what the others read
-    numbers: Numbers
+    scalars: Scalars
     draws: bool
     saves: str | None  # what the backward pass reads beside dy: "x", "y" or None
 
@@ -42,8 +42,8 @@ class _Plan(NamedTuple):
         return operations.backward(self.activation, forward.dtype, forward.source, self.noise, (name,))
 
     def draw(self, rng: Generator | Stream, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
-        """The numbers of one call; the generator moves on if anything is drawn."""
-        limit, scale, shift = self.numbers
+        """The Draw of one call; the generator moves on if anything is drawn."""
+        limit, scale, shift = self.scalars
         if not self.draws:
             return Draw(0, 0, 0, limit, scale, shift)
         if rng.stored:  # it moves on where the kernel runs
@@ -70,19 +70,19 @@ def _plan(
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
     gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
-    numbers = noise.numbers(p, bits)
-    if numbers is None:
-        noise, numbers = PLAIN, Numbers()
+    scalars = noise.scalars(p, bits)
+    if scalars is None:
+        noise, scalars = PLAIN, Scalars()
     real = getattr(np, REAL[dtype.name])
     with np.errstate(over="ignore"):
-        numbers = numbers._replace(scale=float(real(numbers.scale)), shift=float(real(numbers.shift)))
+        scalars = scalars._replace(scale=float(real(scalars.scale)), shift=float(real(scalars.shift)))
     draws = None if noise.drawn is None else Draws(bits, window, stored)
     source = Reads(counted) if masked and draws else draws
     forward = operations.forward(activation, dtype.name, source, noise)
     backward = operations.backward(activation, dtype.name, source, noise, gradients)
     mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
     saved = operations.saves(activation, noise, source)
-    return _Plan(activation, noise, forward, backward, mask, numbers, source is not None, saved)
+    return _Plan(activation, noise, forward, backward, mask, scalars, source is not None, saved)
 
 
 class Prepared(NamedTuple):
@@ -102,7 +102,7 @@ class Prepared(NamedTuple):
         target, buffers = self._allocated(out)
         x, _, _, module, plan, mask, rng, origin = self
         draw = plan.draw(rng, origin, module, x, target)
-        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.reads], (target,), draw, buffers)
+        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self, out: Any = None) -> tuple[Any, Any]:
@@ -112,7 +112,7 @@ class Prepared(NamedTuple):
         if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
         draw = plan.draw(rng, origin, module, x, target)
-        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.reads], (target,), draw, buffers)
+        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
         y = x.give_back(target) if out is None else out
         return y, self._backprop(draw, {"x": x.array, "y": target, None: None}[plan.saves])
 
@@ -126,7 +126,7 @@ class Prepared(NamedTuple):
         kernel = plan.gradient(name)
         buffers = _buffers(plan, mask, x, target) if kernel.masked else None
         draw = plan.draw(rng, origin, module, x, target)
-        inputs = (x.array,) if kernel.reads == 1 else (x.array, saved)
+        inputs = (x.array,) if kernel.num_inputs == 1 else (x.array, saved)
         _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
 
     def _allocated(self, out: Any) -> tuple[Any, list[Any] | None]:
@@ -235,7 +235,7 @@ def prepare(
     if training is not True and training is not False:
         training = check_truth("training", training)
     acts = training and context.on
-    # Numbers of the usual types are checked where a plan is made of them, once.
+    # Scalars of the usual types are checked where a plan is made of them, once.
     p = strength if acts and type(strength) is float else noise.check(strength)
     bits = bits if type(bits) is int else check_bits(bits)
     noise = noise if acts else prediction
@@ -286,7 +286,7 @@ def _shard_of(x: Any, shard: Any, copies: int | None = None) -> Shard:
         raise TypeError(f"shard must be a gpudrop.Shard or None, got {name_of(type(shard))}")
     if copies is not None:
         shard = Shard((None, *shard.shape), (0, *shard.start))
-    return within(shard, tuple(x.shape))
+    return resolved(shard, tuple(x.shape))
 
 
 def draw_mask(
@@ -314,9 +314,9 @@ def draw_mask(
         start += context.first * (math.prod(whole) // whole[0])
     if start + math.prod(whole) > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
-    numbers = DROPOUT.numbers(p, bits) if context.on else None
-    source = Draws(bits, row * len(starts) < mask.size, rng.stored) if numbers else None
-    seed, call = take(rng, module, operand._replace(array=mask)) if numbers else (0, 0)
-    draw = Draw(seed, call, start, *(numbers or Numbers()), row, pitch)
+    scalars = DROPOUT.scalars(p, bits) if context.on else None
+    source = Draws(bits, row * len(starts) < mask.size, rng.stored) if scalars else None
+    seed, call = take(rng, module, operand._replace(array=mask)) if scalars else (0, 0)
+    draw = Draw(seed, call, start, *(scalars or Scalars()), row, pitch)
     _draw_windows(module, operand, operations.drawing("keep", "bool", source), mask, draw, starts)
     return operand.give_back(mask)

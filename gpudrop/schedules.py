@@ -55,7 +55,7 @@ class Schedule:
         object.__setattr__(self, "steps", check_uint64("steps", self.steps))
         if self.steps == 0:
             raise ValueError("steps must be at least 1, got 0")
-        if self.curve not in list(CURVES):  # a list, say, has no place in a dict
+        if self.curve not in list(CURVES):  # a list, say, is not hashable
             raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
 
     def __call__(self, step: int) -> float:

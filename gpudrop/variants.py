@@ -583,7 +583,7 @@ def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
 
     Source: Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional networks", NeurIPS 2018.
     Seeds are drawn with probability gamma = p / block_size**2 * size**2 / (size - block_size + 1)**2 over the
-    places where a block fits (its first corner; the paper names its centre), each drops its block, and what
+    positions where a block fits (its first corner; the paper names its centre), each drops its block, and what
     is left is multiplied by how many elements there are for one that is kept. Blocks may overlap, so more
     than 1 - p is kept; a block larger than the map is cut to the map.
 

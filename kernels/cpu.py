@@ -69,8 +69,8 @@ _kernels: dict[str, Any] = {}
 
 # What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
 _SOURCES = (globals(), *map(vars, (formulas, half, host_math, philox, threads)))
-_SURROUNDINGS = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
-_SURROUNDINGS += str(cpu_target.target_context.codegen().magic_tuple())
+_DEPENDENCIES = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
+_DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple())
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def specialised(kernel):
     A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
     processes that compile different signatures of one function at once may give one the other's code.
     """
-    digest = hashlib.sha256((formulas.parse(kernel.formula).digest + _SURROUNDINGS).encode()).hexdigest()[:20]
+    digest = hashlib.sha256((formulas.parse(kernel.formula).digest + _DEPENDENCIES).encode()).hexdigest()[:20]
     name = f"{kernel.name}_{kernel.dtype}_{digest}"
     _kernels[name] = kernel
     function = FunctionType(_run.__code__, globals(), name)
@@ -140,7 +140,7 @@ def specialised(kernel):
     drawn, limit = _drawn_dtype(kernel) if kernel.masked else kernel.storage, _FIELD[kernel.bits]
     storage, drawn, limit, real = (numba.from_dtype(np.dtype(d)) for d in (kernel.storage, drawn, limit, kernel.real))
     source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
-    operands = types.UniTuple(source, kernel.reads), types.UniTuple(target, len(kernel.outputs))
+    operands = types.UniTuple(source, kernel.num_inputs), types.UniTuple(target, len(kernel.outputs))
     mask = types.Array(drawn, 1, "C", readonly=True)
     numbers = (*(types.int64,) * 2, *(types.uint64,) * 3, types.int64, types.uint64, *(types.int64,) * 3)
     return function, types.void(KernelType(name), limit, real, real, *operands, mask, *numbers)
@@ -265,7 +265,7 @@ def _loop(kernel):
     """The text of `_apply` for a kernel. It has a name for each operand: of loops over tuples Numba compiles longer."""
     drawn = "drawn[i] > limit" if kernel.bits else "True"
     drawn = "real(drawn[i])" if not kernel.keeps else "drawn[i] != 0" if kernel.masked else drawn
-    inputs, outputs = range(kernel.reads), range(len(kernel.outputs))
+    inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
     arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs)]
     lines = [
         "def apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):",
@@ -338,10 +338,10 @@ def _tile(source, at, target):
 @inner()
 def _gather(mask, period, repeat, run, first, block):
     """The mask's elements for the elements from number `first` on, to block: see `spec.Mask`."""
-    place = first // run
-    left = run - (first - place * run)  # elements that share the number at this place from here on
-    lap = place // period
-    at = place - lap * period
+    number = first // run
+    left = run - (first - number * run)  # elements that share it from here on
+    lap = number // period
+    at = number - lap * period
     turn, base = lap % repeat, lap // repeat * period
     i = 0
     while i < block.size:

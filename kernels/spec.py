@@ -91,7 +91,7 @@ class Kernel:
 
     def __post_init__(self) -> None:
         layouts = [slot.layout for slot in self.inputs]
-        if layouts != ["full"] * self.reads + ["mask"] * isinstance(self.source, Reads):
+        if layouts != ["full"] * self.num_inputs + ["mask"] * isinstance(self.source, Reads):
             raise ValueError(f"the inputs of {self.name} are {layouts}, and its source is {self.source}")
 
     # Properties are cached, for every launch asks for some.
@@ -104,7 +104,7 @@ class Kernel:
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @cached_property
-    def reads(self) -> int:
+    def num_inputs(self) -> int:
         """How many inputs are full."""
         return sum(slot.layout == "full" for slot in self.inputs)
 

@@ -251,8 +251,8 @@ MUTANTS = [
     Mutant(
         "keep_mask ignores no_dropout",
         "gpudrop/plan.py",
-        "numbers = DROPOUT.numbers(p, bits) if context.on else None",
-        "numbers = DROPOUT.numbers(p, bits)",
+        "scalars = DROPOUT.scalars(p, bits) if context.on else None",
+        "scalars = DROPOUT.scalars(p, bits)",
         "family/test_monte_carlo.py",
     ),
     Mutant(
@@ -867,8 +867,8 @@ MUTANTS = [
     Mutant(
         "a stale cache is served",
         CPU,
-        "(formulas.parse(kernel.formula).digest + _SURROUNDINGS)",
-        "_SURROUNDINGS",
+        "(formulas.parse(kernel.formula).digest + _DEPENDENCIES)",
+        "_DEPENDENCIES",
         "backends/test_cpu.py",
     ),
     Mutant(
@@ -1055,8 +1055,8 @@ MUTANTS = [
     Mutant(
         "Numba's kernels divide 64-bit integers in their loop",
         NUMBA,
-        "place = advance(place, further_place, period, repeat, run)",
-        "place = locate((i + threads) * size, period, repeat, run)",
+        "in_mask = advance(in_mask, further_in_mask, period, repeat, run)",
+        "in_mask = locate((i + threads) * size, period, repeat, run)",
         "backends/test_cuda_compile.py",
     ),
     Mutant(

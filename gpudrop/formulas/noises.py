@@ -21,8 +21,8 @@ ALPHA_PRIME = -1.7580993408473766
 """What SELU tends to at -infinity, -scale * alpha: alpha dropout's value of what is dropped."""
 
 
-class Numbers(NamedTuple):
-    """What a noise's strength comes to, as kernels take it: see `kernels.spec.Draw`."""
+class Scalars(NamedTuple):
+    """What a noise's strength comes to, as the scalars that kernels take: see `kernels.spec.Draw`."""
 
     limit: int = 0
     scale: float = 1.0
@@ -40,12 +40,12 @@ class Noise:
         The formula: y of (drawn, scale, shift, z, other).
     drawn : {"keep", "field", "normal", None}
         What value's first argument is.
-    numbers : function
-        The Numbers for (p, bits), or None where nothing need be drawn and y = z.
+    scalars : function
+        The Scalars for (p, bits), or None where nothing need be drawn and y = z.
     check : function
         The strength as a float, or an error that names it; for most it is a probability.
     gradient : Noise, optional
-        The noise that takes dy to dz with the same numbers; None where value is linear in z and does it itself.
+        The noise that takes dy to dz with the same scalars; None where value is linear in z and does it itself.
     two_inputs : bool
         Whether value reads a second array.
     second : Noise, optional
@@ -58,7 +58,7 @@ class Noise:
     name: str
     value: Callable[..., Any]
     drawn: str | None = None
-    numbers: Callable[[float, int], Numbers | None] = lambda p, bits: Numbers()
+    scalars: Callable[[float, int], Scalars | None] = lambda p, bits: Scalars()
     check: Callable[[float], float] = check_p
     gradient: "Noise | None" = None
     two_inputs: bool = False
@@ -181,7 +181,7 @@ def itself(r, scale, shift, z, other):
 
 def _dropout(p, bits):
     quantized = quantize(p, bits)
-    return Numbers(quantized.threshold - 1, quantized.scale) if quantized.threshold else None
+    return Scalars(quantized.threshold - 1, quantized.scale) if quantized.threshold else None
 
 
 def _alpha(p, bits):
@@ -191,31 +191,31 @@ def _alpha(p, bits):
         return None
     p = quantized.effective_p
     scale = 1 / math.sqrt((1 - p) * (1 + p * ALPHA_PRIME**2)) if p < 1 else 0.0
-    return Numbers(quantized.threshold - 1, scale, -scale * p * ALPHA_PRIME)
+    return Scalars(quantized.threshold - 1, scale, -scale * p * ALPHA_PRIME)
 
 
 def _zoneout(p, bits):
-    numbers = _dropout(p, bits)
-    return numbers and numbers._replace(scale=1.0)
+    scalars = _dropout(p, bits)
+    return scalars and scalars._replace(scale=1.0)
 
 
 def _expected_zoneout(p, bits):
     p = quantize(p, bits).effective_p
-    return Numbers(scale=1 - p, shift=p) if p else None
+    return Scalars(scale=1 - p, shift=p) if p else None
 
 
 def _gaussian(p, bits):
-    return Numbers(scale=math.sqrt(p / (1 - p)), shift=1.0) if p else None
+    return Scalars(scale=math.sqrt(p / (1 - p)), shift=1.0) if p else None
 
 
 def _uniform(p, bits):
     """1 + h * (2 * u - 1) for u = (field + 1/2) / 2**bits, as one multiplication and one sum."""
     h = math.sqrt(3 * p / (1 - p))
-    return Numbers(scale=2 * h / 2**bits, shift=1 - h + h / 2**bits) if p else None
+    return Scalars(scale=2 * h / 2**bits, shift=1 - h + h / 2**bits) if p else None
 
 
 def _additive(std, bits):
-    return Numbers(scale=std) if std else None
+    return Scalars(scale=std) if std else None
 
 
 def _check_below_1(p):
@@ -244,7 +244,7 @@ ZONEOUT = Noise("zoneout", kept_or_other, "keep", _zoneout, gradient=DROPOUT, tw
 EXPECTED_ZONEOUT = Noise(
     "expected_zoneout",
     mixed,
-    numbers=_expected_zoneout,
+    scalars=_expected_zoneout,
     gradient=SCALED,
     two_inputs=True,
     second=Noise("other_part", other_part),

@@ -219,7 +219,7 @@ def drop_connect(w, p, seed=0, call=0, bits=16, activation="identity", samples=N
 
 
 def dropblock_sizes(size, p, block_size):
-    """(block, seeds, gamma): the block and the number of its places along each axis, and equation 1, exact."""
+    """(block, seeds, gamma): the block and the number of its positions along each axis, and equation 1, exact."""
     block = [min(block_size, n) for n in size]
     seeds = [n - b + 1 for n, b in zip(size, block, strict=True)]
     gamma = Fraction(p) / prod(block) * prod(size) / prod(seeds) if all(size) else Fraction(0)
@@ -253,9 +253,9 @@ def dropblock2d(x, p, seed=0, call=0, bits=32, activation="identity", block_size
 
 
 def dropblock_keep_probability(size, p, block_size=7, bits=32):
-    """The probability that each position of a feature map, (W,) or (H, W), is kept: no seed in any place covers it.
+    """The probability that each position of a feature map, (W,) or (H, W), is kept: no seed covers it.
 
-    Near the border fewer places do. On average a position is covered p times; blocks overlap, so more than 1 - p of
+    Near the border fewer seeds do. On average a position is covered p times; blocks overlap, so more than 1 - p of
     the positions stay."""
     block, seeds, gamma = dropblock_sizes(size, p, block_size)
     covering = np.ones((), int)

@@ -215,7 +215,7 @@ def calls(source, size):
 
 
 def small_calls(source, size):
-    """Every pair of places in short consecutive calls, which an overlap of few elements fills alike."""
+    """Every pair of indices in short consecutive calls, which an overlap of few elements fills alike."""
     for bits in BITS:
         masks = np.array([source.keep_mask(64, 0.5, call=call, bits=bits) for call in range(max(100, size // 64))])
         signs = np.where(masks, 1.0, -1.0)
@@ -237,7 +237,7 @@ def call_bits(source, size):
 
 
 def place_bits(source, size):
-    """Parts of a mask whose places differ in one bit."""
+    """Parts of a mask whose indices differ in one bit."""
     mask = source.keep_mask(size, 0.5)
     for bit in range(64):
         if 1 << bit >= size:

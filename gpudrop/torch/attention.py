@@ -150,8 +150,8 @@ def _attention_gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _where(function: Any, **names: Any) -> Any:
     """A copy of a function for which these names of its module mean other things."""
     # Without __name__, by which torch.compile would find the module's own names again.
-    surroundings = {name: value for name, value in function.__globals__.items() if name != "__name__"}
-    copy = FunctionType(function.__code__, surroundings | names, function.__name__, function.__defaults__)
+    around = {name: value for name, value in function.__globals__.items() if name != "__name__"}
+    copy = FunctionType(function.__code__, around | names, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__globals__[function.__name__] = copy  # which it hands to modes, and they call
     return copy

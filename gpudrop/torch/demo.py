@@ -92,7 +92,7 @@ def texts():
 
 
 def drawing(way):
-    """The surroundings in which a step of this way runs: the one line that a training loop needs for gpudrop."""
+    """The context in which a step of this way runs: the one line that a training loop needs for gpudrop."""
     return accelerate() if way == "gpudrop" else contextlib.nullcontext()
 
 

@@ -9,7 +9,7 @@ by name the options that `gpudrop.NAME` has of its own, and
         One of the host. Without it torch's own, so that torch.manual_seed, fork_rng and checkpointing's
         preserve_rng_state hold, and the masks are the same on every device.
     rng : gpudrop.Stream or gpudrop.Generator, optional
-        In the place of torch's generator.
+        Instead of torch's generator.
     bits : int
         Random bits per element.
 
@@ -123,18 +123,18 @@ def _have_cupy() -> bool:
     return True
 
 
-_places = itertools.count(1)
+_sites = itertools.count(1)
 
 
 @_constant_in_graphs
-def _place() -> int:
-    return next(_places)
+def _site() -> int:
+    return next(_sites)
 
 
 def _source(
     generator: torch.Generator | None, rng: Generator | Stream | None, block: bool
 ) -> tuple[torch.Generator | None, Generator | Stream | None]:
-    """What a call draws from, checked; neither, if the generator of a block draws in the place of any other."""
+    """What a call draws from, checked; neither, if the generator of a block draws instead of any other."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
     if block and not isinstance(rng, Stream):
@@ -186,7 +186,7 @@ def _stream_in_graph(
     _know_tracers()
     generator, rng = _source(generator, rng, visible.draws)
     base = None if rng is None else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
-    stream = operators.STREAM(base, generator=generator, place=_place(), block=visible.draws, device="cpu")
+    stream = operators.STREAM(base, generator=generator, site=_site(), block=visible.draws, device="cpu")
     return operators.PLACED(stream, device=x.device) if x.is_cuda else stream
 
 

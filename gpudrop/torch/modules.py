@@ -65,7 +65,7 @@ class Variant(torch.nn.Module):
     activation : str, optional
         Applied before, in the same pass.
     generator : torch.Generator, optional
-        One of the host, in the place of torch's own.
+        One of the host, instead of torch's own.
     bits : int, optional
         Random bits per element.
     **options

@@ -1,6 +1,6 @@
-"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
+r"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
 
-    gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int place, bool block, Device device)
+    gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int site, bool block, Device device)
         -> Tensor
     gpudrop::placed(Tensor stream, *, Device device) -> Tensor
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
@@ -13,7 +13,7 @@ is and where in it the part begins; and "keeps", "input" if the backward pass of
 A mask is a function of the stream and CALL, so the backward pass gets those alone, and what runs either of them again
 draws the same mask. `stream` is what draws, so randomness is decided there: vmap asks it for a stream for each sample,
 and compilers that run parts of a graph again keep what it has drawn (`tracing`). It returns a seed and a call, int64 of
-shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save. place is
+shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save\. site is
 another number at each call site in a compiled graph, for torch merges equal calls; block says that the graph was
 compiled for a block whose generator draws, as mc_samples makes one.
 
@@ -46,7 +46,7 @@ CALL = "str variant, str options, float p, str activation, int bits, SymInt firs
 one_level = getattr(autograd_function, "enable_single_level_autograd_function")  # noqa: B009  (not exported)
 library = torch.library.Library("gpudrop", "DEF")
 library.define(
-    "stream(Tensor? base=None, *, Generator? generator=None, SymInt[] batch=[], int place=0, bool block=False, "
+    "stream(Tensor? base=None, *, Generator? generator=None, SymInt[] batch=[], int site=0, bool block=False, "
     "Device device) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded,),
 )
@@ -81,10 +81,10 @@ def _drawn_in_graph(generator, block):
     return to_tensor(context.rng.next()) if block and context.rng else drawn(generator)
 
 
-def stream(base=None, *, generator=None, batch=(), place=0, block=False, device):
+def stream(base=None, *, generator=None, batch=(), site=0, block=False, device):
     """The stream of a call, or one for each sample: those of the generators that it spawns, as in mc_samples."""
     if base is None:
-        base = _drawn_in_graph(generator, block) if place else drawn(generator)
+        base = _drawn_in_graph(generator, block) if site else drawn(generator)
     if not batch:
         return base.clone()
     seeds = spawned_seeds(_to_stream(base), math.prod(batch))

@@ -50,7 +50,7 @@ def put(array):
 def packer(kernel):
     """The function that makes the bytes of the structure Arguments of addresses and scalars."""
     reals = {"float32": "2f", "float64": "2d"}[kernel.real]
-    return struct.Struct(f"{max(1, kernel.reads) + len(kernel.outputs) + 3}P6q4Q{reals}I4x").pack
+    return struct.Struct(f"{max(1, kernel.num_inputs) + len(kernel.outputs) + 3}P6q4Q{reals}I4x").pack
 
 
 @functools.cache

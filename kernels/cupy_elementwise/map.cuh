@@ -107,14 +107,14 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
   const uint32 lane = exchanges ? i % warp : 0;
   const int64 to_own = exchanges ? own_chunk(lane) - lane : 0;  // from i to the chunk that this thread draws for
-  Location here = {0, i}, further = {0, threads}, place = {}, further_place = {};
+  Location here = {0, i}, further = {0, threads}, in_mask = {}, further_in_mask = {};
   if constexpr (windowed) {
     here = first_turn(i, n.turns);
     further = first_turn(threads, n.turns);
   }
   if constexpr (masked) {
-    place = locate(i * size, n.period, n.repeat, n.run);
-    further_place = locate(threads * size, n.period, n.repeat, n.run);
+    in_mask = locate(i * size, n.period, n.repeat, n.run);
+    further_in_mask = locate(threads * size, n.period, n.repeat, n.run);
   }
   int64 begin = 0, skip = static_cast<int64>(n.start % size);
   uint64 number = n.start / size;
@@ -145,7 +145,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     }
     Lanes lanes;
     if (whole) load(n, m, apart, lanes);
-    Chunk chunk = {{}, 0, place};
+    Chunk chunk = {{}, 0, in_mask};
     if constexpr (draws) {
       chunk.words = draw(seed, call, (number + own) / shares);
       chunk.first_lane = static_cast<uint32>((number + own) % shares) * size;
@@ -157,7 +157,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     } else {
       compute_ends(n, scale, chunk, begin, inner);
     }
-    if constexpr (masked) place = advance(place, further_place, n.period, n.repeat, n.run);
+    if constexpr (masked) in_mask = advance(in_mask, further_in_mask, n.period, n.repeat, n.run);
     if constexpr (windowed) here = next_turn(here, further, n.turns);
   }
 }

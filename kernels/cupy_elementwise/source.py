@@ -36,7 +36,7 @@ def raw(kernel):
 
 def operation(kernel):
     """What an ElementwiseKernel does after the preamble, and the names of its arrays: inputs and outputs."""
-    inputs, outputs = ([f"{of}{k}" for k in range(n)] for of, n in (("a", kernel.reads), ("y", len(kernel.outputs))))
+    inputs, outputs = [f"a{k}" for k in range(kernel.num_inputs)], [f"y{k}" for k in range(len(kernel.outputs))]
     elements = ", ".join(f"{name}[e]" for name in inputs) or "storage()"
     assignments = " ".join(f"{name}[e] = y[{k}];" for k, name in enumerate(outputs))
     text = f"\n#define INPUTS(e) {elements}\n#define OUTPUTS(e) {assignments}\n{file('elementwise.cuh')}"
@@ -73,7 +73,7 @@ __device__ inline storage narrow(real x) {{ return {narrow}; }}
 def constants(kernel):
     """What is constant in a kernel, under the names of numba_cuda/map.py."""
     size, shares, width, parts, exchanges = chunks(kernel)
-    numbers = {"num_inputs": kernel.reads, "num_outputs": len(kernel.outputs), "size": size, "width": width}
+    numbers = {"num_inputs": kernel.num_inputs, "num_outputs": len(kernel.outputs), "size": size, "width": width}
     numbers |= {"parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
     flags = {"draws": kernel.bits > 0, "stored": kernel.stored, "masked": kernel.masked, "counted": kernel.counted}
     flags |= {"windowed": kernel.window, "bits_of_mask": kernel.masked and kernel.keeps, "exchanges": exchanges}
@@ -84,7 +84,7 @@ def constants(kernel):
 
 def compute(kernel):
     """The formula of elements as they are stored."""
-    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.reads))
+    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.num_inputs))
     call = f"element(r, scale, shift{inputs})"
     results = [f"narrow({call})"]
     if len(kernel.outputs) > 1:

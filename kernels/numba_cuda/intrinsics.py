@@ -33,7 +33,7 @@ def vector_access(width):
         return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
     def each_lane(context, builder, kind, lanes, j):
-        """For each element of the access: where it lives, its first word and its place in that."""
+        """For each element of the access: where it lives, its first word and by how many bits it is shifted in that."""
         bits = kind.dtype.bitwidth
         first = pointer(context, builder, kind, lanes, j)
         for k in range(8 * width // bits):
@@ -44,14 +44,14 @@ def vector_access(width):
         def codegen(context, builder, signature, values):
             address = builder.bitcast(pointer(context, builder, array, *values[:2]), words.as_pointer())
             loaded = builder.load(address, align=width)
-            for target, word, place, bits in each_lane(context, builder, lanes, *values[2:]):
+            for target, word, shift, bits in each_lane(context, builder, lanes, *values[2:]):
                 element = builder.extract_element(loaded, word)
                 if bits == 64:
                     high = builder.extract_element(loaded, I32(word.constant + 1))
                     high = builder.shl(builder.zext(high, I64), I64(32))
                     element = builder.or_(builder.zext(element, I64), high)
                 elif bits < 32:
-                    element = builder.trunc(builder.lshr(element, I32(place)), ir.IntType(bits))
+                    element = builder.trunc(builder.lshr(element, I32(shift)), ir.IntType(bits))
                 builder.store(builder.bitcast(element, target.type.pointee), target)
             return context.get_dummy_value()
 
@@ -61,13 +61,13 @@ def vector_access(width):
     def store(typingctx, lanes, j, array, i):
         def codegen(context, builder, signature, values):
             gathered = [I32(0)] * (width // 4)
-            for source, word, place, bits in each_lane(context, builder, lanes, *values[:2]):
+            for source, word, shift, bits in each_lane(context, builder, lanes, *values[:2]):
                 element = builder.bitcast(builder.load(source), ir.IntType(bits))
                 if bits == 64:
                     gathered[word.constant + 1] = builder.trunc(builder.lshr(element, I64(32)), I32)
                     element = builder.trunc(element, I32)
                 elif bits < 32:
-                    element = builder.shl(builder.zext(element, I32), I32(place))
+                    element = builder.shl(builder.zext(element, I32), I32(shift))
                 gathered[word.constant] = builder.or_(gathered[word.constant], element)
             vector = ir.Constant(words, ir.Undefined)
             for k, word in enumerate(gathered):

@@ -77,7 +77,7 @@ def strided_signature(kernel, ndim):
 
 
 def _operands(kernel):
-    return kernel.reads + len(kernel.outputs)
+    return kernel.num_inputs + len(kernel.outputs)
 
 
 def _others(kernel):

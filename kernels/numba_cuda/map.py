@@ -56,7 +56,7 @@ def operands_of(kernel, contiguous, native, as_array, element):
         "aligned_at": processor.aligned, "as_array": as_array, "size": size, "width": width,
         "parts": parts, "step": size // parts,
     }  # fmt: skip
-    inputs, outputs = range(kernel.reads), range(len(kernel.outputs))
+    inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
     results, at = ", ".join(f"value{k}" for k in outputs), "[e]" if contiguous else ".flat[e]"
     arrays = [f"{of}[{k}]" for of, ks in (("inputs", inputs), ("outputs", outputs)) for k in ks]
     lanes = "".join(f", widen(lanes[{k} * size + j])" for k in inputs)
@@ -156,7 +156,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
     windowed, shares = kernel.window, np.uint64(shares)
     exchanged, step = exchanged and contiguous, size // parts
-    lanes_in, lanes_out = size * max(1, kernel.reads), size * len(kernel.outputs)
+    lanes_in, lanes_out = size * max(1, kernel.num_inputs), size * len(kernel.outputs)
     f = functions_of(kernel)
     draw, own_chunk, exchange, locate, advance = (
         f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
@@ -186,9 +186,10 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
         if windowed:
             here, further = first_turn(i, turns), first_turn(threads, turns)
-        place, further_place = NOWHERE, NOWHERE
+        in_mask, further_in_mask = NOWHERE, NOWHERE
         if masked:
-            place, further_place = locate(i * size, period, repeat, run), locate(threads * size, period, repeat, run)
+            in_mask = locate(i * size, period, repeat, run)
+            further_in_mask = locate(threads * size, period, repeat, run)
         origin, begin = start, np.int64(0)
         skip, number = np.int64(origin % np.uint64(size)), np.uint64(origin // np.uint64(size))
         straight = contiguous
@@ -221,12 +222,12 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             if whole:
                 if together:
                     words = exchange(words, np.uint32(lane))
-                compute_chunk(n, words, first_lane, place, lanes, results)
+                compute_chunk(n, words, first_lane, in_mask, lanes, results)
                 store(results, outputs, m, apart)
             else:
-                compute_ends(n, words, first_lane, place, inputs, outputs, begin, inner)
+                compute_ends(n, words, first_lane, in_mask, inputs, outputs, begin, inner)
             if masked:
-                place = advance(place, further_place, period, repeat, run)
+                in_mask = advance(in_mask, further_in_mask, period, repeat, run)
             i += threads
             if windowed:
                 here = next_turn(here, further, turns)
@@ -239,7 +240,7 @@ SCALARS = "count, row, turns, period, repeat, run, pitch, start, seed, call, sca
 
 def _kernel(kernel, run_chunks):
     """`run_chunks` as a function that takes each operand by itself, of the kernel's name."""
-    inputs = "".join(f"a{k}, " for k in range(kernel.reads))
+    inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs))
     outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
     text = f"""
 def make(run_chunks):

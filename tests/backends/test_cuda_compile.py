@@ -200,7 +200,7 @@ def check_ptx(kernel, form, ptx):
     if form is None and width in VECTOR:
         loads, stores = (len(re.findall(rf"{op}\.global\S*\.{VECTOR[width]}", ptx)) for op in ("ld", "st"))
         rounds = stores // (parts * len(kernel.outputs))  # a compiler may do several in one
-        expected = (rounds * kernel.reads * parts, rounds * len(kernel.outputs) * parts)
+        expected = (rounds * kernel.num_inputs * parts, rounds * len(kernel.outputs) * parts)
         assert rounds >= 1 and (loads, stores) == expected, f"{name}: {loads} loads, {stores} stores"
 
 

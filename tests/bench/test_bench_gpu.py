@@ -33,7 +33,7 @@ def numpy_as_cupy():
 
 
 class Host:
-    """In the place of a Gpu: the host's arrays and clock; a graph is the work itself."""
+    """Instead of a Gpu: the host's arrays and clock; a graph is the work itself."""
 
     name, cache = "no GPU at all", 2**16
 

@@ -61,7 +61,7 @@ def test_a_call_by_its_number_is_the_same_call_again():
         assert (first.text, first.outcome) == (second.text, second.outcome)
 
 
-# Faults that it must see, each as another launch(launch, kernel, inputs, outputs, draw) in the place of the kernels'.
+# Faults that it must see, each as another launch(launch, kernel, inputs, outputs, draw) instead of the kernels'.
 
 
 def raises(launch, kernel, inputs, outputs, draw):
@@ -75,7 +75,7 @@ def warns(launch, kernel, inputs, outputs, draw):
 
 def overwrites(launch, kernel, inputs, outputs, draw):
     launch(kernel, inputs, outputs, draw)
-    if kernel.reads and inputs[0] is not outputs[0] and inputs[0].flags.writeable:
+    if kernel.num_inputs and inputs[0] is not outputs[0] and inputs[0].flags.writeable:
         inputs[0][...] = 7
 
 

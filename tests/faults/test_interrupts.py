@@ -27,7 +27,7 @@ SIZE = 2 * threads.SHARED  # worth sharing out to threads
 
 
 class Interrupt(BaseException):
-    """What Ctrl-C raises here, in the place of KeyboardInterrupt, which would end pytest."""
+    """What Ctrl-C raises here, instead of KeyboardInterrupt, which would end pytest."""
 
 
 class Alternating:

@@ -85,7 +85,7 @@ def test_on_another_device_the_cases_say_so():
     )
 
 
-# Each mistake: what is put in the place of what, and the function or the check that names it first
+# Each mistake: what is put instead of what, and the function or the check that names it first
 
 
 def fields_of_another_width(monkeypatch):
@@ -123,7 +123,7 @@ def another_mask_backward(monkeypatch):
 
 
 def wrong_values(monkeypatch):
-    """gelu's approximation by tanh in the place of gelu."""
+    """gelu's approximation by tanh instead of gelu."""
     dropout_vjp = gpudrop.dropout_vjp
 
     def approximate(*args, activation, **options):
