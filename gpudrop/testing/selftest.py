@@ -6,6 +6,7 @@ right, `gpudrop.testing.reference` says, which shares no code with the kernels. 
 """
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -119,6 +120,29 @@ def strides(backend, layout, dtype, device=0):
     _doubled(Placed(backend, device), np.arange(1, 109).reshape(6, 18).astype(dtype, order), look=LAYOUTS[layout])
 
 
+def shard(backend, dtype, whole, start, shape, device=0):
+    """A shard's mask is that part of the whole array's, forward and backward."""
+    source, part = Placed(backend, device), tuple(slice(k, k + n) for k, n in zip(start, shape, strict=True))
+    x = (2.0 ** (np.arange(math.prod(shape)) % 7)).astype(dtype).reshape(shape)
+    want = np.where(reference.keep_mask(whole, 0.5, SEED, CALL)[part], x + x, x - x)
+    options = {"rng": gpudrop.Stream(SEED, CALL), "shard": gpudrop.Shard(whole, start)}
+    for got in source.both(gpudrop.dropout, x, 0.5, **options):
+        _same(got, want)
+
+
+def two_arrays(backend, dtype, size, device=0):
+    """A kernel of two inputs, and one of two results: zoneout's value and its gradients are exact."""
+    source, x = Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype)
+    previous, keep = -x[::-1].copy(), reference.keep_mask(size, 0.5, SEED, CALL)
+    with source.on_device():
+        arguments = source.put(x), source.put(previous), 0.5
+        y, backprop = gpudrop.zoneout.vjp(*arguments, rng=gpudrop.Stream(SEED, CALL), backend=backend)
+        dx, dprevious = backprop(source.put(x))
+        _same(source.get(y), np.where(keep, x, previous))
+        _same(source.get(dx), np.where(keep, x, x - x))
+        _same(source.get(dprevious), np.where(keep, x - x, x))
+
+
 def values(backend, activation, dtype, size, device=0):
     """Values and slopes are within the table of ulps; at p = 1/2 the scale of 2 changes no rounding."""
     source, stream = Placed(backend, device), gpudrop.Stream(SEED, CALL)
@@ -228,6 +252,10 @@ def plan(backend, device=0, quick=False):
         for layout in LAYOUTS:
             if backend == "cpu" or layout not in HOST_LAYOUTS:
                 yield case("strides", layout=layout, dtype=dtype)
+        for corner in ((0, 0), (3, 8), (1, 5)):
+            yield case("shard", dtype=dtype, whole=(9, 40), start=corner, shape=(5, 24))
+        for size in (5, 64, 257):
+            yield case("two_arrays", dtype=dtype, size=size)
     for activation in ACTIVATIONS if not few else ("relu", "gelu"):
         if activation in reference.ACTIVATIONS:
             for dtype in statistics.DTYPES if activation in ("relu", "gelu", "silu") else ("float32",):

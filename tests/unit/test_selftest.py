@@ -122,6 +122,21 @@ def another_mask_backward(monkeypatch):
     monkeypatch.setattr(gpudrop.dropout, "vjp", other)
 
 
+def a_shard_is_taken_for_the_whole(monkeypatch):
+    vjp = gpudrop.dropout.vjp
+    monkeypatch.setattr(gpudrop.dropout, "vjp", lambda x, *args, shard=None, **options: vjp(x, *args, **options))
+
+
+def gradients_in_another_order(monkeypatch):
+    vjp = gpudrop.zoneout.vjp
+
+    def exchanged(*args, **options):
+        y, backprop = vjp(*args, **options)
+        return y, lambda dy: backprop(dy)[::-1]
+
+    monkeypatch.setattr(gpudrop.zoneout, "vjp", exchanged)
+
+
 def wrong_values(monkeypatch):
     """gelu's approximation by tanh instead of gelu."""
     dropout_vjp = gpudrop.dropout_vjp
@@ -155,6 +170,8 @@ MISTAKES = [
     (wrong_seed, "known_answer"),
     (wrong_tail, "backward"),
     (another_mask_backward, "backward"),
+    (a_shard_is_taken_for_the_whole, "shard"),
+    (gradients_in_another_order, "two_arrays"),
     (wrong_values, "values"),
     (another_p, "keep_rate"),
     (a_kernel_that_fails, "known_answer"),
