@@ -18,7 +18,7 @@ from gpudrop.generator import Generator, Stream, check_rng, spawned
 from gpudrop.hints import ARGUMENTS, hint
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array, MaskShape
-from gpudrop.variants import FAMILY, OPTIONS, Variant
+from gpudrop.variants import FAMILY, OPTIONS, Variant, row_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -162,7 +162,7 @@ class Layer:
             base = cls._kind.variant if hasattr(cls, "_kind") else None
             if base is not None and (cls.function, cls.noise) == (base.function, base.noise):
                 return
-            row = Variant(cls.__name__, cls.function, cls.noise)
+            row = row_of(cls.__name__, cls.function, cls.noise)
             if "variant" not in vars(cls):
                 cls.variant = row
         cls._kind = _kind_of(row)
@@ -176,6 +176,8 @@ class Layer:
         remember: int | None = 1,
         **options: "Unpack[LayerOptions]",
     ) -> None:
+        if not hasattr(self, "_kind"):
+            raise TypeError(f"{type(self).__name__} is no layer by itself: a subclass of it names its variant")
         defaults = self.defaults()
         for name in options:
             if name not in defaults:
@@ -453,14 +455,16 @@ def _beginning(strength: str) -> Any:
     kept = [a.replace(name=strength if a.name == "p" else a.name) for a in own.parameters.values()]
     signature = own.replace(parameters=[a for a in kept if a.name != "keep_prob"])
     __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = "Layer.__init__"
     return __init__
 
 
 def _layer_of(row: Variant) -> type[Layer]:
     """The class of a variant."""
     what = (row.function.__doc__ or "").partition("\n")[0].rstrip(".")
-    inputs = f" It is called with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
-    doc = f"""{what}; see `gpudrop.{row.name}` and `Layer`.{inputs}
+    more = f" It is called with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
+    more += f" Its p is called {row.strength}." if row.strength != "p" else ""
+    doc = f"""{what}; see `gpudrop.{row.name}` and `Layer`.{more}
 
     Examples
     --------

@@ -9,6 +9,7 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def rows(shape, shard):
     return row, pitch, tuple(origin + sum(map(operator.mul, index, steps)) for index in indices)
 
 
-@dataclass(frozen=True)
-class BroadcastMask:
+class BroadcastMask(NamedTuple):
     """A mask that broadcasts against an array.
 
     Attributes
@@ -112,7 +112,10 @@ class BroadcastMask:
     row: int
     pitch: int
     starts: tuple
-    counted = False
+
+    @property
+    def counted(self):
+        return False
 
     @property
     def shapes(self):
@@ -196,8 +199,7 @@ def _geometry(size, shape, own):
     return tuple(spreads), period, repeat, run
 
 
-@dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """DropBlock's mask: seeds are drawn over the positions where a whole block fits, and each drops its block.
 
     Attributes
@@ -216,7 +218,14 @@ class Blocks:
     size: tuple
     block: tuple
     samples: int
-    counted, window = True, False
+
+    @property
+    def counted(self):
+        return True
+
+    @property
+    def window(self):
+        return False
 
     @property
     def fitting(self):

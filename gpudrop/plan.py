@@ -1,6 +1,6 @@
 """The plan of a call: which kernels run for an operation and a dtype, what they are given, and what is kept to go back.
 
-A call is checked and allocated first, as a `Prepared`; then it is drawn and launched.
+A call is checked first, as a `Prepared`; then its results are allocated, its stream is drawn, its kernels are launched.
 """
 
 import math
@@ -36,7 +36,7 @@ class _Plan(NamedTuple):
 
     def gradient(self, name: str) -> Kernel:
         """The kernel of one gradient alone."""
-        if self.backward.outputs == ((name, "full"),):
+        if [slot.name for slot in self.backward.outputs] == [name]:
             return self.backward
         forward = self.forward
         return operations.backward(self.activation, forward.dtype, forward.source, self.noise, (name,))
@@ -99,18 +99,20 @@ class Prepared(NamedTuple):
 
     def forward(self, out: Any = None) -> Any:
         """y, in out if that is given."""
-        target, buffers = self._allocated(out)
         x, _, _, module, plan, mask, rng, origin = self
+        target = self._target(out)
+        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
         _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self, out: Any = None) -> tuple[Any, Any]:
         """What `forward` returns, and the function that takes a gradient back."""
-        target, buffers = self._allocated(out)
         x, _, _, module, plan, mask, rng, origin = self
+        target = self._target(out)
         if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
+        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
         _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
         y = x.give_back(target) if out is None else out
@@ -129,18 +131,17 @@ class Prepared(NamedTuple):
         inputs = (x.array,) if kernel.num_inputs == 1 else (x.array, saved)
         _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
 
-    def _allocated(self, out: Any) -> tuple[Any, list[Any] | None]:
-        """Where y goes, and the buffers of the mask."""
-        x, inputs, copies, _, plan, mask, _, _ = self
+    def _target(self, out: Any) -> Any:
+        """Where y is written."""
+        x = self.x
         if out is not None:
             target = arrays.target_of("out", out, x, "x")
-            for array in inputs[1:]:
+            for array in self.inputs[1:]:
                 arrays.check_apart("out", target, array, "previous")
-        elif copies:
-            target = arrays.empty(x.array.shape, x.array.dtype, x)  # like x it would have the samples innermost
-        else:
-            target = arrays.empty_like(x)
-        return target, None if plan.mask is None else _buffers(plan, mask, x, target)
+            return target
+        if self.copies:
+            return arrays.empty(x.array.shape, x.array.dtype, x)  # like x it would have the samples innermost
+        return arrays.empty_like(x)
 
     def _backprop(self, draw: Draw, saved: Any) -> Any:
         """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from gpudrop import arrays
@@ -63,8 +62,7 @@ COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys()
 """The names of what every variant takes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Variant:
+class Variant(NamedTuple):
     """One row of the family.
 
     Attributes
@@ -98,31 +96,18 @@ class Variant:
 
     layer: str
     function: Any
-    noise: Noise = DROPOUT
-    prediction: Noise = PLAIN
-    whole: bool = False
-    torchs: str | None = None
-    ndim: int = 4
+    noise: Noise
+    prediction: Noise
+    whole: bool
+    torchs: str | None
+    ndim: int
     # What the function's signature says, read once: that takes longer than a small call.
-    name: str = field(init=False)
-    inputs: tuple[str, ...] = field(init=False)
-    strength: str = field(init=False)
-    default: float = field(init=False)
-    bits: int = field(init=False)
-    options: Mapping[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        parameters = inspect.signature(self.function).parameters
-        *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-        own = [a for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in COMMON]
-        vars(self).update(  # the class is frozen
-            name=self.function.__name__,
-            inputs=tuple(inputs),
-            strength=strength,
-            default=parameters[strength].default,
-            bits=parameters["bits"].default,
-            options={a.name: a.default for a in own},
-        )
+    name: str
+    inputs: tuple[str, ...]
+    strength: str
+    default: float
+    bits: int
+    options: Mapping[str, Any]
 
     @property
     def by_sign(self) -> bool:
@@ -133,7 +118,24 @@ class Variant:
         return self.noise.zeroes and not self.whole
 
 
-FAMILY = {"dropout": Variant("Dropout", dropout, torchs="Dropout")}
+def row_of(
+    layer: str,
+    function: Any,
+    noise: Noise = DROPOUT,
+    prediction: Noise = PLAIN,
+    whole: bool = False,
+    torchs: str | None = None,
+    ndim: int = 4,
+) -> Variant:
+    """A row of the family; what isn't given is as for `dropout`."""
+    parameters = inspect.signature(function).parameters
+    *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
+    own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in COMMON}
+    read = function.__name__, tuple(inputs), strength, parameters[strength].default, parameters["bits"].default, own
+    return Variant(layer, function, noise, prediction, whole, torchs, ndim, *read)
+
+
+FAMILY = {"dropout": row_of("Dropout", dropout, torchs="Dropout")}
 """The variants by the names of their functions; the others enter below."""
 
 
@@ -169,7 +171,7 @@ def variant(layer: str, *, noise: Noise = DROPOUT, prediction: Noise = PLAIN, bi
     """
 
     def enter(vary: Callable[..., Variation]) -> Any:
-        row = Variant(layer, _public(vary, noise, prediction, bits), noise, prediction, **facts)
+        row = row_of(layer, _public(vary, noise, prediction, bits), noise, prediction, **facts)
         FAMILY[row.name] = row
         return row.function
 
@@ -196,7 +198,7 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
     ) -> Any:
         for name in options:
             if name not in names:
-                raise unexpected(vary.__name__, options, forward.__signature__.parameters)
+                raise unexpected(vary.__name__, options, forward.__signature__.parameters.keys() - {"out"})
         operand = arrays.as_operand("x", x)
         p, *rest = vary(operand.array, *args, **options)
         how = (p, noise, prediction, *rest)
@@ -215,7 +217,8 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
     own, common = inspect.signature(vary), inspect.signature(dropout).parameters.values()
     names = frozenset(own.parameters)
     named = [a for a in common if a.kind is a.KEYWORD_ONLY and a.name != "mask_shape"]
-    named = [a.replace(default=bits) if a.name == "bits" else a for a in named]
+    own_way: dict[str, Any] = {"bits": {"default": bits}, "out": {"annotation": AnyArray | None}}
+    named = [a.replace(**own_way.get(a.name, {})) for a in named]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
     forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show

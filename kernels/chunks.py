@@ -18,8 +18,8 @@ class Chunks(NamedTuple):
     Attributes
     ----------
     size : int
-        Elements of a chunk: those of one Philox call, but at most 64 bytes, for want of registers. Where none is made
-        they are those of 16 bytes, or of 32 where a mask is to be located.
+        Elements of a chunk. A kernel that draws: those of one Philox call, at most 64 bytes, because registers are few.
+        Others: those of 16 bytes, or of 32 bytes where a mask has to be located.
     shares : int
         How many chunks share a Philox call.
     width : int

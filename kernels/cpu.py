@@ -2,7 +2,7 @@
 
 A slice is done in blocks that stay in the first-level cache. The words of a block are drawn in groups of
 Philox calls, each group behind prefetches of the lines its elements lie in, so that memory is read while
-the processor draws (or what is given for the block is gathered); then `_apply` runs the element formula over
+the processor draws (or the mask's elements for the block are gathered); then `_apply` runs the element formula over
 the block. Each of the two loops vectorises, while one loop doing both would not.
 """
 
@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import warnings
-from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -77,7 +76,8 @@ _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple())
 def entry(kernel):
     """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
     if kernel.window:  # the same kernel: without a window all elements are one row
-        return entry(replace(kernel, source=kernel.source._replace(window=False)))
+        source, name = kernel.source._replace(window=False), kernel.name.removesuffix("_window")
+        return entry(kernel._replace(name=name, source=source))
     function, signature = specialised(kernel)
     dispatcher, fault = _when_compiled(lambda: _compiled(function, signature))
     # Once in a process, though Numba, as it compiles, makes Python forget what it has shown.
@@ -250,7 +250,9 @@ def _overload_prefetched(kernel, inputs, first, count):
     return names["prefetched"]
 
 
-@overload(_apply)
+# Inlined like every other loop: as a function of its own it would be compiled in two ways, in the process that compiles
+# and in those that load it from the cache, and products would fuse in another way.
+@overload(_apply, jit_options={"forceinline": True})
 def _overload_apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):
     of = _kernels[kernel.name]
     real = getattr(np, of.real)
@@ -275,7 +277,7 @@ def _loop(kernel):
         f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
         *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
     ]
-    if inputs:  # in place: a loop that reads what it writes would not vectorise
+    if inputs:  # x or dy is overwritten: a loop that reads what it writes would not vectorise
         lines[2:2] = [
             "if inputs[0].ctypes.data == outputs[0].ctypes.data:",
             "    copy(a0, spare[: last - first])",
@@ -407,7 +409,7 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(kernel, inputs, outputs, draw):
-    if len(inputs) == 1 and kernel.bits and inputs[0].ndim > 1 and _repeats(inputs[0]) and not kernel.window:
+    if len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
         for k, part in enumerate(inputs[0]):  # the same elements again and again: no copy of them all
             launch(kernel, (part,), (outputs[0][k],), draw._replace(start=draw.start + k * part.size))
         return

@@ -6,7 +6,8 @@ min, max, numpy's uint32, uint64 and int64 casts, module-level numbers and other
 
 A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here), and so
 do loop variables and what is cast to a float; parameters and results are real unless annotated. So
-`0.5 * x` is never computed in float64 by accident, on any processor. Integers alone have // and %.
+`0.5 * x` is never computed in float64 by accident, on any processor. In gpudrop's own formulas integers
+have // and %, where they are not negative, and several numbers may be one value: `activations` refuses that in users'.
 
 `parse` reads a function's text, makes sure that the function was compiled from it, and brings it into canonical form,
 in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending
@@ -354,8 +355,12 @@ class _Canonical(ast.NodeTransformer):
 
     def _count(self, argument):
         """How often a loop runs: an integer, by itself or by the name of one outside."""
-        if isinstance(argument, ast.Name) and argument.id not in self.local:
-            argument = ast.copy_location(ast.Constant(self.outer.get(argument.id)), argument)
+        if (
+            isinstance(argument, ast.Name)
+            and type(self.outer.get(argument.id)) is int
+            and argument.id not in self.local
+        ):
+            return ast.copy_location(ast.Constant(self.outer[argument.id]), argument)
         return argument if isinstance(argument, ast.Constant) else self.visit(argument)
 
     def visit_Subscript(self, node):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import hints
-from gpudrop.formulas import latest, parse
+from gpudrop.formulas import Formula, latest, parse
 from gpudrop.formulas.cuda_cpp import CudaSource
 
 INV_SQRT_2 = 0.7071067811865476
@@ -301,6 +301,7 @@ def _checked(role: str, formula: Any) -> Any:
     try:
         formula = latest(formula)
         CudaSource().add(formula)
+        _refuse_indices(parse(formula))
         nested = _depth(parse(formula).tree)
     except RecursionError:
         nested = DEPTH + 1
@@ -317,6 +318,18 @@ def _checked(role: str, formula: Any) -> Any:
     except Exception as error:  # operations on bits, say, which have a spelling but no meaning
         raise TypeError(f"{role} must be computable from a number, {formula.__name__}(0.5) fails: {error}") from None
     return formula
+
+
+def _refuse_indices(formula: Formula) -> None:
+    """Raise a SyntaxError for what formulas of indices alone may use: processors differ in it for negative numbers."""
+    for node in ast.walk(formula.tree):
+        operator = node.op if isinstance(node, (ast.BinOp, ast.AugAssign)) else None
+        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        indices = isinstance(node, (ast.Subscript, ast.Tuple)) or isinstance(operator, (ast.FloorDiv, ast.Mod))
+        if indices or name in ("int64", "rolled", "exchanged"):
+            raise formula.refuse(node)
+    for called in formula.calls.values():
+        _refuse_indices(parse(called))
 
 
 DEPTH = 200

@@ -26,7 +26,7 @@ C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "flo
 @functools.cache
 def file(name):
     """The text of a file of this folder, or of a zip file that the package is in."""
-    return importlib.resources.files(__package__).joinpath(name).read_text()
+    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def raw(kernel):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -164,6 +165,40 @@ def test_processes_that_start_at_once_share_a_cache_and_later_ones_compile_nothi
     x = np.linspace(-2, 2, 9, dtype=np.float32).astype(np.float64)
     for name, y in zip(names, values, strict=True):
         np.testing.assert_allclose(y, reference.ACTIVATIONS[name][0](x), rtol=1e-6)
+
+
+COMPUTED = """
+import hashlib, numpy as np, gpudrop
+x, other = np.random.default_rng(0).normal(size=(2, 37, 53)).astype(np.float32)
+y = gpudrop.zoneout(x, other, 0.3, activation="relu", training=False)
+print(hashlib.sha256(y.tobytes()).hexdigest())
+"""
+
+
+def test_a_process_that_compiles_computes_what_later_ones_do(tmp_path):
+    """To the bit: products are fused with sums or not as a kernel is compiled, and that must happen once."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPUTED]
+    first, second = (subprocess.run(command, capture_output=True, text=True, env=environment) for _ in range(2))
+    assert len(first.stdout) == 65 and first.stdout == second.stdout, first.stderr + second.stderr
+
+
+def test_a_window_is_computed_by_the_kernel_of_whole_arrays():
+    plain = operations.forward(ACTIVATIONS["relu"], "float32", Draws(16))
+    window = operations.forward(ACTIVATIONS["relu"], "float32", Draws(16, window=True))
+    assert cpu.entry(plain) is cpu.entry(window)
+
+
+@pytest.mark.parametrize("options", [{"p": 0.3}, {"p": 0}, {"p": 0.3, "training": False}], ids=str)
+def test_weights_for_many_samples_are_not_copied_for_each(options):
+    weights = np.ones(2**18, np.float32)
+    gpudrop.drop_connect(weights, **options, samples=2)
+    tracemalloc.start()
+    try:
+        y = gpudrop.drop_connect(weights, **options, samples=8)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * y.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_kernel_is_found_by_its_formula_and_not_by_the_name_of_that():

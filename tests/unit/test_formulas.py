@@ -200,6 +200,20 @@ def parts(x):
     return a + b
 
 
+def remainder(x):
+    return float(np.int64(x) % np.int64(3))
+
+
+def helped(x):
+    return remainder(x)
+
+
+def uncounted(x):
+    for _ in range(missing):  # noqa: F821
+        x = x * x
+    return x
+
+
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
@@ -220,6 +234,9 @@ def parts(x):
         (floored, r"line \d+: 'x // 2' has no CUDA spelling"),
         (item, r"line \d+: 'x\[0\]' has no CUDA spelling"),
         (parts, r"line \d+: 'a, b = x' has no CUDA spelling"),
+        (remainder, r"line \d+: 'np.int64\(x\) % np.int64\(3\)' has no CUDA spelling"),
+        (helped, r"line \d+: 'np.int64\(x\) % np.int64\(3\)' has no CUDA spelling"),
+        (uncounted, r"line \d+: 'missing' is not defined"),
         (table, r"line \d+: 'UNITS' has no CUDA spelling"),
     ],
 )
@@ -227,7 +244,7 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
     with pytest.raises(SyntaxError, match=message) as caught:
         gpudrop.register_activation(f"refused_{formula.__name__}", formula, formula)
     line = int(str(caught.value).partition(":")[0].removeprefix("line "))
-    first = formula.__code__.co_firstlineno
+    first = (remainder if formula is helped else formula).__code__.co_firstlineno
     assert first <= line <= first + 3
     assert f"refused_{formula.__name__}" not in gpudrop.formulas.activations.ACTIVATIONS
 
