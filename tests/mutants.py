@@ -999,8 +999,15 @@ MUTANTS = [
         "family/test_family.py",
     ),
     Mutant(
-        "CuPy's blocks are a column too wide",
+        "ElementwiseKernels get scale and shift in another order",
         CUPY,
+        "(scale, shift)),",
+        "(shift, scale)),",
+        "backends/test_elementwise.py",
+    ),
+    Mutant(
+        "CuPy's blocks are a column too wide",
+        "kernels/cupy_elementwise/grow.cuh",
         "max(column - columns + 1, 0LL)",
         "max(column - columns, 0LL)",
         "family/test_family.py",

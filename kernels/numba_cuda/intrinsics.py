@@ -21,30 +21,35 @@ LOG2_E = np.float32(math.log2(math.e))
 device = functools.partial(cuda.jit, device=True, inline="always")
 
 
+# Elements and words of a wide access are taken apart by shifts: given a vector of 16-bit elements, NVVM would split it.
+
+
+def pointer(context, builder, kind, array, index):
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def each_lane(context, builder, width, kind, lanes, j):
+    """For each element of an access: its address, its first word and by how many bits it is shifted in that."""
+    bits = kind.dtype.bitwidth
+    first = pointer(context, builder, kind, lanes, j)
+    for k in range(8 * width // bits):
+        yield builder.gep(first, [I32(k)]), I32(k * bits // 32), k * bits % 32, bits
+
+
 def vector_access(width):
-    """load(array, i, lanes, j) and store(lanes, j, array, i): `width` bytes as one access.
+    """load(array, i, lanes, j) and store(lanes, j, array, i): `width` bytes of global memory as one access."""
+    return vector_load(width), vector_store(width)
 
-    array is in global memory, lanes a local array. Elements and words are taken apart by shifts:
-    given a vector of 16-bit elements, NVVM would split the access.
-    """
+
+def vector_load(width):
     words = ir.VectorType(I32, width // 4)
-
-    def pointer(context, builder, kind, array, index):
-        return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-    def each_lane(context, builder, kind, lanes, j):
-        """For each element of the access: where it lives, its first word and by how many bits it is shifted in that."""
-        bits = kind.dtype.bitwidth
-        first = pointer(context, builder, kind, lanes, j)
-        for k in range(8 * width // bits):
-            yield builder.gep(first, [I32(k)]), I32(k * bits // 32), k * bits % 32, bits
 
     @intrinsic
     def load(typingctx, array, i, lanes, j):
         def codegen(context, builder, signature, values):
             address = builder.bitcast(pointer(context, builder, array, *values[:2]), words.as_pointer())
             loaded = builder.load(address, align=width)
-            for target, word, shift, bits in each_lane(context, builder, lanes, *values[2:]):
+            for target, word, shift, bits in each_lane(context, builder, width, lanes, *values[2:]):
                 element = builder.extract_element(loaded, word)
                 if bits == 64:
                     high = builder.extract_element(loaded, I32(word.constant + 1))
@@ -57,12 +62,18 @@ def vector_access(width):
 
         return types.void(array, types.int64, lanes, types.int64), codegen
 
+    return load
+
+
+def vector_store(width):
+    words = ir.VectorType(I32, width // 4)
+
     @intrinsic
     def store(typingctx, lanes, j, array, i):
         def codegen(context, builder, signature, values):
             gathered = [I32(0)] * (width // 4)
-            for source, word, shift, bits in each_lane(context, builder, lanes, *values[:2]):
-                element = builder.bitcast(builder.load(source), ir.IntType(bits))
+            for address, word, shift, bits in each_lane(context, builder, width, lanes, *values[:2]):
+                element = builder.bitcast(builder.load(address), ir.IntType(bits))
                 if bits == 64:
                     gathered[word.constant + 1] = builder.trunc(builder.lshr(element, I64(32)), I32)
                     element = builder.trunc(element, I32)
@@ -78,7 +89,7 @@ def vector_access(width):
 
         return types.void(lanes, types.int64, array, types.int64), codegen
 
-    return load, store
+    return store
 
 
 @intrinsic
