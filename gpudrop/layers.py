@@ -91,8 +91,8 @@ def _kind_of(row: Variant) -> _Kind:
 class Layer:
     """A variant as a layer: call it forward, then `backward`.
 
-    A subclass says with `variant` which row of `gpudrop.variants.FAMILY` it is, or as before there were rows: with
-    `function` which function it is, and with `noise` what its p and bits may be. Its options are the function's own.
+    A subclass names its `variant`, a row of `gpudrop.variants.FAMILY`; or, for a function of your own, `function` and
+    `noise`, which says what p and bits may be. Its options are the function's own.
 
     Parameters
     ----------

@@ -409,7 +409,7 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(kernel, inputs, outputs, draw):
-    if len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
+    if not kernel.masked and len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
         for k, part in enumerate(inputs[0]):  # the same elements again and again: no copy of them all
             launch(kernel, (part,), (outputs[0][k],), draw._replace(start=draw.start + k * part.size))
         return
