@@ -236,7 +236,7 @@ def prepare(
     if training is not True and training is not False:
         training = check_truth("training", training)
     acts = training and context.on
-    # Scalars of the usual types are checked where a plan is made of them, once.
+    # Arguments of the usual types are checked where a plan is made of them, once.
     p = strength if acts and type(strength) is float else noise.check(strength)
     bits = bits if type(bits) is int else check_bits(bits)
     noise = noise if acts else prediction

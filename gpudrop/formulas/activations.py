@@ -301,7 +301,7 @@ def _checked(role: str, formula: Any) -> Any:
     try:
         formula = latest(formula)
         CudaSource().add(formula)
-        _refuse_indices(parse(formula))
+        _refuse_indices(parse(formula), set())
         nested = _depth(parse(formula).tree)
     except RecursionError:
         nested = DEPTH + 1
@@ -320,16 +320,18 @@ def _checked(role: str, formula: Any) -> Any:
     return formula
 
 
-def _refuse_indices(formula: Formula) -> None:
+def _refuse_indices(formula: Formula, seen: set[Formula]) -> None:
     """Raise a SyntaxError for what formulas of indices alone may use: processors differ in it for negative numbers."""
+    seen.add(formula)
     for node in ast.walk(formula.tree):
         operator = node.op if isinstance(node, (ast.BinOp, ast.AugAssign)) else None
         name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-        indices = isinstance(node, (ast.Subscript, ast.Tuple)) or isinstance(operator, (ast.FloorDiv, ast.Mod))
+        indices = isinstance(node, ast.Tuple) or isinstance(operator, (ast.FloorDiv, ast.Mod))
         if indices or name in ("int64", "rolled", "exchanged"):
             raise formula.refuse(node)
-    for called in formula.calls.values():
-        _refuse_indices(parse(called))
+    for called in map(parse, formula.calls.values()):
+        if called not in seen:
+            _refuse_indices(called, seen)
 
 
 DEPTH = 200

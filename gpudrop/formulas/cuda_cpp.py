@@ -166,8 +166,8 @@ class _Printer:
                 return "integer"
             case ast.Call(func=ast.Name(id=name)) if name in self.formula.calls:
                 return self.kind_of(self.type(parse(self.formula.calls[name]).tree.returns))
-            case ast.Subscript():
-                return "integer"
+            case ast.Subscript(value=value):
+                return "integer" if self.kind(value) == "several" else "other"
             case ast.BinOp(left=left, right=right):
                 return "integer" if self.kind(left) == self.kind(right) == "integer" else "other"
         return "other"
@@ -201,7 +201,7 @@ class _Printer:
                 return f"({' && '.join(tests)})"
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return f"({self.expression(test)} ? {self.expression(body)} : {self.expression(orelse)})"
-            case ast.Subscript(value=value, slice=index) if self.kind(value) == "several":
+            case ast.Subscript(value=value, slice=index):
                 return f"{self.expression(value)}[{self.expression(index)}]"
             case ast.Call(func=ast.Name(id=name), args=arguments):
                 return f"{self.calls.get(name, name)}({', '.join(map(self.expression, arguments))})"

@@ -191,10 +191,6 @@ def floored(x):
     return x // 2
 
 
-def item(x):
-    return x[0]
-
-
 def parts(x):
     a, b = x
     return a + b
@@ -232,7 +228,6 @@ def uncounted(x):
         (minimum, r"line \d+: 'min\(x\)' has no CUDA spelling"),
         (pair, r"line \d+: 'x, x' is not one number"),
         (floored, r"line \d+: 'x // 2' has no CUDA spelling"),
-        (item, r"line \d+: 'x\[0\]' has no CUDA spelling"),
         (parts, r"line \d+: 'a, b = x' has no CUDA spelling"),
         (remainder, r"line \d+: 'np.int64\(x\) % np.int64\(3\)' has no CUDA spelling"),
         (helped, r"line \d+: 'np.int64\(x\) % np.int64\(3\)' has no CUDA spelling"),
