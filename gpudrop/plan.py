@@ -99,22 +99,26 @@ class Prepared(NamedTuple):
 
     def forward(self, out: Any = None) -> Any:
         """y, in out if that is given."""
-        x, _, _, module, plan, mask, rng, origin = self
+        x, inputs, _, module, plan, mask, rng, origin = self
         target = self._target(out)
         buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
-        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
+        if len(inputs) != plan.forward.num_inputs:  # with p = 0 nothing is read of the second array
+            inputs = (x.array,)
+        _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self, out: Any = None) -> tuple[Any, Any]:
         """What `forward` returns, and the function that takes a gradient back."""
-        x, _, _, module, plan, mask, rng, origin = self
+        x, inputs, _, module, plan, mask, rng, origin = self
         target = self._target(out)
         if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
         buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
-        _run(module, plan, mask, x, plan.forward, self.inputs[: plan.forward.num_inputs], (target,), draw, buffers)
+        if len(inputs) != plan.forward.num_inputs:  # with p = 0 nothing is read of the second array
+            inputs = (x.array,)
+        _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
         y = x.give_back(target) if out is None else out
         return y, self._backprop(draw, {"x": x.array, "y": target, None: None}[plan.saves])
 
@@ -136,8 +140,8 @@ class Prepared(NamedTuple):
         x = self.x
         if out is not None:
             target = arrays.target_of("out", out, x, "x")
-            for array in self.inputs[1:]:
-                arrays.check_apart("out", target, array, "previous")
+            if len(self.inputs) > 1:
+                arrays.check_apart("out", target, self.inputs[1], "previous")
             return target
         if self.copies:
             return arrays.empty(x.array.shape, x.array.dtype, x)  # like x it would have the samples innermost

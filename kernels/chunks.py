@@ -112,9 +112,13 @@ def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:
     scale, shift, limit     of the Draw
     """
     seed, call, start, limit, scale, shift, row, pitch = draw
-    chunk = chunks(kernel).size
+    chunk, period, repeat, run = chunks(kernel)[0], 1, 1, 1
+    if mask is not None:
+        _, period, repeat, run, _ = mask
     if not kernel.bits:
-        start = 0  # that of the mask, drawn before
+        start = seed = call = 0  # start is that of the mask, drawn before
+    elif kernel.stored:
+        seed = call = 0
     if kernel.window:
         # Rows that begin at different lanes of a chunk take as many turns as the one that takes most.
         turns = -(-(row + (start % chunk if pitch % chunk == 0 else chunk - 1)) // chunk)
@@ -122,7 +126,4 @@ def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:
     else:
         row = size
         turns = count = -(-(size + start % chunk) // (WARP * chunk)) * WARP  # so that whole warps exchange words
-    if kernel.stored or not kernel.bits:
-        seed = call = 0
-    period, repeat, run = (1, 1, 1) if mask is None else mask[1:4]
     return count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit

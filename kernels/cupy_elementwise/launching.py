@@ -92,28 +92,33 @@ def launch(kernel, inputs, outputs, draw):
     size = outputs[0].size
     if size == 0:
         return
-    mask, kept = None, None
+    mask, others = None, (0, 0, 0)
     if kernel.masked:
         *inputs, mask = inputs
-        kept = mask.kept
-    stream = draw.seed if kernel.stored else None
-    others = [address(array) for array in (None if mask is None else mask.array, kept, stream)]
-    of = scalars(kernel, size, draw, mask)
-    arrays = (*inputs, *outputs)
-    if raw_kernels and all(array.flags.c_contiguous for array in arrays):
-        addresses = [address(array) for array in arrays]
-        run(kernel, addresses + others if inputs else [0, *addresses, *others], of)
-        return
-    views = [array.view(kernel.storage) for array in arrays]
+        others = address(mask.array), address(mask.kept), 0
+    elif kernel.stored:
+        others = 0, 0, address(draw.seed)
+    of, addresses = scalars(kernel, size, draw, mask), [] if inputs else [0]
+    for array in (*inputs, *outputs):
+        if not (raw_kernels and array.flags.c_contiguous):
+            _launch_elementwise(kernel, inputs, outputs, others, of)
+            return
+        addresses.append(address(array))
+    run(kernel, (*addresses, *others), of)
+
+
+def _launch_elementwise(kernel, inputs, outputs, others, of):
+    """others: the addresses of the mask, its count and the stream; of: the scalars."""
+    inputs, outputs = ([array.view(kernel.storage) for array in arrays] for arrays in (inputs, outputs))
     count, *integers, scale, shift, limit = of
     types = (np.int64,) * 5 + (np.uint64,) * 4
     elementwise(kernel)(
-        *views[: len(inputs)],
+        *inputs,
         *map(np.uint64, others),
         *(of_type(integer) for of_type, integer in zip(types, integers, strict=True)),
         *map(getattr(np, kernel.real), (scale, shift)),
         np.uint32(limit),
-        *views[len(inputs) :],
+        *outputs,
         size=count,
     )
 

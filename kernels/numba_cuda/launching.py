@@ -123,9 +123,10 @@ def launch(kernel, inputs, outputs, draw):
     mask = None
     if kernel.masked:
         *inputs, mask = inputs
-    operands = (*inputs, *outputs)
-    stream = operands[0].stream or outputs[0].stream
-    of, contiguous = scalars(kernel, size, draw, mask), all(array.is_c_contiguous() for array in operands)
+    operands, contiguous = (*inputs, *outputs), True
+    for array in operands:
+        contiguous = contiguous and array.is_c_contiguous()
+    of, stream = scalars(kernel, size, draw, mask), operands[0].stream or outputs[0].stream
     stored = draw.seed if kernel.stored else None
     if contiguous and not SIMULATED:
         _launch_flat(kernel, operands, mask, stored, of, stream)
