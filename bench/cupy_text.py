@@ -22,9 +22,17 @@ def elementwise_source(kernel, form=(1, True, True)):
     return "#include <cupy/carray.cuh>\n" + text
 
 
+NAMES = ("conj", "real", "imag", "arg")
+# Names of CuPy's header of complex numbers, which it includes before every ElementwiseKernel; it needs Thrust.
+COMPLEX = "namespace of_cupy {\nstruct complex {};\n"
+COMPLEX += "".join(f"__device__ complex {name}(complex);\n" for name in NAMES)
+COMPLEX += "}\n"
+USING = "".join(f"using of_cupy::{name};\n" for name in NAMES)
+
+
 def program(sources):
     """One program out of several, [(source, kernel's name), ...]: each in a namespace; number i of them is kernel_i."""
-    whole = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
+    whole = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n" + COMPLEX
     for i, (source, name) in enumerate(sources):
-        whole += f"#define {name} kernel_{i}\nnamespace n{i} {{\n{source}\n}}\n#undef {name}\n"
+        whole += f"#define {name} kernel_{i}\nnamespace n{i} {{\n{USING}{source}\n}}\n#undef {name}\n"
     return whole

@@ -76,7 +76,11 @@ def cases(name):
         _, backprop = gpudrop.dropout_vjp(x, 0.1, activation=activation, rng=rng)
         backprop(dy)
 
-    return {
+    strided = {}
+    if name == "cupy":  # through an ElementwiseKernel
+        transposed = cupy.empty((20, 50), np.float32).T
+        strided["dropout of a transposed array"] = lambda: gpudrop.dropout(transposed, 0.1, rng=rng), 1
+    return strided | {
         "dropout, out given": (lambda: gpudrop.dropout(x, 0.1, activation="relu", rng=rng, out=y), 1),
         "dropout": (lambda: gpudrop.dropout(x, 0.1, activation="relu", rng=rng), 1),
         "dropout_vjp and backprop, relu": (lambda: there_and_back("relu"), 2),

@@ -1,18 +1,19 @@
 // What CuPy's ElementwiseKernel does for index i, a chunk, of arrays in any order: map.cuh element by element.
 //
 // INPUTS(e) are the elements e of the inputs, and OUTPUTS(e) assigns y to those of the outputs.
-using namespace gpudrop;
+using namespace gpudrop;  // but not real alone, of which name a header of CuPy has a function
 const uint64* const numbers = reinterpret_cast<const uint64*>(stream);
 const mask_t* const given = reinterpret_cast<const mask_t*>(mask);
 Location here = {0, i}, at = {};
 uint64 origin = start, key = seed, counter = call;
-real factor = scale;
+gpudrop::real factor = scale;
 if constexpr (stored) {
   key = numbers[0];
   counter = numbers[1];
 }
 if constexpr (counted) {
-  factor = static_cast<real>(row) / static_cast<real>(max(reinterpret_cast<const uint64*>(kept)[0], 1ULL));
+  const uint64* const count = reinterpret_cast<const uint64*>(kept);
+  factor = static_cast<gpudrop::real>(row) / static_cast<gpudrop::real>(max(count[0], 1ULL));
 }
 if constexpr (windowed) {
   here = first_turn(i, turns);

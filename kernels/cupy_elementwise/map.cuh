@@ -102,7 +102,9 @@ __device__ inline void compute_ends(const Arguments& n, real scale, Chunk chunk,
 extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   using namespace gpudrop;
   const uint64 seed = stored ? n.stream[0] : n.seed, call = stored ? n.stream[1] : n.call;
-  const real scale = counted ? static_cast<real>(n.row) / static_cast<real>(max(n.kept[0], 1ULL)) : n.scale;
+  // Not real alone, of which name a header of CuPy has a function.
+  const gpudrop::real scale =
+      counted ? static_cast<gpudrop::real>(n.row) / static_cast<gpudrop::real>(max(n.kept[0], 1ULL)) : n.scale;
   const int64 threads = static_cast<int64>(gridDim.x) * blockDim.x;
   int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
   const uint32 lane = exchanges ? i % warp : 0;
