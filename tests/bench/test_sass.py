@@ -1,6 +1,10 @@
 """What `python -m bench sass` and `launch` say, from machine code and records made by hand."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -108,3 +112,40 @@ def test_calls_reach_the_launch(monkeypatch):
     for library in launch.LIBRARIES:
         own = found[f"{library}: an addition of its own, out given"]
         assert 0 < own < found[f"{library}: dropout_vjp and backprop, gelu"]
+
+
+THROUGH_CUPY = """
+import ctypes, sys
+from bench.launch import replace_cuda
+stand_in = ctypes.PyDLL(sys.argv[1])
+replace_cuda(stand_in)
+import cupy, gpudrop
+from gpudrop import Shard
+calls = [
+    (gpudrop.dropout, {"activation": "relu"}), (gpudrop.dropout, {"activation": "gelu", "bits": 8}),
+    (gpudrop.dropout, {"shard": Shard((2, 3, 5, 100), (0, 0, 0, 50))}), (gpudrop.dropout2d, {"activation": "silu"}),
+    (gpudrop.dropblock2d, {"block_size": 3}), (gpudrop.gaussian_dropout, {}), (gpudrop.zoneout, {"activation": "silu"}),
+]
+for dtype in ("float16", "float32"):
+    for x in (cupy.empty((2, 3, 5, 40), dtype), cupy.empty((40, 5, 3, 2), dtype).T):
+        for function, options in calls:
+            others = (x,) if function is gpudrop.zoneout else ()
+            before = stand_in.stand_in_launches()
+            _, backprop = function.vjp(x, *others, 0.3, rng=gpudrop.Stream(1, 2), **options)
+            backprop(x)
+            assert stand_in.stand_in_launches() - before >= 2
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_kernels_of_every_kind_compile_by_cupy_itself(tmp_path):
+    """With its own headers and options, which programs made for the tests may lack; nothing is launched."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    library, source = tmp_path / "libcuda.so.1", Path(launch.__file__).with_name("stand_in.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    command = [sys.executable, "-W", "ignore", "-c", THROUGH_CUPY, library]
+    environment = os.environ | {"CUPY_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout == "done\n", done.stderr[-3000:]
