@@ -22,8 +22,8 @@ def elementwise_source(kernel, form=(1, True, True)):
     return "#include <cupy/carray.cuh>\n" + text
 
 
-NAMES = ("conj", "real", "imag", "arg")
 # Names of CuPy's header of complex numbers, which it includes before every ElementwiseKernel; it needs Thrust.
+NAMES = ("conj", "real", "imag", "arg")
 COMPLEX = "namespace of_cupy {\nstruct complex {};\n"
 COMPLEX += "".join(f"__device__ complex {name}(complex);\n" for name in NAMES)
 COMPLEX += "}\n"

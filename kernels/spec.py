@@ -104,11 +104,6 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
         return sum(slot.layout == "full" for slot in self.inputs)
 
     @cached_property
-    def draws(self) -> Draws | None:
-        """The source, if the kernel draws."""
-        return self.source if isinstance(self.source, Draws) else None
-
-    @cached_property
     def bits(self) -> int:
         """Random bits that are drawn per element; 0 if none are."""
         return self.source.bits if isinstance(self.source, Draws) else 0

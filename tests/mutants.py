@@ -972,8 +972,8 @@ MUTANTS = [
     ),
     Mutant(
         "CuPy gives chunks that share words the same lanes",
-        MAP,
-        "first_lane = static_cast<uint32>((number + own) % shares) * size;",
+        "kernels/cupy_elementwise/chunk.cuh",
+        "chunk.first_lane = static_cast<uint32>(number % shares) * size;",
         "",
         "backends/test_masks.py",
     ),

@@ -2,12 +2,13 @@
 
 A formula takes numbers and returns a number. It may use assignments, if, for over range(n),
 arithmetic, comparisons, conditional expressions, the functions in MATH (from math or numpy), abs,
-min, max, numpy's uint32, uint64 and int64 casts, module-level numbers and other formulas.
+min, max, numpy's uint32 and uint64 casts, module-level numbers and other formulas.
 
 A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here), and so
 do loop variables and what is cast to a float; parameters and results are real unless annotated. So
-`0.5 * x` is never computed in float64 by accident, on any processor. In gpudrop's own formulas integers
-have // and %, where they are not negative, and several numbers may be one value: `activations` refuses that in users'.
+`0.5 * x` is never computed in float64 by accident, on any processor. gpudrop's own
+formulas of indices have more, which `activations` refuses in users': int64, // and % of what is not negative, tuples,
+`rolled` loops and `exchanged`.
 
 `parse` reads a function's text, makes sure that the function was compiled from it, and brings it into canonical form,
 in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending

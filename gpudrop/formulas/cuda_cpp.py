@@ -1,7 +1,7 @@
 """Prints formulas as CUDA C++, and refuses by line what it doesn't know.
 
-The printed text spells its types real, drawn_t, uint32, uint64, Words and Pair, as `prelude` defines them, and it
-is ordinary C++: g++ builds the same text for the host.
+The printed text spells its types as `prelude` defines them, and it is ordinary C++: g++ builds the same text for the
+host.
 """
 
 import ast
@@ -17,8 +17,11 @@ OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
 TYPES |= {"int64": "int64", "Location": "Location", "MaskArray": "const mask_t*", "Drawn": "drawn_t", "Pair": "Pair"}
-INTEGERS, SEVERAL = ("uint32", "uint64", "int64"), ("Words", "Location", "const mask_t*")
 """What annotations mean; without one a parameter or result is real."""
+INTEGERS = ("uint32", "uint64", "int64")
+KINDS = {"bool": "truth"} | dict.fromkeys(INTEGERS, "integer")
+KINDS |= dict.fromkeys(("Words", "Location", "const mask_t*"), "several")
+"""What values of these types are: a truth value, an integer, or several numbers; others are real."""
 
 
 def prelude(real, drawn="real"):
@@ -85,20 +88,14 @@ class CudaSource:
 class _Printer:
     def __init__(self, formula, calls):
         self.formula, self.calls = formula, calls
-        self.kinds = {a.arg: self.kind_of(self.type(a.annotation)) for a in formula.tree.args.args}
-        """The variables that are declared, and what each is: "truth", "integer", "several" numbers or "other"."""
+        self.kinds = {a.arg: KINDS.get(self.type(a.annotation), "other") for a in formula.tree.args.args}
+        """The variables that are declared, and what each is, as in `KINDS`."""
 
     def type(self, annotation):
         text = ast.unparse(annotation) if annotation else "float"
         if text not in TYPES:
             raise self.formula.refuse(annotation)
         return TYPES[text]
-
-    def kind_of(self, spelling):
-        several = spelling in SEVERAL
-        return (
-            "truth" if spelling == "bool" else "integer" if spelling in INTEGERS else "several" if several else "other"
-        )
 
     def function(self, name):
         tree = self.formula.tree
@@ -152,7 +149,7 @@ class _Printer:
         raise self.formula.refuse(s)
 
     def kind(self, e):
-        """What an expression is: as `kinds`."""
+        """What an expression is, as in `KINDS`."""
         match e:
             case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant():
                 return "truth"
@@ -165,7 +162,7 @@ class _Printer:
             case ast.Call(func=ast.Name(id=name)) if name in INTEGERS:
                 return "integer"
             case ast.Call(func=ast.Name(id=name)) if name in self.formula.calls:
-                return self.kind_of(self.type(parse(self.formula.calls[name]).tree.returns))
+                return KINDS.get(self.type(parse(self.formula.calls[name]).tree.returns), "other")
             case ast.Subscript(value=value):
                 return "integer" if self.kind(value) == "several" else "other"
             case ast.BinOp(left=left, right=right):

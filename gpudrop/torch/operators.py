@@ -1,4 +1,4 @@
-r"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
+"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
 
     gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int site, bool block, Device device)
         -> Tensor
@@ -7,13 +7,13 @@ r"""The operators: a stream drawn from torch's generator, and the fused forward 
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
 
 CALL is the rest of a call, as numbers and text: which variant, its options as JSON, its p, activation, bits, and the
-number of the first sample. The options may hold two more: "part", where x is a part of a tensor, of which shape that
+number of the first sample. The options may hold two more: "shard", where x is a part of a tensor, of which shape that
 is and where in it the part begins; and "keeps", "input" if the backward pass of relu gets x, though y would do.
 
 A mask is a function of the stream and CALL, so the backward pass gets those alone, and what runs either of them again
 draws the same mask. `stream` is what draws, so randomness is decided there: vmap asks it for a stream for each sample,
 and compilers that run parts of a graph again keep what it has drawn (`tracing`). It returns a seed and a call, int64 of
-shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save\. site is
+shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save. site is
 another number at each call site in a compiled graph, for torch merges equal calls; block says that the graph was
 compiled for a block whose generator draws, as mc_samples makes one.
 

@@ -21,20 +21,11 @@ if constexpr (windowed) {
 }
 if constexpr (masked) at = locate(i * size, period, repeat, run);
 const int64 inner = here[1] * size - static_cast<int64>(origin % size);
-const uint64 number = origin / size + here[1];
-Words words = {};
-if constexpr (draws) words = draw(key, counter, number / shares);
-const uint32 first_lane = draws ? static_cast<uint32>(number % shares) * size : 0;
+Chunk chunk = chunk_of(key, counter, origin / size + here[1], at);
 for (int j = 0; j < size; ++j) {
   if (inner + j >= 0 && inner + j < row) {
     const int64 e = here[0] * row + inner + j;
-    drawn_t r;
-    if constexpr (masked) {
-      r = given[index_of(at)];
-      at = next_element(at, period, repeat, run);
-    } else {
-      r = drawn_of(words, first_lane + j, limit);
-    }
+    const drawn_t r = next_drawn(chunk, j, given, period, repeat, run, limit);
     const storage x[] = {INPUTS(e)};
     storage y[num_outputs];
     compute(r, factor, shift, x, y);

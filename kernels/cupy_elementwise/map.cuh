@@ -63,29 +63,14 @@ __device__ inline void compute_one(drawn_t r, real scale, real shift, const Argu
   for (int k = 0; k < num_outputs; ++k) n.outputs[k][e] = y[k];
 }
 
-// Where the random numbers of a chunk come from.
-struct Chunk {
-  Words words;
-  uint32 first_lane;
-  Location at;
-};
-// What is drawn for a chunk's element j; they must be asked for in order.
-__device__ inline drawn_t next_drawn(const Arguments& n, Chunk& chunk, int j) {
-  if constexpr (masked) {
-    const drawn_t r = n.mask[index_of(chunk.at)];
-    chunk.at = next_element(chunk.at, n.period, n.repeat, n.run);
-    return r;
-  } else {
-    return drawn_of(chunk.words, chunk.first_lane + j, n.limit);
-  }
-}
 // A chunk all of whose elements are in the arrays, in registers.
 __device__ inline void compute_chunk(const Arguments& n, real scale, Chunk chunk, Lanes& lanes) {
   uint32 keeps = 0;
   if constexpr (bits_of_mask) keeps = chunk_bits(n.mask, chunk.at, n.period, n.repeat, n.run);
   #pragma unroll
   for (int j = 0; j < size; ++j) {
-    const drawn_t r = bits_of_mask ? static_cast<drawn_t>(keeps >> j & 1) : next_drawn(n, chunk, j);
+    const drawn_t r = bits_of_mask ? static_cast<drawn_t>(keeps >> j & 1)
+                                   : next_drawn(chunk, j, n.mask, n.period, n.repeat, n.run, n.limit);
     compute_lane(r, scale, n.shift, lanes, j);
   }
 }
@@ -93,7 +78,8 @@ __device__ inline void compute_chunk(const Arguments& n, real scale, Chunk chunk
 __device__ inline void compute_ends(const Arguments& n, real scale, Chunk chunk, int64 begin, int64 inner) {
   for (int j = 0; j < size; ++j) {
     if (inner + j >= 0 && inner + j < n.row) {
-      compute_one(next_drawn(n, chunk, j), scale, n.shift, n, begin + inner + j);
+      const drawn_t r = next_drawn(chunk, j, n.mask, n.period, n.repeat, n.run, n.limit);
+      compute_one(r, scale, n.shift, n, begin + inner + j);
     }
   }
 }
@@ -147,11 +133,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     }
     Lanes lanes;
     if (whole) load(n, m, apart, lanes);
-    Chunk chunk = {{}, 0, in_mask};
-    if constexpr (draws) {
-      chunk.words = draw(seed, call, (number + own) / shares);
-      chunk.first_lane = static_cast<uint32>((number + own) % shares) * size;
-    }
+    Chunk chunk = chunk_of(seed, call, number + own, in_mask);
     if (whole) {
       if (together) chunk.words = exchange(chunk.words, lane);
       compute_chunk(n, scale, chunk, lanes);

@@ -65,6 +65,7 @@ __device__ inline real widen(storage x) {{ return {widen}; }}
 __device__ inline storage narrow(real x) {{ return {narrow}; }}
 {file("device.cuh")}
 {source.text}
+{file("chunk.cuh")}
 {compute(kernel)}
 }}
 """

@@ -17,7 +17,7 @@ from gpudrop.kernels.cupy_elementwise import launching, source
 HERE = Path(__file__).parent / "cuda_on_host"
 CUPY = Path(cupy.__file__).parent / "_core/include"
 OPTIONS = ("-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC", "-pthread")
-# The originals, instead of which tests put what is below.
+# What tests replace by the functions below.
 GROW, ADVANCE, ELEMENTWISE = launching.grow_kernel, launching.advance_kernel, launching.elementwise
 
 _built = {}
