@@ -188,7 +188,7 @@ def empty_like(operand):
     array = operand.array
     if operand.kind == "cupy":
         cupy = sys.modules["cupy"]
-        if array.flags.c_contiguous and not elsewhere(array):
+        if array._c_contiguous and not elsewhere(array):  # flags.c_contiguous makes an object first
             return cupy.ndarray(array.shape, array.dtype)  # empty_like does this, after as long a look at the order
         with operand.on_device():
             return cupy.empty_like(array)
@@ -288,7 +288,7 @@ def _begin(array):
     """The address of a contiguous array on a device; None for others."""
     kind = _own_kind(type(array))  # type: ignore[arg-type]  # as in as_operand
     if kind == "cupy":
-        return array.data.ptr if array.flags.c_contiguous else None
+        return array.data.ptr if array._c_contiguous else None
     if kind == "numba" and hasattr(array, "gpu_data") and array.is_c_contiguous():
         return array.device_ctypes_pointer.value
     return None

@@ -99,7 +99,8 @@ def thread_count(kernel: Any, count: int, wave: int) -> int:
     A thread does several chunks, as what it does before its first takes time, as does the start of a block: at least 4,
     or 16 where it first divides for its location. Of one wave alone a part of the device would idle at the end.
     """
-    return min(count, max(wave, count // (16 if kernel.masked or kernel.window else 4)))
+    threads = count // (16 if kernel.masked or kernel.window else 4)
+    return threads if threads > wave else min(count, wave)
 
 
 def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:

@@ -85,7 +85,8 @@ def elementwise(kernel):
 
 
 def address(array):
-    return 0 if array is None else array.data.ptr
+    """The address of a contiguous array; None for others."""
+    return array.data.ptr if array._c_contiguous else None  # flags.c_contiguous makes an object first
 
 
 def launch(kernel, inputs, outputs, draw):
@@ -95,15 +96,16 @@ def launch(kernel, inputs, outputs, draw):
     mask, others = None, (0, 0, 0)
     if kernel.masked:
         *inputs, mask = inputs
-        others = address(mask.array), address(mask.kept), 0
+        others = address(mask.array), address(mask.kept) if kernel.counted else 0, 0
     elif kernel.stored:
         others = 0, 0, address(draw.seed)
     of, addresses = scalars(kernel, size, draw, mask), [] if inputs else [0]
     for array in (*inputs, *outputs):
-        if not (raw_kernels and array.flags.c_contiguous):
+        begin = address(array)
+        if begin is None or not raw_kernels:
             _launch_elementwise(kernel, inputs, outputs, others, of)
             return
-        addresses.append(address(array))
+        addresses.append(begin)
     run(kernel, (*addresses, *others), of)
 
 

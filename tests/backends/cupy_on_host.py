@@ -83,7 +83,7 @@ def run(kernel, addresses, of):
 
 
 def address(array):
-    return 0 if array is None else array.ctypes.data
+    return array.ctypes.data if array.flags.c_contiguous else None
 
 
 def elementwise(kernel):
