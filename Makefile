@@ -7,7 +7,7 @@ CUDA_VERSION := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[a-zA-Z ]*Versi
 CUDA_EXTRA := $(if $(CUDA_VERSION),$(if $(filter 12,$(CUDA_VERSION)),cuda12,cuda13))
 comma := ,
 
-.PHONY: demo test test-all mutants oldest coverage bench gpu lint package install clean
+.PHONY: demo docs test test-all mutants oldest coverage bench gpu lint package install clean
 
 demo: .venv/demo
 	$(BIN)/gpudrop demo
@@ -15,7 +15,7 @@ demo: .venv/demo
 # A worker that is done takes tests of the other: those that compile CUDA kernels take minutes, and come together.
 # The second run has Numba's CUDA kernels in the simulator, which needs a process of its own. ARGUMENTS go to pytest.
 PYTEST := -m pytest -n auto --dist worksteal
-SIMULATED := tests/backends tests/family tests/docs/test_readme.py tests/unit/test_selftest.py
+SIMULATED := tests/backends tests/family tests/docs/test_snippets.py tests/unit/test_selftest.py
 test: install
 	$(BIN)/python $(PYTEST) $(ARGUMENTS)
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python $(PYTEST) $(SIMULATED) $(ARGUMENTS)
@@ -23,6 +23,10 @@ test: install
 # All tests, with whole products of parameters; on two cores it takes the better part of an hour.
 test-all:
 	$(MAKE) test ARGUMENTS=--full
+
+# The documentation, in build/docs/html; a warning is an error. Nothing is downloaded.
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs/html
 
 # Breakages of the package, each of which make test must see; ARGUMENTS are names of some of them.
 mutants: install
@@ -75,7 +79,7 @@ package: .venv/bin/python
 install: .venv/dev
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf docs/api/generated .venv .venv-oldest build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

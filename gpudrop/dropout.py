@@ -133,7 +133,7 @@ def dropout_vjp(
     y : array
         As from `dropout`.
     backprop : function
-        backprop(dy, *, out=None) -> dx, where dx = keep ? dy * scale * slope(x) : 0. dy is of x's kind,
+        ``backprop(dy, *, out=None) -> dx``, where dx = keep ? dy * scale * slope(x) : 0. dy is of x's kind,
         shape and dtype, and so is dx; out may be dy itself. It may be called any number of times.
 
     Examples

@@ -677,7 +677,7 @@ def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     """Multiply by normal noise of dropout's own mean and variance, 1 and p / (1 - p).
 
     Source: Srivastava et al. (see `dropout`), section 10. The normal deviates are drawn by Box and Muller's
-    method from the words of the mask, two of each pair; see the README's section on the mask.
+    method from the words of the mask, two of each pair; see the page on the mask in the documentation.
 
     Parameters
     ----------

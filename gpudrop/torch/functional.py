@@ -423,6 +423,7 @@ zoneout: FunctionOfTwo
 
 # End of what is generated.
 
+__all__ = [*FAMILY]  # noqa: PLE0604  # strings
 _module = sys.modules[__name__]
 for _name in FAMILY:
     setattr(_module, _name, _function(_name))
