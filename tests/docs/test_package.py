@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -106,6 +109,26 @@ def build(kind, tree, folder):
     return path
 
 
+@pytest.mark.slow
+def test_an_sdist_has_all_files_of_the_repository(tmp_path):
+    """Those that tests, benchmarks and documentation need; what begins with a dot is for the repository alone."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("there is no git, or no checkout of it")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = listed.stdout.removesuffix("\0").split("\0")
+    ignored = ["tests/__pycache__/test.pyc", "kernels/__pycache__/cpu.nbi", "bench/results/cpu-quick.json"]
+    tree = tmp_path / "tree"
+    for name in (*tracked, *ignored):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes() if name in tracked else b"")
+    (tmp_path / "dist").mkdir()
+    shutil.unpack_archive(build("sdist", tree, tmp_path / "dist"), tmp_path, filter="data")
+    unpacked = tmp_path / f"gpudrop-{gpudrop.__version__}"
+    files = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    made = {name for name in files if name in ("PKG-INFO", "setup.cfg") or name.startswith("gpudrop.egg-info/")}
+    assert files - made == {name for name in tracked if not name.startswith(".")}
+
+
 PROGRAM = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
@@ -147,6 +170,41 @@ def test_a_wheel_has_all_files_of_the_package(packed, wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == files
     assert "gpudrop/py.typed" in names
+
+
+QUICK_START = """
+import numpy as np
+import gpudrop
+x = np.float32([-3, 3, 6, 9])
+y, backprop = gpudrop.dropout_vjp(x, 0.25, activation="relu", rng=gpudrop.Stream(1, 0))
+dx = backprop(y)
+print(gpudrop.__file__, *y, *dx)
+"""
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs(wheel, tmp_path):
+    """In an environment of its own, which has nothing but the wheel and reads the dependencies from this one."""
+    pytest.importorskip("pip", reason="pip is not installed")
+    venv.create(tmp_path / "venv", symlinks=True)
+    commands = tmp_path / "venv" / "bin"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "pip", "--python", commands / "python", "install", "--no-deps", "--no-index", wheel)
+    packages = Path(run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    assert packages.is_relative_to(tmp_path)
+    # In a folder that a .pth file names no other .pth file is read, so that an editable gpudrop is not found there.
+    (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    file, *values = run(commands / "python", "-c", QUICK_START).split()
+    assert Path(file).is_relative_to(packages)
+    np.testing.assert_allclose(np.float32(values), [0, 4, 0, 12, 0, 16 / 3, 0, 16], rtol=1e-6)
+    assert run(commands / "gpudrop", "--version") == f"gpudrop {gpudrop.__version__}\n"
+    run(commands / "gpudrop", "selftest", "--quick")
 
 
 def test_in_a_zip_file_it_works(packed, tmp_path):
