@@ -15,7 +15,8 @@ demo: .venv/demo
 # A worker that is done takes tests of the other: those that compile CUDA kernels take minutes, and come together.
 # The second run has Numba's CUDA kernels in the simulator, which needs a process of its own. ARGUMENTS go to pytest.
 PYTEST := -m pytest -n auto --dist worksteal
-SIMULATED := tests/backends tests/family tests/docs/test_snippets.py tests/unit/test_selftest.py
+SIMULATED := tests/backends tests/family tests/docs/test_snippets.py tests/docs/test_examples.py \
+	tests/unit/test_selftest.py
 test: install
 	$(BIN)/python $(PYTEST) $(ARGUMENTS)
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python $(PYTEST) $(SIMULATED) $(ARGUMENTS)
