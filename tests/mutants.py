@@ -1364,7 +1364,13 @@ def broken(tree, mutant):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-SIMULATED = ["tests/backends", "tests/family", "tests/docs/test_snippets.py", "tests/docs/test_examples.py", "tests/unit/test_selftest.py"]
+SIMULATED = [
+    "tests/backends",
+    "tests/family",
+    "tests/docs/test_snippets.py",
+    "tests/docs/test_examples.py",
+    "tests/unit/test_selftest.py",
+]
 """As in the Makefile."""
 
 WHOLE = [([], False), (SIMULATED, True)]

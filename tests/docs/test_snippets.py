@@ -13,14 +13,20 @@ from tests import ROOT
 from tests.conftest import SIMULATED
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README, FAMILY_PAGE, NAMES_PAGE = ((ROOT / name).read_text() for name in ("README.md", "docs/family.md", "docs/coming_from.md"))
+README, FAMILY_PAGE, NAMES_PAGE = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/family.md", "docs/coming_from.md")
+)
 SNIPPET = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 WORDS = 900  # of the README, with its code
 
 
 def needs(code):
     return next(
-        (name for module, name in (("import cupy", "cupy_elementwise"), ("import cuda", "numba_cuda")) if module in code),
+        (
+            name
+            for module, name in (("import cupy", "cupy_elementwise"), ("import cuda", "numba_cuda"))
+            if module in code
+        ),
         "cpu",
     )
 
