@@ -243,6 +243,31 @@ def test_gpudrops_own_randomness():
     np.testing.assert_allclose(got.mean.numpy(), want.mean, rtol=1e-6)
 
 
+# What makes an rng, and the seeds that it draws, one call after another.
+RNGS = {
+    "int": (lambda: 7, [7, 7]),
+    "SeedSequence": (lambda: np.random.SeedSequence(7), [*np.random.SeedSequence(7).generate_state(1, np.uint64)] * 2),
+    "numpy": (lambda: np.random.default_rng(7), np.random.default_rng(7).integers(0, 2**64, 2, np.uint64)),
+}
+
+
+@pytest.mark.parametrize("kind", RNGS)
+def test_an_rng_is_what_it_is_to_functions_of_arrays(kind):
+    make, seeds = RNGS[kind]
+    x, rng, state = torch.ones(100), make(), torch.get_rng_state()
+    for seed in seeds:
+        want = functional.dropout(x, 0.5, rng=Stream(seed, 0))
+        assert torch.equal(functional.dropout(x, 0.5, rng=rng), want)
+    assert torch.equal(torch.get_rng_state(), state)
+    with gpudrop.no_dropout():
+        functional.dropout(x, 0.5, rng=rng)
+    kept = []
+    gpudrop.mc_samples(lambda x: kept.append(functional.dropout(x, 0.5, rng=make())) or x, x, 2, Stream(1, 2))
+    assert torch.equal(*kept) == (kind != "numpy")
+    with pytest.raises(TypeError, match=r"rng must be a gpudrop.Generator, .*, or None, got True"):
+        gpudrop.mc_samples(lambda x: functional.dropout(x, 0.5, rng=True), x, 2)
+
+
 def test_streams_are_of_128_bits():
     drawn = torch.stack([torch.ops.gpudrop.stream(device="cpu") for _ in range(2000)])
     assert len(set(drawn.flatten().tolist())) == 4000
