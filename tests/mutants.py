@@ -384,6 +384,13 @@ MUTANTS = [
         "torch/test_compiled.py",
     ),
     Mutant(
+        "a negative view of a tensor has the signs of its memory",
+        "gpudrop/arrays.py",
+        "if _is_tensor(x) and x.is_neg():",
+        "if False:",
+        "torch/test_torch.py",
+    ),
+    Mutant(
         "every spawn gives the same generators",
         "gpudrop/generator.py",
         "spawn_key=(call,)",

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -266,6 +267,55 @@ def test_an_rng_is_what_it_is_to_functions_of_arrays(kind):
     assert torch.equal(*kept) == (kind != "numpy")
     with pytest.raises(TypeError, match=r"rng must be a gpudrop.Generator, .*, or None, got True"):
         gpudrop.mc_samples(lambda x: functional.dropout(x, 0.5, rng=True), x, 2)
+
+
+TENSORS = {
+    "requires grad": lambda: torch.ones(3, requires_grad=True),
+    "a parameter": lambda: torch.nn.Parameter(torch.ones(3)),
+    "bfloat16": lambda: torch.ones(3, dtype=torch.bfloat16),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+    "sparse": lambda: torch.ones(3).to_sparse(),
+    "meta": lambda: torch.ones(3, device="meta"),
+}
+REASONS = {
+    "requires grad": "Can't export tensors that require gradient",
+    "a parameter": "Can't export tensors that require gradient",
+    "conjugate": "Can't export tensors with the conjugate bit set",
+    "negative": "Can't export tensors with the negative bit set",
+    "sparse": "Can't export tensors with layout other than torch.strided",
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_that_is_no_array_to_numpy_is_refused_with_advice(kind):
+    """Of the functions of arrays, which take the others."""
+    x, own = TENSORS[kind](), torch.ones(3)
+    dtype, reason = re.escape(str(x.dtype)), REASONS.get(kind, "")
+    backprop = gpudrop.dropout_vjp(own)[1]
+    calls = {
+        "x": [lambda: gpudrop.dropout(x), lambda: gpudrop.dropout_vjp(x), lambda: gpudrop.Dropout()(x)],
+        "out": [lambda: gpudrop.dropout(own, out=x), lambda: backprop(own, out=x)],
+        "dy": [lambda: backprop(x)],
+        "previous": [lambda: gpudrop.zoneout(own, x)],
+        "like": [lambda: gpudrop.keep_mask(3, 0.5, like=x)],
+    }
+    for name, functions in calls.items():
+        for function in functions:
+            message = rf"^{name} can't be read through DLPack: {reason}.* \({dtype}\); use gpudrop.torch.functional for"
+            with pytest.raises(TypeError, match=message):
+                function()
+
+
+def test_the_advice_about_tensors_is_for_tensors_of_any_class():
+    class Own(torch.Tensor):
+        pass
+
+    with pytest.raises(TypeError, match=r"use gpudrop.torch.functional for tensors"):
+        gpudrop.dropout(torch.ones(3, requires_grad=True).as_subclass(Own))
+    y = gpudrop.dropout(torch.tensor([1 - 2j]).imag, 0)  # no negative view
+    assert isinstance(y, torch.Tensor) and y.tolist() == [-2.0]
 
 
 def test_streams_are_of_128_bits():
