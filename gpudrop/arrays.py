@@ -142,14 +142,29 @@ def _cupy(name, x):
 
 
 def _from_dlpack(name, x):
+    try:
+        return _exported(name, x)
+    except (RuntimeError, BufferError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        if _is_tensor(x):
+            reason += f" ({x.dtype}); use gpudrop.torch.functional for tensors"
+        raise TypeError(f"{name} can't be read through DLPack: {reason}") from error
+
+
+def _exported(name, x):
+    """x's memory as an array of NumPy's or CuPy's, or whatever error the other library raises."""
     device = int(x.__dlpack_device__()[0])
     if device not in _DLPACK_HOST + _DLPACK_CUDA:
         raise TypeError(f"{name} must be on the host or on a CUDA device, got DLPack's device type {device}")
+    if _is_tensor(x) and x.is_neg():  # PyTorch exports its memory, where the numbers have the opposite sign
+        raise BufferError("Can't export tensors with the negative bit set")
     library = np if device in _DLPACK_HOST else _cupy(name, x)
-    try:
-        return library.from_dlpack(x)
-    except (RuntimeError, BufferError) as error:
-        raise TypeError(f"{name} can't be read through DLPack: {error}") from error
+    return library.from_dlpack(x)
+
+
+def _is_tensor(x):
+    """Whether x is of a class of PyTorch's, or of one that derives from those; without importing PyTorch."""
+    return any(base.__module__.partition(".")[0] == "torch" for base in type(x).__mro__)
 
 
 def _from_interface(name, x):

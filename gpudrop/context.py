@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
-from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.generator import Generator, RngLike, Source, Stream, check_rng
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -52,13 +52,13 @@ def _set(context: Context) -> None:
     visible.on, visible.draws, visible.first = context.on, context.rng is not None, context.first
 
 
-def rng_of(rng: Generator | Stream | None, context: Context) -> Generator | Stream:
-    """What a call draws from: the rng it is given, checked, or the context's instead of a Generator."""
+def rng_of(rng: RngLike, context: Context) -> Source:
+    """What a call draws from: the rng it is given, checked, or the context's instead of any generator."""
     own = context.rng
     if own is None and type(rng) is Generator:  # as most calls have it
         return rng
-    rng = check_rng(rng)
-    return rng if own is None or isinstance(rng, Stream) else own
+    source = check_rng(rng)
+    return source if own is None or isinstance(source, Stream) else own
 
 
 class Block(ABC):

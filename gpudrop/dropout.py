@@ -11,7 +11,7 @@ from gpudrop import arrays
 from gpudrop.checks import check_bits, check_p, check_uint64
 from gpudrop.context import Context
 from gpudrop.formulas.noises import DROPOUT, PLAIN
-from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Shard
 from gpudrop.plan import Prepared, draw_mask, prepare
@@ -28,7 +28,7 @@ def dropout(
     mask_shape: MaskShape | None = None,
     activation: str | None = None,
     training: bool = True,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
@@ -57,9 +57,9 @@ def dropout(
         The name of an activation to apply first; None applies none.
     training : bool
         False applies the activation alone, as p=0 does. 1 and 0 are taken for True and False.
-    rng : Generator or Stream, optional
-        A Generator hands out its next stream if a mask is drawn; a Stream always gives the same mask;
-        None is the default generator (`manual_seed`).
+    rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
+        A Generator hands out its next stream if a mask is drawn; a Stream always gives the same mask, and an int n is
+        ``Stream(n, 0)``; None is the default generator (`manual_seed`). The notes of `Generator` have the whole rule.
     bits : {8, 16, 32}
         Random bits per element.
     out : array, optional
@@ -110,7 +110,7 @@ def dropout_vjp(
     mask_shape: MaskShape | None = None,
     activation: str | None = None,
     training: bool = True,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     bits: int = 16,
     out: Array | None = None,
     backend: str | None = None,
@@ -155,7 +155,7 @@ def _prepared(
     mask_shape: MaskShape | None = None,
     activation: str | None = None,
     training: bool = True,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     bits: int = 16,
     backend: str | None = None,
     shard: Shard | None = None,
@@ -169,7 +169,7 @@ def _prepared(
 def keep_mask(
     shape: int | Sequence[int],
     p: float,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     *,
     bits: int = 16,
     start: int = 0,
@@ -181,7 +181,7 @@ def keep_mask(
 def keep_mask(
     shape: int | Sequence[int],
     p: float,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     *,
     bits: int = 16,
     start: int = 0,
@@ -192,7 +192,7 @@ def keep_mask(
 def keep_mask(
     shape: int | Sequence[int],
     p: float,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     *,
     bits: int = 16,
     start: int = 0,
@@ -208,7 +208,7 @@ def keep_mask(
     shape : int or tuple of int
     p : float
         The probability of dropping an element, from 0 to 1.
-    rng : Generator or Stream, optional
+    rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
         As for `dropout`.
     bits : {8, 16, 32}
         Random bits per element.
@@ -241,8 +241,7 @@ def keep_mask(
     """
     if unknown:
         raise unexpected("keep_mask", unknown, inspect.signature(keep_mask).parameters)
-    start, rng = check_uint64("start", start), check_rng(rng)
-    shape, p, bits = _check_shape(shape), check_p(p), check_bits(bits)
+    start, shape, p, bits = check_uint64("start", start), _check_shape(shape), check_p(p), check_bits(bits)
     operand = arrays.as_operand("like", np.empty(0) if like is None else like)
     if shard is not None and start:
         raise ValueError("give start or shard, not both")

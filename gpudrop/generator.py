@@ -1,11 +1,13 @@
 """Where randomness comes from: a Stream is the randomness of one call, a Generator hands them out."""
 
+import operator
 import os
 import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
@@ -92,6 +94,30 @@ class Generator:
     ------
     RuntimeError
         If device is true and no CUDA device can be used.
+
+    Notes
+    -----
+    An argument `rng` of a function or a layer is a Generator, a `Stream`, or one of what SPEC 7 of Scientific Python
+    lists:
+
+    ==============================  =====================================  =====================================
+    rng                             a function draws from                  a layer or `mc_samples` draws from
+    ==============================  =====================================  =====================================
+    None                            the default generator                  the default generator
+    Generator                       its next stream                        the same Generator
+    Stream                          it                                     it
+    int, from 0 to 2**64 - 1        ``Stream(rng, 0)``                     ``Generator(rng)``
+    numpy.random.SeedSequence       ``Stream(seed, 0)``                    ``Generator(seed)``
+    numpy.random.Generator          ``Stream(seed, 0)``, a seed each call  ``Generator(seed)``
+    numpy.random.BitGenerator       as ``numpy.random.Generator(rng)``     the same
+    ==============================  =====================================  =====================================
+
+    The seed of a SeedSequence is its ``generate_state(1, numpy.uint64)[0]``. NumPy's Generator draws it by
+    ``integers(0, 2**64, dtype=numpy.uint64)``: in a function at each call, after all checks and only if a mask is
+    drawn; in a layer once, when its rng is set; in `mc_samples` once a call.
+
+    A function with an int repeats its mask at each call. A layer with an int does not, but two layers with the same
+    int draw the same masks: layers that share a Generator draw different ones.
 
     Examples
     --------
@@ -253,17 +279,82 @@ def spawned(rng: Generator | Stream | None, memo: dict[int, Any]) -> Any:
     return memo.get(id(rng), rng)
 
 
-def check_rng(rng: Generator | Stream | None) -> Generator | Stream:
-    """A Generator or Stream as it is, the default generator for None, or a TypeError."""
+class NumpySource:
+    """NumPy's generator as the rng of a function: each call draws a seed from it, and its stream is call 0 of that."""
+
+    stored = False
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator = generator
+
+    def next(self) -> Stream:
+        return Stream(int(self._generator.integers(0, 2**64, dtype=np.uint64)), 0)
+
+
+Source: TypeAlias = Generator | Stream | NumpySource
+"""What a checked call draws from."""
+
+RngLike: TypeAlias = (
+    Generator
+    | Stream
+    | int
+    | np.integer[Any]
+    | np.random.SeedSequence
+    | np.random.Generator
+    | np.random.BitGenerator
+    | None
+)
+"""What an argument rng may be; the notes of `Generator` say what each does."""
+
+
+@overload
+def check_rng(rng: Generator | Stream | None) -> Generator | Stream: ...
+@overload
+def check_rng(rng: RngLike) -> Source: ...
+def check_rng(rng: RngLike) -> Source:
+    """What a function with this rng draws from, or an error: the rule that the notes of `Generator` state."""
     if rng is None:
         return _default
     if isinstance(rng, (Generator, Stream)):
         return rng
-    advice = f"; gpudrop.Generator({rng}) makes one" if isinstance(rng, int) else ""
-    raise TypeError(f"rng must be a gpudrop.Generator, a gpudrop.Stream or None, got {name_of(type(rng))}{advice}")
+    if isinstance(rng, np.random.BitGenerator):
+        rng = np.random.Generator(rng)
+    if isinstance(rng, np.random.Generator):
+        return NumpySource(rng)
+    if isinstance(rng, np.random.SeedSequence):
+        return Stream(int(rng.generate_state(1, np.uint64)[0]), 0)
+    try:
+        seed = None if isinstance(rng, bool) else operator.index(rng)
+    except TypeError:
+        seed = None
+    if seed is None:
+        raise _refusal(rng)
+    return Stream(check_uint64("rng", seed), 0)
 
 
-def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:
+def _refusal(rng: Any) -> TypeError:
+    """The error for what can't be an rng."""
+    found = repr(rng) if isinstance(rng, (bool, float, np.generic)) else name_of(type(rng))
+    found = f"the module {rng.__name__}" if isinstance(rng, ModuleType) else found
+    numpys = rng is np.random or isinstance(rng, np.random.RandomState)
+    return TypeError(
+        "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, a numpy.random.Generator, BitGenerator or "
+        f"SeedSequence, or None, got {found}{'; np.random.default_rng(seed) makes a generator' if numpys else ''}"
+    )
+
+
+def kept_rng(rng: RngLike) -> Generator | Stream | None:
+    """The rng of what keeps it for many calls, or an error: a Generator for a seed.
+
+    None stays None: copies of a layer share the default generator.
+    """
+    if rng is None or isinstance(rng, (Generator, Stream)):
+        return rng
+    source = check_rng(rng)
+    return Generator((source if isinstance(source, Stream) else source.next()).seed)
+
+
+def spawned_seeds(rng: Source, n: int) -> list[int]:
     """The seeds of the n generators that a Stream, or the next one of a Generator, spawns."""
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
@@ -273,7 +364,7 @@ def spawned_seeds(rng: Generator | Stream, n: int) -> list[int]:
     return [int(child.generate_state(1, np.uint64)[0]) for child in children]
 
 
-def take(rng: Generator | Stream, module: Any, operand: arrays.Operand) -> tuple[Any, Any]:
+def take(rng: Source, module: Any, operand: arrays.Operand) -> tuple[Any, Any]:
     """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out.
 
     For one that is in a device's memory, an array of both, of the operand's kind, and None.
@@ -281,8 +372,9 @@ def take(rng: Generator | Stream, module: Any, operand: arrays.Operand) -> tuple
     if rng.stored:
         if isinstance(rng, Stream):
             return backends.as_kind(rng.seed, operand), None
-        return rng._take_on_device(module, operand), None
+        if isinstance(rng, Generator):
+            return rng._take_on_device(module, operand), None
     if type(rng) is Generator:
         return rng._take()  # what next() hands out, without the Stream around it
-    stream = rng.next() if isinstance(rng, Generator) else rng
+    stream = rng if isinstance(rng, Stream) else rng.next()
     return stream.seed, stream.call

@@ -14,7 +14,7 @@ from gpudrop.checks import check_integer, check_keys, check_p, check_truth, chec
 from gpudrop.context import DEFAULT, current
 from gpudrop.formulas.activations import check_activation, check_loaded
 from gpudrop.formulas.noises import Noise
-from gpudrop.generator import Generator, Stream, check_rng, spawned
+from gpudrop.generator import Generator, RngLike, Stream, check_rng, kept_rng, spawned
 from gpudrop.hints import ARGUMENTS, hint
 from gpudrop.schedules import Schedule
 from gpudrop.signatures import Array, MaskShape
@@ -81,7 +81,7 @@ def _kind_of(row: Variant) -> _Kind:
     options = {name: OPTIONS[name].check for name in row.options}
     options |= {"activation": check_activation, "bits": row.noise.check_bits}
     settings |= options
-    settings["rng"] = lambda rng: rng if rng is None else check_rng(rng)  # None stays None: copies share it
+    settings["rng"] = kept_rng
     settings["remember"] = _check_remember
     settings["step"] = functools.partial(check_uint64, "step")
     settings["training"] = functools.partial(check_truth, "training")
@@ -100,8 +100,10 @@ class Layer:
         As for the variant; its default if keep_prob isn't given either. A Schedule is asked for p at `step`.
     keep_prob : float, optional
         1 - p, for those who think in it; give one of the two.
-    rng : Generator or Stream, optional
-        As for `gpudrop.dropout`.
+    rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
+        As for `gpudrop.dropout`, except that a seed makes a Generator, which is then the attribute's value: an int n
+        makes ``Generator(n)``, and NumPy's Generator draws one seed. The notes of `gpudrop.Generator` have the whole
+        rule.
     remember : int, optional
         How many calls `backward` can go back through, the last one first: as many as there are between two backward
         passes, as over the steps of a sequence; None remembers all. With 1, the default, it goes through the last call
@@ -172,7 +174,7 @@ class Layer:
         p: float | Schedule | None = None,
         *,
         keep_prob: float | None = None,
-        rng: Generator | Stream | None = None,
+        rng: RngLike = None,
         remember: int | None = 1,
         **options: "Unpack[LayerOptions]",
     ) -> None:
@@ -191,7 +193,9 @@ class Layer:
         strength = {"keep_prob": keep_prob} if keep_prob is not None else {self.strength(): p}
         if p is None and keep_prob is None:
             strength = {self.strength(): self.default()}
-        self._begin({**strength, **defaults, **options, "rng": rng, "remember": remember, "training": True, "step": 0})
+        others = {"remember": remember, "training": True, "step": 0}
+        # rng is last: it may draw a seed from NumPy's generator, which nothing may refuse afterwards.
+        self._begin({**strength, **defaults, **options, **others, "rng": rng})
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
         put = object.__setattr__
@@ -233,13 +237,18 @@ class Layer:
         time_axis: int
         samples: int | None
         block_size: int
-        rng: Generator | Stream | None
         remember: int | None
         step: int
         training: bool
         _given_keep_prob: bool
         _options: dict[str, Any]
         _calls: _Calls
+
+        @property
+        def rng(self) -> Generator | Stream | None: ...
+        @rng.setter
+        def rng(self, rng: RngLike) -> None: ...
+
     else:
 
         def __setattr__(self, name: str, value: Any) -> None:
@@ -540,7 +549,7 @@ if TYPE_CHECKING:
             self,
             std: float | Schedule | None = None,
             *,
-            rng: Generator | Stream | None = None,
+            rng: RngLike = None,
             remember: int | None = 1,
             **options: Unpack[LayerOptions],
         ) -> None: ...

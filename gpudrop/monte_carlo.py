@@ -8,7 +8,7 @@ import numpy as np
 from gpudrop import arrays
 from gpudrop.checks import check_uint64
 from gpudrop.context import Changes, current, rng_of
-from gpudrop.generator import Generator, Stream, spawned_seeds
+from gpudrop.generator import Generator, RngLike, spawned_seeds
 
 
 class MonteCarlo(NamedTuple):
@@ -28,7 +28,7 @@ def mc_samples(
     fn: Callable[[Any], Any],
     x: Any,
     n: int,
-    rng: Generator | Stream | None = None,
+    rng: RngLike = None,
     *,
     batch_size: int | None = None,
     first: int = 0,
@@ -42,15 +42,16 @@ def mc_samples(
     ----------
     fn : function
         fn(x) -> array, whose first axis goes with x's. Its dropouts must be in training; whatever their generator
-        is, they draw from one that belongs to the call (a `Stream` still repeats its mask).
+        is, NumPy's too, they draw from one that belongs to the call. A `Stream` still repeats its mask, and so does an
+        int or a SeedSequence that fn gives to a function.
     x : array
         Its first axis counts the samples of the batch.
     n : int
         How many times fn is called on each; at least 1.
-    rng : Generator or Stream, optional
+    rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
         Derives a generator for each of the n calls: a Generator through `spawn`, using up one of its streams; a
-        Stream as a Generator at that stream, so that the same Stream gives the same result. None is the default
-        generator.
+        Stream as a Generator at that stream, so that the same Stream gives the same result, and so does the same int.
+        None is the default generator. The notes of `Generator` have the whole rule.
     batch_size : int, optional
         Call fn on so many samples at a time.
     first : int
@@ -91,7 +92,7 @@ def mc_samples(
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, rng = check_uint64("n", n), check_uint64("first", first) + current().first, rng_of(rng, current())
+    n, first, source = check_uint64("n", n), check_uint64("first", first) + current().first, rng_of(rng, current())
     if not callable(fn):
         raise TypeError(f"fn must be a function of x, got {type(fn).__name__}")
     if n == 0:
@@ -101,7 +102,7 @@ def mc_samples(
     size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size)
     if size == 0:
         raise ValueError("batch_size must be at least 1, got 0")
-    seeds = spawned_seeds(rng, n)
+    seeds = spawned_seeds(source, n)
     starts = range(0, max(1, len(x)), size)
     parts = [_moments(fn, x[start : start + size], seeds, first + start) for start in starts]
     if len(parts) == 1:

@@ -14,7 +14,7 @@ from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import Context, current, rng_of
 from gpudrop.formulas.activations import Activation, find_activation
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Scalars
-from gpudrop.generator import Generator, Stream, take
+from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, STORAGE, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
@@ -41,7 +41,7 @@ class _Plan(NamedTuple):
         forward = self.forward
         return operations.backward(self.activation, forward.dtype, forward.source, self.noise, (name,))
 
-    def draw(self, rng: Generator | Stream, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
+    def draw(self, rng: Source, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
         """The Draw of one call; the generator moves on if anything is drawn."""
         limit, scale, shift = self.scalars
         if not self.draws:
@@ -94,7 +94,7 @@ class Prepared(NamedTuple):
     module: Any
     plan: _Plan
     mask: BroadcastMask | Blocks | None
-    rng: Generator | Stream
+    rng: Source
     origin: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
 
     def forward(self, out: Any = None) -> Any:
@@ -224,7 +224,7 @@ def prepare(
     how: Any,
     activation: Any,
     training: bool,
-    rng: Generator | Stream | None,
+    rng: RngLike,
     bits: int,
     backend: str | None,
     shard: Shard | None = None,
@@ -247,19 +247,19 @@ def prepare(
     if copies is not None:
         operand = arrays.repeated(operand, copies)
     x, kind, _ = operand
-    activation, rng = find_activation(activation), rng_of(rng, context)
+    activation, stream_source = find_activation(activation), rng_of(rng, context)
     counted, window, origin = False, False, (0, x.size, 0)
     if mask is not None or shard is not None or context.first:
         mask, origin = _placed(x, mask, axis, context.first, shard, copies)
         counted, window = (False, origin[1] < x.size) if mask is None else (mask.counted, mask.window)
-    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, rng.stored)
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored)
     module = backends.choose(kind, backend)
     inputs: tuple[Any, ...] = (x,)
     if noise.two_inputs:
         second = arrays.as_operand("previous", other)
         arrays.check_like("previous", second, operand.likeness())
         inputs = (x, second.array)
-    return Prepared(operand, inputs, copies is not None, module, plan, mask, rng, origin)
+    return Prepared(operand, inputs, copies is not None, module, plan, mask, stream_source, origin)
 
 
 def _placed(
@@ -297,7 +297,7 @@ def _shard_of(x: Any, shard: Any, copies: int | None = None) -> Shard:
 def draw_mask(
     shape: tuple[int, ...],
     p: float,
-    rng: Generator | Stream,
+    rng: RngLike,
     bits: int,
     start: int,
     operand: arrays.Operand,
@@ -306,7 +306,7 @@ def draw_mask(
 ) -> Any:
     """The mask of `dropout` itself as an array of an operand's kind; the numbers are checked."""
     context = current()
-    rng = rng_of(rng, context)
+    stream_source = rng_of(rng, context)
     module = backends.choose(operand.kind, backend)
     mask = arrays.empty(shape, np.bool_, operand)
     whole, (row, pitch, starts) = shape, (mask.size, 0, (0,))
@@ -320,8 +320,8 @@ def draw_mask(
     if start + math.prod(whole) > 2**64:
         raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
     scalars = DROPOUT.scalars(p, bits) if context.on else None
-    source = Draws(bits, row * len(starts) < mask.size, rng.stored) if scalars else None
-    seed, call = take(rng, module, operand._replace(array=mask)) if scalars else (0, 0)
+    source = Draws(bits, row * len(starts) < mask.size, stream_source.stored) if scalars else None
+    seed, call = take(stream_source, module, operand._replace(array=mask)) if scalars else (0, 0)
     draw = Draw(seed, call, start, *(scalars or Scalars()), row, pitch)
     _draw_windows(module, operand, operations.drawing("keep", "bool", source), mask, draw, starts)
     return operand.give_back(mask)

@@ -35,7 +35,7 @@ class Backprop(Protocol):
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from gpudrop.generator import Generator, Stream
+    from gpudrop.generator import RngLike
     from gpudrop.masks import Shard
 
     class BackpropOfTwo(Protocol):
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
         activation: str | None
         training: bool
-        rng: Generator | Stream | None
+        rng: RngLike
         bits: int
         out: AnyArray | None
         backend: str | None

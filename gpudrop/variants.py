@@ -17,7 +17,7 @@ from gpudrop.context import Context
 from gpudrop.dropout import dropout
 from gpudrop.formulas import noises
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise
-from gpudrop.generator import Generator, Stream
+from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shard, check_mask_shape
 from gpudrop.plan import prepare
@@ -189,7 +189,7 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
         *args: Any,
         activation: str | None = None,
         training: bool = True,
-        rng: Generator | Stream | None = None,
+        rng: RngLike = None,
         bits: int = bits,
         backend: str | None = None,
         shard: Shard | None = None,

@@ -18,7 +18,7 @@ INIT = """
             self,
             {strength}: float | Schedule | None = None,
             *,
-            rng: Generator | Stream | None = None,
+            rng: RngLike = None,
             remember: int | None = 1,
             **options: Unpack[LayerOptions],
         ) -> None: ...

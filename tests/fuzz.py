@@ -41,7 +41,7 @@ from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu
 from gpudrop.testing import reference
 from gpudrop.variants import FAMILY
-from tests.fuzz_arguments import Case, Foreign, Mine
+from tests.fuzz_arguments import Case, Foreign, Mine, NumpyState
 
 EXCLUDED = ("warmup", "layers.Layer")  # which takes as long as its arguments say; which has no function of its own
 
@@ -181,6 +181,7 @@ class Trial:
         """Call it, and see that it does nothing to what isn't its own; the outcome and the result."""
         case, problems = self.case, self.problems
         before = [thing.state_dict() for thing in case.states]
+        streams = [thing.next() if isinstance(thing, NumpyState) else None for thing in case.states]
         for placed in case.placed:
             placed.before = placed.buffer.copy()
         by_place = takewhile(lambda a: a.kind is a.POSITIONAL_OR_KEYWORD and a.name in kwargs, call.parameters)
@@ -216,9 +217,15 @@ class Trial:
             for thing, state in zip(case.states, before, strict=True)
             if isinstance(thing, Generator) and call.last not in ("load_state_dict", "manual_seed")
         ]
-        if drawn and sum(drawn) > 1:
-            problems.append(f"{sum(drawn)} streams were drawn")
+        moved = [
+            stream
+            for thing, state, stream in zip(case.states, before, streams, strict=True)
+            if isinstance(thing, NumpyState) and thing.state_dict() != state
+        ]
+        if sum(drawn) + len(moved) > 1:
+            problems.append(f"{sum(drawn) + len(moved)} streams were drawn")
         self.stream = Stream(before[drawn.index(1)]["seed"], before[drawn.index(1)]["call"]) if 1 in drawn else None
+        self.stream = moved[0] if moved else self.stream
         return "returned", result
 
     def judge(self, kwargs, result):
@@ -230,7 +237,7 @@ class Trial:
             self.judge_activation(result)
         parameters = {parameter.name: parameter.default for parameter in call.parameters}
         if "rng" in parameters and not isinstance(call.function, type):
-            stream = kwargs["rng"] if isinstance(kwargs.get("rng"), Stream) else self.stream or Stream(0, 0)
+            stream = stream_of(kwargs.get("rng")) or self.stream or Stream(0, 0)
             self.judge_arrays(parameters | kwargs, kwargs, result, stream)
 
     def judge_activation(self, row):
@@ -325,11 +332,20 @@ class Trial:
 TRIED = set()  # the formulas that have been compiled
 
 
+def stream_of(rng):
+    """The stream that an rng is, or None where it has a state."""
+    if rng is None or isinstance(rng, (Stream, Generator)):
+        return rng if isinstance(rng, Stream) else None
+    if isinstance(rng, np.random.SeedSequence):
+        return Stream(rng.generate_state(1, np.uint64)[0], 0)
+    return None if isinstance(rng, (np.random.Generator, np.random.BitGenerator)) else Stream(rng, 0)
+
+
 def short(value):
     """An argument, in a few words."""
     if isinstance(value, np.ndarray):
         return f"<{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}>"
-    text = re.sub(" at 0x[0-9a-f]+", "", repr(value))
+    text = re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
     return text if len(text) < 90 else f"{text[:87]}..."
 
 

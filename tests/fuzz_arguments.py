@@ -3,6 +3,7 @@
 A name that has no pool is a KeyError, so that no new option is passed over.
 """
 
+import copy
 import itertools
 import linecache
 import math
@@ -254,9 +255,30 @@ def samples(case, call):
 # What has a state
 
 
+class NumpyState:
+    """The state of NumPy's generator, to be compared, and the stream of the next call that draws from it."""
+
+    def __init__(self, bits):
+        self.bits = bits
+
+    def state_dict(self):
+        return self.bits.state
+
+    def next(self):
+        generator = np.random.Generator(copy.deepcopy(self.bits))
+        return Stream(int(generator.integers(0, 2**64, dtype=np.uint64)), 0)
+
+
+def numpys(case):
+    """NumPy's generator, or its bits alone."""
+    bits = case.stateful(NumpyState(np.random.PCG64(case.uint64()))).bits
+    return case.choose([bits, np.random.Generator(bits)])
+
+
 def rng(case, call):
     if case.likely(50):
-        return case.choose([None, Stream(case.uint64(), case.uint64())])
+        seeds = [case.uint64(), np.uint64(case.uint64()), np.random.SeedSequence(case.uint64()), numpys(case)]
+        return case.choose([None, Stream(case.uint64(), case.uint64()), case.choose(seeds)])
     generator = Generator()
     generator.load_state_dict({"seed": case.uint64(), "call": case.uint64()})
     return case.stateful(generator)
@@ -265,7 +287,7 @@ def rng(case, call):
 def bad_rng(case, call):
     """No rng, or one that is used up."""
     if case.likely(50):
-        return case.choose([3, Generator, np.random.default_rng(0), np.random])
+        return case.choose([-1, 2**64, True, Generator, np.random.RandomState(0), np.random])
     generator = Generator()
     generator.load_state_dict({"seed": 0, "call": 2**64})
     return case.stateful(generator)

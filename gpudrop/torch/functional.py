@@ -8,8 +8,8 @@ by name the options that `gpudrop.NAME` has of its own, and
     generator : torch.Generator, optional
         One of the host. Without it torch's own, so that torch.manual_seed, fork_rng and checkpointing's
         preserve_rng_state hold, and the masks are the same on every device.
-    rng : gpudrop.Stream or gpudrop.Generator, optional
-        Instead of torch's generator.
+    rng : gpudrop.Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
+        Instead of torch's generator, as for `gpudrop.dropout`.
     bits : int
         Random bits per element.
 
@@ -42,13 +42,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from gpudrop import variants
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
 from gpudrop.formulas.activations import find_activation
-from gpudrop.generator import Generator, Stream, check_rng
+from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
 from gpudrop.hints import unexpected
 from gpudrop.masks import check_mask_shape
 from gpudrop.plan import DTYPES as NAMES_OF_DTYPES
@@ -132,43 +133,42 @@ def _site() -> int:
 
 
 def _source(
-    generator: torch.Generator | None, rng: Generator | Stream | None, block: bool
-) -> tuple[torch.Generator | None, Generator | Stream | None]:
+    generator: torch.Generator | None, rng: RngLike, block: bool
+) -> tuple[torch.Generator | None, Source | None]:
     """What a call draws from, checked; neither, if the generator of a block draws instead of any other."""
     if generator is not None and rng is not None:
         raise ValueError("give generator or rng, not both")
-    if block and not isinstance(rng, Stream):
+    source = None if rng is None else check_rng(rng)
+    if block and not isinstance(source, Stream):
         return None, None
-    if rng is not None and check_rng(rng).stored:
+    if source is not None and source.stored:
         raise ValueError("rng must have its state on the host; in a captured graph, torch's own generator is moved on")
-    return generator, rng
+    return generator, source
 
 
-def _stream(
-    x: torch.Tensor, generator: torch.Generator | None, rng: Generator | Stream | None, context: Context
-) -> torch.Tensor:
+def _stream(x: torch.Tensor, generator: torch.Generator | None, rng: RngLike, context: Context) -> torch.Tensor:
     """The two numbers of a call, as a tensor."""
     transformed = torch._C._are_functorch_transforms_active()
     traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
     if generator is None and rng is None and context is DEFAULT and not traced and x.is_cpu:
         return operators.drawn()  # as most calls do
-    generator, rng = _source(generator, rng, context.rng is not None)
-    rng = context.rng if generator is None and rng is None else rng
+    generator, source = _source(generator, rng, context.rng is not None)
+    source = context.rng if generator is None and source is None else source
     captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
     if captured and generator is not None:
         raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
-    if transformed and not isinstance(rng, Stream):
+    if transformed and not isinstance(source, Stream):
         torch.rand(0)  # which raises where vmap refuses randomness, and before a generator moves on
 
     def draw() -> torch.Tensor:
-        if rng is None:
+        if source is None:
             return operators.drawn(generator)
-        return operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
+        return operators.to_tensor(source if isinstance(source, Stream) else source.next())
 
-    torchs = generator is None and rng is None  # its state is what checkpoints restore
+    torchs = generator is None and source is None  # its state is what checkpoints restore
     if context.tape is not None and not (torchs and traced):
         stream = context.tape.next(draw, torchs)
-    elif traced and rng is None:
+    elif traced and source is None:
         stream = None
     else:
         stream = draw()
@@ -179,13 +179,19 @@ def _stream(
     return operators.PLACED(stream, device=x.device) if captured else stream
 
 
-def _stream_in_graph(
-    x: torch.Tensor, generator: torch.Generator | None, rng: Generator | Stream | None
-) -> torch.Tensor:
+@_disable_dynamo  # which imports the compiler at its first call
+def _next(source: Generator | NumpySource) -> torch.Tensor:
+    """The next stream of a generator; a graph breaks here, for it can neither take a lock nor ask NumPy's."""
+    return operators.to_tensor(source.next())
+
+
+def _stream_in_graph(x: torch.Tensor, generator: torch.Generator | None, rng: RngLike) -> torch.Tensor:
     """The same as a compiled graph has it, which draws when it runs."""
     _know_tracers()
-    generator, rng = _source(generator, rng, visible.draws)
-    base = None if rng is None else operators.to_tensor(rng if isinstance(rng, Stream) else rng.next())
+    generator, source = _source(generator, rng, visible.draws)
+    base = None
+    if source is not None:
+        base = operators.to_tensor(source) if isinstance(source, Stream) else _next(source)
     stream = operators.STREAM(base, generator=generator, site=_site(), block=visible.draws, device="cpu")
     return operators.PLACED(stream, device=x.device) if x.is_cuda else stream
 
@@ -238,7 +244,7 @@ def apply(
     inplace: bool,
     activation: str | None,
     generator: torch.Generator | None,
-    rng: Generator | Stream | None,
+    rng: RngLike,
     bits: int,
     options: Mapping[str, Any],
     keeps_input: bool = False,
@@ -312,7 +318,7 @@ class Function(Protocol):
         *,
         activation: str | None = ...,
         generator: torch.Generator | None = ...,
-        rng: Generator | Stream | None = ...,
+        rng: RngLike = ...,
         bits: int = ...,
         **options: Unpack[Own],
     ) -> torch.Tensor: ...
@@ -331,7 +337,7 @@ class FunctionOfTwo(Protocol):
         *,
         activation: str | None = ...,
         generator: torch.Generator | None = ...,
-        rng: Generator | Stream | None = ...,
+        rng: RngLike = ...,
         bits: int = ...,
     ) -> torch.Tensor: ...
 
@@ -347,7 +353,7 @@ def _function(name: str) -> Any:
         inplace: bool,
         activation: str | None,
         generator: torch.Generator | None,
-        rng: Generator | Stream | None,
+        rng: RngLike,
         bits: int,
         options: dict[str, Any],
         previous: torch.Tensor | None = None,
@@ -374,7 +380,7 @@ def _function(name: str) -> Any:
         *,
         activation: str | None = None,
         generator: torch.Generator | None = None,
-        rng: Generator | Stream | None = None,
+        rng: RngLike = None,
         bits: int = bits_default,
         **options: Any,
     ) -> torch.Tensor:
@@ -389,7 +395,7 @@ def _function(name: str) -> Any:
         *,
         activation: str | None = None,
         generator: torch.Generator | None = None,
-        rng: Generator | Stream | None = None,
+        rng: RngLike = None,
         bits: int = bits_default,
         **options: Any,
     ) -> torch.Tensor:

@@ -65,13 +65,19 @@ gpudrop.register_activation("cube", cube, cube, replace=True)
 gpudrop.unregister_activation("cube")
 several = layers.Zoneout(keep_prob=0.9, remember=None, bits=8)
 several.p, several.activation, several.rng, several.remember, several.training = 0.5, "relu", Stream(0, 0), 2, False
+several.rng = np.random.default_rng(0)
+assert_type(several.rng, Generator | Stream | None)
+gpudrop.mc_samples(gpudrop.dropout, x, 3, np.int64(5))
+gpudrop.keep_mask(3, 0.5, np.random.SeedSequence(1))
+gpudrop.drop_path(x, 0.1, rng=np.random.PCG64(0))
+layers.GaussianNoise(0.1, rng=7)
 assert_type(several.keep_prob, float)
 """
 
 # What is wrong, and a part of what mypy says of it.
 WRONG = {
     'gpudrop.dropout(x, "0.5")': 'incompatible type "str"; expected "float"',
-    "gpudrop.dropout(x, rng=3)": 'incompatible type "int"; expected "Generator | Stream | None"',
+    "gpudrop.dropout(x, rng=0.5)": 'incompatible type "float"; expected "gpudrop.generator.Generator | Stream | int | ',
     "gpudrop.dropout(x, out=1)": 'incompatible type "int"; expected "ndarray',
     "gpudrop.dropout([1.0])": "[type-var]",
     "gpudrop.dropout(x, activation=print)": 'expected "str | None"',
@@ -82,13 +88,15 @@ WRONG = {
     "gpudrop.dropout_vjp(x)[1](3)": "[type-var]",
     'gpudrop.drop_path(x, "0.5")': 'expected "float"',
     "gpudrop.drop_path(x, out=1)": 'expected "AnyArray | None"',
-    "gpudrop.drop_path.vjp(x, rng=3)": 'expected "Generator | Stream | None"',
+    "gpudrop.drop_path.vjp(x, rng='3')": 'expected "gpudrop.generator.Generator | Stream | int | ',
     "gpudrop.zoneout(x)": "[call-arg]",
     'gpudrop.Dropout("0.5")': 'expected "float | Schedule | None"',
     "gpudrop.Dropout(0.5, activatoin='relu')": "[call-arg]",
     "layers.DropBlock2d(0.5, block_size='7')": 'expected "int"',
     "gpudrop.Dropout(0.5, remember='all')": 'expected "int | None"',
     "gpudrop.Dropout(0.5).keep_prop = 0.5": "[attr-defined]",
+    "gpudrop.Dropout(0.5, rng=0.5)": 'incompatible type "float"',
+    "gpudrop.Dropout(0.5).rng = '7'": "[assignment]",
     "gpudrop.register_activation('cube', cube, cube, replace='yes')": 'expected "bool"',
     "layers.LockedDropout(0.5)([1.0])": "[type-var]",
     "layers.GaussianNoise(p=0.1)": 'Unexpected keyword argument "p"',

@@ -195,7 +195,10 @@ SETTINGS = {
     "time_axis": (1, {0.5: "time_axis must be an integer, got 0.5"}),
     "samples": (2, {-1: "samples must be between 0 and", "2": "samples must be an integer"}),
     "block_size": (2, {0: "block_size must be at least 1, got 0", 2.5: "block_size must be an integer"}),
-    "rng": (Stream(5, 6), {5: "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got int"}),
+    "rng": (
+        Stream(5, 6),
+        {5.0: "rng must be a gpudrop.Generator, .*, or None, got 5.0"},
+    ),
     "remember": (2, {2**64: "remember must be", 0: "remember must be at least 1, or None for all calls, got 0"}),
     "step": (7, {-1: "step must be between 0 and", 1.5: "step must be an integer, got 1.5"}),
     "training": (

@@ -177,7 +177,7 @@ def test_an_error_in_fn_leaves_no_trace():
         (ValueError, "batch_size must be at least 1, got 0", {"n": 2, "batch_size": 0}),
         (TypeError, "n must be an integer, got 1.5", {"n": 1.5}),
         (ValueError, "first must be between 0", {"n": 2, "first": -1}),
-        (TypeError, "rng must be a gpudrop.Generator", {"n": 2, "rng": 3}),
+        (TypeError, "rng must be a gpudrop.Generator", {"n": 2, "rng": "3"}),
         (ValueError, "first must leave room", {"n": 2, "first": 2**63}),
     ],
 )

@@ -18,7 +18,7 @@ OF_OTHER_DTYPES += [[("a", "<f4")], [("a", "<f4"), ("b", "<i4")]]
 # What other libraries call the arguments, and the end of the error.
 UNKNOWN = {"q": "", "keep_prob": "; p is the probability of dropping, so give p=0.25", "rate": "; did you mean 'p'\\?"}
 UNKNOWN |= {"seed": "; did you mean 'rng'\\?", "activatoin": "; did you mean 'activation'\\?"}
-RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got "
+RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or None, got "
 
 
 def wrong(cls):
@@ -37,9 +37,8 @@ def wrong(cls):
     yield {"x": np.array(None)}, (TypeError, ValueError), "x must have "
     yield {"activation": "gelo"}, ValueError, "unknown activation 'gelo'; known: .*elu, "
     yield {"activation": ["relu"]}, ValueError, r"unknown activation \['relu'\]; known: .*elu, "
-    for rng in (7, "7", Generator, {"seed": 0, "call": 0}):
+    for rng in ("7", Generator, {"seed": 0, "call": 0}):
         yield {"rng": rng}, TypeError, RNG + type(rng).__name__
-    yield {"rng": np.random.default_rng(0)}, TypeError, RNG + "numpy.random._generator.Generator"
     for bits in (12, 0, 16.0, "16", None, np.array([16])):
         yield {"bits": bits}, ValueError, "bits must be one of 8, 16, 32, got "
     yield {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; known: cpu, "
@@ -140,7 +139,7 @@ X = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
         (TypeError, "start must be an integer, got 1.5", lambda: gpudrop.keep_mask(3, 0.5, start=1.5)),
         (ValueError, r"start must be between 0 and 2\*\*64 - 1, got -1", lambda: gpudrop.keep_mask(3, 0.5, start=-1)),
         (TypeError, "like must be a NumPy, CuPy or Numba array", lambda: gpudrop.keep_mask(3, 0.5, like=[1.0])),
-        (TypeError, f"{RNG}int", lambda: gpudrop.keep_mask(3, 0.5, 7)),
+        (TypeError, f"{RNG}7.0", lambda: gpudrop.keep_mask(3, 0.5, 7.0)),
         (ValueError, "unknown backend 'gpu'", lambda: gpudrop.keep_mask(3, 0.5, backend="gpu")),
         (TypeError, "fn must be a function of x, got NoneType", lambda: gpudrop.mc_samples(None, X, 3)),
         (ValueError, "n must be at least 1, got 0", lambda: gpudrop.mc_samples(abs, X, 0)),

@@ -220,6 +220,7 @@ def test_a_recomputation_is_in_the_context_of_its_forward_pass(activation, reent
 
 GENERATORS = {
     "gpudrop's": {"rng": gpudrop.Generator(5)},
+    "numpy's": {"rng": np.random.default_rng(5)},
     "torch's": {"generator": torch.Generator().manual_seed(5)},
     "the default": {},
 }
@@ -247,7 +248,35 @@ def test_a_recomputation_draws_the_streams_of_its_forward_pass(name, preserve, r
     torch.testing.assert_close(x.grad, 8 * y.detach())  # y is x to the eighth, or 0
 
 
+@pytest.mark.parametrize("name", ["gpudrop's", "numpy's"])
+def test_a_graph_breaks_where_a_generator_draws(name):
+    """Each call of the compiled function draws anew, and the graphs are compiled for all calls."""
+    graphs = []
+    rng, x = GENERATORS[name]["rng"], torch.ones(50)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x: functional.dropout(x, 0.5, rng=rng) * x, backend=backend)
+    twin = copy.deepcopy(rng)
+    got = [compiled(x) for _ in range(6)]
+    for y in got:
+        assert torch.equal(y, functional.dropout(x, 0.5, rng=twin))
+    assert state(rng) == state(twin) and len(graphs) < 6
+
+
+@pytest.mark.parametrize("rng", [7, 2**64 - 1])
+def test_a_seed_is_in_the_graph(rng):
+    x = torch.ones(50)
+    compiled = torch.compile(lambda x: functional.dropout(x, 0.5, rng=rng), backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(x), functional.dropout(x, 0.5, rng=rng))
+
+
 def state(generator):
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
     return generator.get_state().tolist() if isinstance(generator, torch.Generator) else generator.state_dict()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -241,6 +242,80 @@ def test_gpudrops_own_randomness():
     want = gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.5), x.numpy(), 5, Stream(1, 2))
     got = gpudrop.mc_samples(module, x, 5, Stream(1, 2), batch_size=30)
     np.testing.assert_allclose(got.mean.numpy(), want.mean, rtol=1e-6)
+
+
+# What makes an rng, and the seeds that it draws, one call after another.
+RNGS = {
+    "int": (lambda: 7, [7, 7]),
+    "SeedSequence": (lambda: np.random.SeedSequence(7), [*np.random.SeedSequence(7).generate_state(1, np.uint64)] * 2),
+    "numpy": (lambda: np.random.default_rng(7), np.random.default_rng(7).integers(0, 2**64, 2, np.uint64)),
+}
+
+
+@pytest.mark.parametrize("kind", RNGS)
+def test_an_rng_is_what_it_is_to_functions_of_arrays(kind):
+    make, seeds = RNGS[kind]
+    x, rng, state = torch.ones(100), make(), torch.get_rng_state()
+    for seed in seeds:
+        want = functional.dropout(x, 0.5, rng=Stream(seed, 0))
+        assert torch.equal(functional.dropout(x, 0.5, rng=rng), want)
+    assert torch.equal(torch.get_rng_state(), state)
+    with gpudrop.no_dropout():
+        functional.dropout(x, 0.5, rng=rng)
+    kept = []
+    gpudrop.mc_samples(lambda x: kept.append(functional.dropout(x, 0.5, rng=make())) or x, x, 2, Stream(1, 2))
+    assert torch.equal(*kept) == (kind != "numpy")
+    with pytest.raises(TypeError, match=r"rng must be a gpudrop.Generator, .*, or None, got True"):
+        gpudrop.mc_samples(lambda x: functional.dropout(x, 0.5, rng=True), x, 2)
+
+
+TENSORS = {
+    "requires grad": lambda: torch.ones(3, requires_grad=True),
+    "a parameter": lambda: torch.nn.Parameter(torch.ones(3)),
+    "bfloat16": lambda: torch.ones(3, dtype=torch.bfloat16),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+    "sparse": lambda: torch.ones(3).to_sparse(),
+    "meta": lambda: torch.ones(3, device="meta"),
+}
+REASONS = {
+    "requires grad": "Can't export tensors that require gradient",
+    "a parameter": "Can't export tensors that require gradient",
+    "conjugate": "Can't export tensors with the conjugate bit set",
+    "negative": "Can't export tensors with the negative bit set",
+    "sparse": "Can't export tensors with layout other than torch.strided",
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_that_is_no_array_to_numpy_is_refused_with_advice(kind):
+    """Of the functions of arrays, which take the others."""
+    x, own = TENSORS[kind](), torch.ones(3)
+    dtype, reason = re.escape(str(x.dtype)), REASONS.get(kind, "")
+    backprop = gpudrop.dropout_vjp(own)[1]
+    calls = {
+        "x": [lambda: gpudrop.dropout(x), lambda: gpudrop.dropout_vjp(x), lambda: gpudrop.Dropout()(x)],
+        "out": [lambda: gpudrop.dropout(own, out=x), lambda: backprop(own, out=x)],
+        "dy": [lambda: backprop(x)],
+        "previous": [lambda: gpudrop.zoneout(own, x)],
+        "like": [lambda: gpudrop.keep_mask(3, 0.5, like=x)],
+    }
+    for name, functions in calls.items():
+        for function in functions:
+            message = rf"^{name} can't be read through DLPack: {reason}.* \({dtype}\); use gpudrop.torch.functional for"
+            with pytest.raises(TypeError, match=message):
+                function()
+
+
+def test_the_advice_about_tensors_is_for_tensors_of_any_class():
+    class Own(torch.Tensor):
+        pass
+
+    with pytest.raises(TypeError, match=r"use gpudrop.torch.functional for tensors"):
+        gpudrop.dropout(torch.ones(3, requires_grad=True).as_subclass(Own))
+    y = gpudrop.dropout(torch.tensor([1 - 2j]).imag, 0)  # no negative view
+    assert isinstance(y, torch.Tensor) and y.tolist() == [-2.0]
 
 
 def test_streams_are_of_128_bits():

@@ -38,8 +38,8 @@ X = np.arange(1, 9, dtype=np.float32)
         ),
         (
             TypeError,
-            "rng must be a gpudrop.Generator, a gpudrop.Stream or None, got int",
-            lambda: gpudrop.dropout(X, rng=3),
+            "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or None, got 3.0",
+            lambda: gpudrop.dropout(X, rng=3.0),
         ),
         (TypeError, "x must be a NumPy, CuPy or Numba array, .*, got list", lambda: gpudrop.dropout([1.0])),
         (
@@ -197,7 +197,7 @@ HINTS = [
     (TypeError, "so give p=1 - keep_prob", lambda: gpudrop.dropout(X, keep_prob=80)),
     (TypeError, "so give p=0.2", lambda: gpudrop.dropout(X, keep_prob=np.float32(0.8))),
     (TypeError, "unexpected keyword argument 'keepdims'", lambda: gpudrop.dropout(X, keepdims=True)),
-    (TypeError, "got int; gpudrop.Generator(7) makes one", lambda: gpudrop.dropout(X, rng=7)),
+    (TypeError, "; np.random.default_rng(seed) makes a generator", lambda: gpudrop.dropout(X, rng=np.random)),
     (
         ValueError,
         "; register_activation gives functions of your own a name",
