@@ -16,7 +16,7 @@ FLOORS = (
     "testing testing.reference reference testing.ulps . testing.statistics testing.selftest demo",
     "testing.benchmark testing.benchmark.cases testing.benchmark.checks testing.benchmark.ceilings",
     "testing.benchmark.contenders testing.benchmark.runner testing.benchmark.gpu testing.benchmark.gpu_contenders",
-    "testing.benchmark.records cli __main__",
+    "testing.benchmark.records testing.benchmark.comparison cli __main__",
     "_pyinstaller _pyinstaller.hook-gpudrop",
     "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",
     "torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
