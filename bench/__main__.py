@@ -1,13 +1,8 @@
 """python -m bench cpu, gpu, torch, sass, launch or batteries: measure, show tables, and write the results as JSON."""
 
-import importlib.metadata
-import json
 import os
-import platform
 import subprocess
 import sys
-from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +12,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contenders, family, gpu, gpu_contenders, gpu_here, gpu_report, report, runner, startup
+from bench import contenders, family, gpu_contenders, gpu_here, gpu_report, report, startup
 from bench.cases import cpu_cases, gpu_cases
+from bench.smi import smi
+from gpudrop.testing.benchmark import gpu, records, runner
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("gpudrop", "numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "triton", "nvidia-cuda-nvrtc")
 
 app = typer.Typer(help="Benchmarks of gpudrop against copies of as many bytes and against its peers.")
@@ -40,7 +37,7 @@ def cpu(
 ):
     """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
     threads = numba.config.NUMBA_NUM_THREADS
-    record = described(_processor(), threads)
+    record = described(records.processor(), threads)
     record["rounds"] = rounds = 3 if quick else 7
     record["startup"] = {} if variants else startup.measure(1 if quick else 3)
     record["cases"] = []
@@ -48,8 +45,7 @@ def cpu(
     runner.touch(4 * max(case.bytes for case in cases))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
-            results = runner.measure(case, rounds, family.CONTENDERS if variants else contenders.of(case))
-            record["cases"].append(asdict(case) | {"bytes": case.bytes, "results": results})
+            record["cases"].append(runner.row(case, rounds, family.CONTENDERS if variants else contenders.of(case)))
     name = f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-family' * variants}{'-quick' * quick}.json"
     finish(record, file or RESULTS / name)
 
@@ -65,7 +61,7 @@ def pytorch(
 
     from bench import torch_steps
 
-    record = described(_processor(), torch.get_num_threads())
+    record = described(records.processor(), torch.get_num_threads())
     record["rounds"] = rounds = 3 if quick else 15
     record["cases"] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -93,13 +89,14 @@ def on_gpu(
 
 def measure_on(device, cases, rounds, entered, path):
     """Measure all cases on a `gpu.Gpu`, show what was found, and write it, with its chart."""
-    record = described(device.name) | {"facts": device.facts(), "rounds": rounds, "complete": False, "cases": []}
-    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    facts = device.facts() | {"smi": smi(device.bus)}
+    record = described(device.name) | {"facts": facts, "rounds": rounds, "complete": False, "cases": []}
+    record["versions"] |= records.versions(GPU_PACKAGES)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
             record["cases"] += gpu.measure(device, case, rounds, entered)
-            path.write_text(dumps(record))  # a machine with a GPU may be lent for less time than this takes
+            path.write_text(records.dumps(record))  # a machine with a GPU may be lent for less time than this takes
     record |= {"complete": True, "copy_bytes_per_second": gpu_report.ceiling(record)}
     write(record, path, [*gpu_report.tables(record), *gpu_report.notes(record)])
     gpu_report.chart(record, path.with_suffix(".png"))
@@ -117,7 +114,7 @@ def sass(
     if arch not in gpus:
         raise typer.BadParameter(f"known are {', '.join(gpus)}, got {arch}", param_hint="--arch")
     record = described(gpus[arch]["name"]) | {"arch": arch, "rates": sass.GPUS["source"], "cases": []}
-    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    record["versions"] |= records.versions(GPU_PACKAGES)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for rows in progress.track(sass.measure_all(gpus[arch]), total=sass.jobs_count(), description="compiling"):
             record["cases"] += rows
@@ -138,8 +135,8 @@ def launch(
 
     from bench import launch
 
-    record = described(_processor()) | {"rounds": (rounds := 15), "cases": []}
-    record["versions"] |= {name: _version(name) for name in GPU_PACKAGES}
+    record = described(records.processor()) | {"rounds": (rounds := 15), "cases": []}
+    record["versions"] |= records.versions(GPU_PACKAGES)
     table = Table("call", "microseconds", title=f"{launch.ELEMENTS} elements of float32, medians of {rounds} rounds")
     for what, microseconds in launch.measure(rounds).items():
         record["cases"].append({"call": what, "microseconds": round(microseconds, 2)})
@@ -158,7 +155,7 @@ def batteries(
 
     if reason := batteries.missing():
         sys.exit(f"python -m bench batteries: {reason}")
-    record = described(_processor(), os.cpu_count()) | {"seed": seed, "alpha": batteries.ALPHA}
+    record = described(records.processor(), os.cpu_count()) | {"seed": seed, "alpha": batteries.ALPHA}
     record["versions"]["dieharder"] = batteries.version()
     record["orders"] = {name: order.__doc__ for name, order in batteries.ORDERS.items()}
     record |= {"CALLS": batteries.CALLS, "CHUNKS": batteries.CHUNKS, "left_out": batteries.LEFT_OUT}
@@ -179,17 +176,14 @@ def described(device, threads=None):
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
     return {
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() or "unknown",
-        "device": device,
-        "threads": threads,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        **records.described(device, threads, PACKAGES),
     }
 
 
 def finish(record, path):
     """Show and write a complete record of the host kernels, with its chart beside it."""
-    write(record, path, [*report.tables(record), *report.notes(record)])
+    write(record, path, [*report.tables(record), *records.notes(record)])
     report.chart(record, path.with_suffix(".png"))
 
 
@@ -200,31 +194,8 @@ def write(record, path, shown):
     for part in shown:
         console.print(part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(record))
+    path.write_text(records.dumps(record))
     console.print(f"{path} is written")
-
-
-def dumps(record):
-    """JSON with a line for each case."""
-    cases = ",\n".join(json.dumps(row) for row in record["cases"])
-    head = json.dumps({key: value for key, value in record.items() if key != "cases"}, indent=2)
-    return f'{head[:-2]},\n  "cases": [\n{cases}\n]}}\n'
-
-
-def _processor():
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model} ({llvmlite.binding.get_host_cpu_name()}), {os.cpu_count()} cores"
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

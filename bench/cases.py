@@ -1,78 +1,12 @@
-"""What is measured: cases, as data."""
+"""The cases of a run of `python -m bench cpu` or `gpu`."""
 
-from dataclasses import dataclass, replace
+from gpudrop.testing.benchmark.cases import DTYPES, LARGE, Case
 
-import numpy as np
-from ml_dtypes import bfloat16
-
-from gpudrop.formulas.activations import find_activation
-from gpudrop.variants import FAMILY
-
-DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": bfloat16}
-LARGE = 2**26  # elements: beyond the last-level cache of all but the largest processors
 SIZES = tuple(10**k for k in range(2, 9))
 SMOOTH = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 GPU_SIZES = tuple(2**k for k in range(14, 31, 2))
 GPU_LARGE = (LARGE, 4 * LARGE)  # elements
 GPU_ACTIVATIONS = ("identity", "relu", "gelu", "silu")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of a table: what every contender computes.
-
-    Attributes
-    ----------
-    section : str
-        The table it belongs to, and with it who takes part: see `contenders.of`.
-    activation, dtype : str
-    size : int
-        Elements of x.
-    backward : bool
-        Whether the gradient is taken back as well.
-    threads : int
-    p : float
-        The probability of dropping.
-    variant : str, optional
-        The variant's name, for the cases of `bench.family`.
-    forward : bool, optional
-        Whether y is computed; False, with backward, is the backward pass alone.
-    """
-
-    section: str
-    activation: str = "relu"
-    dtype: str = "float32"
-    size: int = LARGE
-    backward: bool = False
-    threads: int = 1
-    p: float = 0.1
-    variant: str | None = None
-    forward: bool = True
-
-    @property
-    def two_inputs(self):
-        """Whether the forward pass reads an array beside x, and the backward pass writes one beside dx."""
-        return self.variant is not None and len(FAMILY[self.variant].inputs) > 1
-
-    @property
-    def reads_saved(self):
-        """Whether the backward pass reads (or for two inputs writes) an array beside dy and dx."""
-        return self.two_inputs or find_activation(self.activation).slope_of is not None
-
-    @property
-    def bytes(self):
-        """Bytes that must move between the arrays and the processor: x, y; dy, what is saved, dx."""
-        arrays = self.forward * (2 + self.two_inputs) + self.backward * (2 + self.reads_saved)
-        return arrays * self.array_bytes
-
-    @property
-    def array_bytes(self):
-        return self.size * np.dtype(DTYPES[self.dtype]).itemsize
-
-    @property
-    def passes(self):
-        """The forward pass alone, and the backward pass alone."""
-        return replace(self, forward=True, backward=False), replace(self, forward=False, backward=True)
 
 
 def cpu_cases(threads, quick):

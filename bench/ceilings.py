@@ -1,8 +1,7 @@
-"""The ceilings: copies of as many bytes, times a number, on as many threads.
+"""The fastest copy that is known here: a ceiling beside the plain one of `gpudrop.testing.benchmark.ceilings`.
 
-`plain` is a loop as anybody writes it. `streaming` is the fastest one that is known here: it reads through
-software prefetches, computes into a buffer in the first-level cache, and writes from there around the caches
-(non-temporal stores), which spares memory the reading of lines that are about to be overwritten. Which of the
+It reads through software prefetches, computes into a buffer in the first-level cache, and writes from there around the
+caches (non-temporal stores), which spares memory the reading of lines that are about to be overwritten. Which of the
 two is faster depends on the processor.
 """
 
@@ -15,17 +14,6 @@ from numba.extending import intrinsic
 from gpudrop.kernels.cpu import LINE, prefetch
 
 BLOCK = 2048  # elements of a buffer
-
-
-@njit(parallel=True, fastmath=True)
-def plain(x, saved, s, y):
-    """y = x * s + saved; saved is x itself where one array is read, and then y = x * s."""
-    if saved.ctypes.data == x.ctypes.data:
-        for i in prange(x.size):
-            y[i] = x[i] * s
-    else:
-        for i in prange(x.size):
-            y[i] = x[i] * s + saved[i]
 
 
 @intrinsic
@@ -58,7 +46,7 @@ def _times(x, saved, s, y, one):
 
 @njit(parallel=True, fastmath=True)
 def streaming(x, saved, s, y):
-    """As `plain`."""
+    """As the plain copy."""
     one = saved.ctypes.data == x.ctypes.data
     line = LINE // y.itemsize
     head = min(((-y.ctypes.data) % LINE) // y.itemsize, y.size)

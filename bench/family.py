@@ -13,23 +13,22 @@ import numpy as np
 from scipy import stats
 
 import gpudrop
-from bench import ceilings, checks
-from bench.cases import Case
-from bench.checks import OURS as TOLERANCE
-from bench.checks import SIGMAS, Wrong
-from bench.contenders import (
+from gpudrop.testing import reference
+from gpudrop.testing.benchmark.cases import Case
+from gpudrop.testing.benchmark.checks import OURS as TOLERANCE
+from gpudrop.testing.benchmark.checks import SIGMAS, Wrong
+from gpudrop.testing.benchmark.contenders import CONTENDERS as SHARED
+from gpudrop.testing.benchmark.contenders import (
     OURS,
     OURS_READY,
     PLAIN,
     PLAIN_READY,
     SEED,
     Contender,
-    ceiling,
     from_torch,
     to_torch,
     torch_for,
 )
-from gpudrop.testing import reference
 
 SIZE = 2**24  # elements
 
@@ -286,7 +285,7 @@ KINDS = {"mask": _mask, "blocks": _blocks, "alpha": _alpha, "factor": _factor, "
 CONTENDERS = (
     Contender(OURS, ours, check_ours),
     Contender(OURS_READY, functools.partial(ours, ready=True), check_ours),
-    Contender(PLAIN, functools.partial(ceiling, kernel=ceilings.plain, ready=False), checks.copy),
-    Contender(PLAIN_READY, functools.partial(ceiling, kernel=ceilings.plain), checks.copy),
+    SHARED[PLAIN],
+    SHARED[PLAIN_READY],
     Contender("PyTorch", pytorch, check_peer, from_torch),
 )

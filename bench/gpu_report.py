@@ -6,8 +6,11 @@ from typing import NamedTuple
 from rich.table import Table
 
 from bench import report
-from bench.cases import LARGE
-from bench.gpu_contenders import CONTENDERS, COPY, CUPY, EAGER, OURS, PEERS
+from bench.gpu_contenders import CONTENDERS, OURS, PEERS
+from gpudrop.testing.benchmark import records
+from gpudrop.testing.benchmark.cases import LARGE
+from gpudrop.testing.benchmark.gpu_contenders import COPY, CUPY, EAGER
+from gpudrop.testing.benchmark.records import case_words, ratio, seconds, share
 
 NAMES = tuple(contender.name for contender in CONTENDERS)
 NOTE = "of the copy: share of its speed; x: how many times as fast gpudrop on CuPy's arrays is; *: timed another way"
@@ -90,7 +93,7 @@ def _speeds(rows, section):
         for name in OURS:
             cells += [_speed(row, name), _cell(share(row, name), row, name)]
         cells += [_cell(ratio(row, CUPY, name), row, name, not _alike(row, CUPY, name)) for name in PEERS]
-        table.add_row(*report.case_words(row), *cells)
+        table.add_row(*case_words(row), *cells)
     return table
 
 
@@ -106,8 +109,8 @@ def _memory(rows, section):
 def _launches(rows):
     table = Table("case", "elements", *NAMES, title="launch: us that the host takes for a call, waiting for nothing")
     for row in rows:
-        cells = (_cell(_seconds(row, name), row, name, factor=1e6) for name in NAMES)
-        table.add_row(*report.case_words(row), *cells)
+        cells = (_cell(seconds(row, name), row, name, factor=1e6) for name in NAMES)
+        table.add_row(*case_words(row), *cells)
     return table
 
 
@@ -116,22 +119,6 @@ def _right(table):
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _seconds(row, name):
-    return row["results"].get(name, {}).get("seconds")
-
-
-def share(row, name):
-    """The share that somebody's GB/s are of the copy's, or None."""
-    mine, copy = (row["results"].get(one, {}).get("bytes_per_second") for one in (name, COPY))
-    return mine / copy if mine and copy else None
-
-
-def ratio(row, mine, other):
-    """How many times as fast one is as the other, or None."""
-    mine, other = _seconds(row, mine), _seconds(row, other)
-    return other / mine if mine and other else None
 
 
 def _alike(row, one, other):
@@ -144,7 +131,7 @@ def _speed(row, name):
 
 def _cell(number, row, name, starred=False, factor=1):
     if number is None:
-        return next((state for state in ("wrong", "failed") if state in row["results"].get(name, {})), "-")
+        return records.untimed(row, name)
     return f"{number * factor:.4g}{'*' * starred}"
 
 
@@ -154,15 +141,9 @@ def _megabytes(size):
 
 def notes(record):
     """Who took no part and why, what was left out, the ceiling, and the targets."""
-    left_out = [
-        f"{' '.join(report.case_words(row))}: {state} ({row[state]})"
-        for row in record["cases"]
-        for state in ("absent", "failed")
-        if state in row
-    ]
     rate = ceiling(record)
     copy = [] if rate is None else [f"copy within the GPU: {rate / 1e9:.4g} GB/s, read and written"]
-    return [*report.notes(record), *left_out, *copy, *map(str, targets(record))]
+    return [*records.notes(record), *copy, *map(str, targets(record))]
 
 
 def ceiling(record):
@@ -179,14 +160,14 @@ def targets(record):
         for activations, least in ((("identity", "relu"), 0.93), (("gelu", "silu"), 0.85)):
             judged = [row for row in large if row["activation"] in activations and row["dtype"] in HALVES_AND_SINGLE]
             text = f"{name}: {' and '.join(activations)} at {least} of the copy"
-            yield _target(text, least, [(share(row, name), row) for row in judged if _seconds(row, COPY)])
+            yield _target(text, least, [(share(row, name), row) for row in judged if seconds(row, COPY)])
         # Where launches count, only what is timed in one way can be compared.
         pairs = [(row, peer) for row in rows for peer in PEERS if row["size"] >= LARGE or _alike(row, name, peer)]
-        faster = [(ratio(row, name, peer), row, f"against {peer}") for row, peer in pairs if _seconds(row, peer)]
+        faster = [(ratio(row, name, peer), row, f"against {peer}") for row, peer in pairs if seconds(row, peer)]
         yield _target(f"{name}: faster than every peer", 1, faster)
         relu = [with_both(pair)[2] for pair in _pairs([row for row in large if row["activation"] == "relu"])]
         text = f"{name}: twice as fast as {EAGER}, relu forward and backward"
-        yield _target(text, 2, [(ratio(row, name, EAGER), row) for row in relu if _seconds(row, EAGER)])
+        yield _target(text, 2, [(ratio(row, name, EAGER), row) for row in relu if seconds(row, EAGER)])
 
 
 def _target(text, least, judged):
@@ -195,7 +176,7 @@ def _target(text, least, judged):
     if not found:
         return Target(text, least, lost=len(judged))
     number, row, *against = min(found, key=lambda one: one[0])
-    return Target(text, least, number, " ".join((*report.case_words(row), *against)), len(judged) - len(found))
+    return Target(text, least, number, " ".join((*case_words(row), *against)), len(judged) - len(found))
 
 
 def chart(record, path):

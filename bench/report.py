@@ -3,7 +3,9 @@
 import numpy as np
 from rich.table import Table
 
-from bench.contenders import CONTENDERS, OURS, OURS_READY, PLAIN, PLAIN_READY, STREAMING_READY
+from bench.contenders import CONTENDERS, STREAMING_READY
+from gpudrop.testing.benchmark import records
+from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
 
 NOTE = ": x is how many times as fast gpudrop is; NumPy runs on one thread"
 CEILINGS = (PLAIN, PLAIN_READY, STREAMING_READY)
@@ -34,39 +36,18 @@ def tables(record):
     yield once
 
 
-def case_words(row):
-    """A case in words: what is computed, and on how many elements."""
-    what = row.get("variant") or f"{row['activation']} {row['dtype']}"
-    back = " and back" if row.get("forward", True) else " backward"
-    return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
-
-
 def _cells(row, peers):
     """Speeds, shares of the ceilings, and how many times as fast as each peer; new arrays against new arrays."""
     results = row["results"]
-    yield from case_words(row)
+    yield from records.case_words(row)
     for name in (OURS, OURS_READY):
         yield f"{results[name]['elements_per_second'] / 1e9:.3g}" if "seconds" in results[name] else "wrong"
     for name in (*CEILINGS, *peers):
-        mine = results[OURS_READY if name in (PLAIN_READY, STREAMING_READY) else OURS]
-        other = results.get(name, {})
-        if "seconds" in mine and "seconds" in other:
-            ratio = other["seconds"] / mine["seconds"]
-            yield f"{ratio:.2f}" if name in CEILINGS else f"{ratio:.3g}"
+        ratio = records.ratio(row, OURS_READY if name in (PLAIN_READY, STREAMING_READY) else OURS, name)
+        if ratio is None:
+            yield records.untimed(row, name)
         else:
-            yield next((state for state in ("wrong", "failed") if state in other), "-")
-
-
-def notes(record):
-    """Who took no part and why, each reason once; what was wrong or failed with the cases."""
-    reasons = {}
-    for row in record["cases"]:
-        for name, result in row["results"].items():
-            for state in {"absent", "wrong", "failed", "uncaptured"} & set(result):
-                cases = reasons.setdefault(f"{name}: {state} ({result[state]})", [])
-                if state != "absent":
-                    cases.append(" ".join(case_words(row)))
-    return [f"{reason} {', '.join(cases)}".strip() for reason, cases in reasons.items()]
+            yield f"{ratio:.2f}" if name in CEILINGS else f"{ratio:.3g}"
 
 
 def chart(record, path):

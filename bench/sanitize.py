@@ -11,8 +11,8 @@ import sys
 import numpy as np
 
 import gpudrop
-from bench.cases import DTYPES
 from gpudrop import arrays, backends
+from gpudrop.testing.benchmark.cases import DTYPES
 
 # Looking for what a driver has, cuda.bindings gets errors that mean nothing, and memcheck would report them.
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}

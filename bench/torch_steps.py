@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import nn
 
 import gpudrop.torch
-from bench import cases, checks
-from bench.checks import Wrong
-from bench.runner import in_turns, seconds
+from gpudrop.testing.benchmark import cases, checks
+from gpudrop.testing.benchmark.checks import Wrong
+from gpudrop.testing.benchmark.runner import in_turns, seconds
 
 P = 0.1
 VOCABULARY = 8192

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gpudrop.formulas.philox import BITS
@@ -78,3 +79,9 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
     if not state.keys() >= set(required):
         keys, found = ", ".join(sorted(required)), ", ".join(map(str, state)) or "none"
         raise ValueError(f"the state of a {of} has the keys {keys}, got {found}")
+
+
+def check_folder(of: str, path: Path) -> None:
+    """An error unless the folder of a file that will be written exists."""
+    if not path.resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of the {of} must exist, got {path}")

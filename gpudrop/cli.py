@@ -1,4 +1,4 @@
-"""The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop warmup, gpudrop bits.
+"""The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop bench, gpudrop warmup, gpudrop bits.
 
 A command raises what is wrong, and `main` makes one line of it.
 """
@@ -130,6 +130,21 @@ def selftest(
     from gpudrop.testing.selftest import main
 
     raise typer.Exit(main(backend, quick, json))
+
+
+@app.command()
+def bench(
+    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.", metavar="FILE")] = None,
+) -> None:
+    """Compare the speed of dropout on this machine with a copy, NumPy or CuPy, and PyTorch, in under a minute.
+
+    It measures CuPy arrays on a GPU that can be used, and NumPy arrays elsewhere.
+
+    Results are compared with the reference first; exit status 1: gpudrop's own are wrong.
+    """
+    from gpudrop.testing.benchmark.comparison import main
+
+    main(json)
 
 
 @app.command()

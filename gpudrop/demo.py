@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends
+from gpudrop.checks import check_folder
 from gpudrop.context import no_dropout
 from gpudrop.generator import Generator
 from gpudrop.layers import Dropout
@@ -227,8 +228,7 @@ def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
     if seeds < 1 or steps < 1:
         raise ValueError(f"seeds and steps must be at least 1, got {seeds} and {steps}")
     picture = Path(picture)
-    if not picture.parent.is_dir():
-        raise FileNotFoundError(f"the folder of the picture must exist, got {picture}")
+    check_folder("picture", picture)
     from rich.console import Console
     from rich.progress import Progress
 

@@ -20,6 +20,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import arrays, backends
+from gpudrop.checks import check_folder
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.testing import reference, statistics, ulps
 from gpudrop.variants import FAMILY
@@ -398,8 +399,8 @@ def run(
 
 def main(backend: str | None = None, quick: bool = False, file: Path | None = None) -> int:
     """Run the test, show the table, write the file; the exit status."""
-    if file is not None and not file.resolve().parent.is_dir():
-        raise FileNotFoundError(f"the folder of the results must exist, got {file}")
+    if file is not None:
+        check_folder("results", file)
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table

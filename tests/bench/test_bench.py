@@ -14,9 +14,11 @@ import pytest
 
 import gpudrop
 from bench import __main__ as command
-from bench import cases, checks, contenders, family, report, runner
-from bench.cases import DTYPES, Case
-from bench.contenders import CONTENDERS, OURS, OURS_READY, Absent, Contender
+from bench import cases, contenders, family
+from bench.contenders import CONTENDERS
+from gpudrop.testing.benchmark import checks, records, runner
+from gpudrop.testing.benchmark.cases import DTYPES, Case
+from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, Absent, Contender, ours
 from gpudrop.variants import FAMILY
 
 SMALL = [Case("sizes", size=1000, backward=b, threads=1) for b in (False, True)]
@@ -49,7 +51,7 @@ def ours_but(change):
     """A contender that does what gpudrop does, and then something else."""
 
     def prepare(case, x, dy):
-        call = contenders.ours(case, x, dy)
+        call = ours(case, x, dy)
         return lambda: change(x, dy, *call())
 
     return prepare
@@ -86,7 +88,7 @@ def test_our_own_mask_is_checked_to_the_bit():
     case = Case("sizes", "identity", size=200_000, threads=1)
 
     def prepare(case, x, dy):
-        kept = contenders.ours(case, x, dy)()[0] != 0
+        kept = ours(case, x, dy)()[0] != 0
         return lambda: (np.where(np.roll(kept, 1), x / np.float32(0.9), np.float32(0)),)
 
     for check, state in ((CONTENDERS["PyTorch"].check, "seconds"), (CONTENDERS[OURS].check, "wrong")):
@@ -102,7 +104,7 @@ def test_ceilings_are_checked(monkeypatch, name):
     x, dy, call = prepared(CONTENDERS[name], case)
     (y,) = call()
     y[-1] += 1
-    with pytest.raises(runner.Wrong, match="no copy"):
+    with pytest.raises(checks.Wrong, match="no copy"):
         CONTENDERS[name].check(case, x, dy, [y])
 
 
@@ -173,7 +175,7 @@ def test_notes_say_why_somebody_is_missing():
         OURS_READY: {"failed": "OSError"},
     }
     row = {"activation": "relu", "dtype": "float32", "size": 1000, "backward": True, "results": results}
-    assert report.notes({"cases": [row, row | {"backward": False}]}) == [
+    assert records.notes({"cases": [row, row | {"backward": False}]}) == [
         "a: absent (not installed)",
         "b: wrong (y[0] is 1, not 2) relu float32 and back 1,000, relu float32 1,000",
         "gpudrop out=: failed (OSError) relu float32 and back 1,000, relu float32 1,000",

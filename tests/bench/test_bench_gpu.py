@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import cases, checks, gpu, gpu_contenders, gpu_here, gpu_report, runner, sanitize
-from bench.cases import DTYPES, GPU_ACTIVATIONS, Case
-from bench.contenders import Absent
-from bench.gpu_contenders import CONTENDERS, COPY, CUPY, EAGER, NUMBA, PEERS, GpuContender
+from bench import cases, gpu_here, gpu_report, sanitize
+from bench import gpu_contenders as repository
+from bench.cases import GPU_ACTIVATIONS
+from bench.gpu_contenders import CONTENDERS, NUMBA, PEERS
+from bench.smi import smi
+from gpudrop.testing.benchmark import checks, gpu, gpu_contenders, runner
+from gpudrop.testing.benchmark.cases import DTYPES, LARGE, Case
+from gpudrop.testing.benchmark.contenders import Absent
+from gpudrop.testing.benchmark.gpu_contenders import COPY, CUPY, EAGER, PLAIN, GpuContender
 
 ROOT = Path(command.__file__).parent.parent
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
-PLAIN = "cupy.random"
 NO_GPU = pytest.mark.skipif(gpu_here.missing() is None, reason="there is a GPU")
 
 
@@ -35,7 +39,7 @@ def numpy_as_cupy():
 class Host:
     """Instead of a Gpu: the host's arrays and clock; a graph is the work itself."""
 
-    name, cache = "no GPU at all", 2**16
+    name, bus, cache = "no GPU at all", "none", 2**16
 
     def __init__(self):
         self.xp, self.libraries = numpy_as_cupy(), []
@@ -140,10 +144,10 @@ def test_who_cannot_take_part_says_why(monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setitem(sys.modules, "bench.triton_dropout", None)
     with pytest.raises(Absent, match="Triton can't be imported"):
-        gpu_contenders.triton(Case("kinds"), numpy_as_cupy())
-    monkeypatch.setattr(gpu_contenders.backends, "load", lambda name: f"{name} is not here")
+        repository.triton(Case("kinds"), numpy_as_cupy())
+    monkeypatch.setattr(repository.backends, "load", lambda name: f"{name} is not here")
     with pytest.raises(Absent, match="numba_cuda is not here"):
-        gpu_contenders.ours_numba(Case("kinds"), numpy_as_cupy())
+        repository.ours_numba(Case("kinds"), numpy_as_cupy())
     monkeypatch.setattr(gpu_contenders.torch_for(Case("kinds")).cuda, "is_available", lambda: False)
     with pytest.raises(Absent, match="this PyTorch finds no CUDA GPU"):
         gpu_contenders.pytorch(Case("kinds"), ModuleType("cupy"))
@@ -247,7 +251,7 @@ def test_cases_are_unique_and_cover_what_is_promised(quick):
     if not quick:
         sizes = [case.size for case in every if case.section == "sizes"]
         assert (min(sizes), max(sizes)) == (2**14, 2**30)
-        large = {(case.activation, case.dtype, case.size) for case in every if case.size >= cases.LARGE}
+        large = {(case.activation, case.dtype, case.size) for case in every if case.size >= LARGE}
         assert {(a, d, s) for a in GPU_ACTIVATIONS for d in DTYPES for s in cases.GPU_LARGE} <= large
 
 
@@ -492,13 +496,13 @@ def test_gpu_describes_itself(cupy):
 
 def test_smi_is_read_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu.smi("0") is None
+    assert smi("0") is None
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 2619 MHz, Enabled, 700.00 W'\n")
     program.chmod(0o755)
-    assert gpu.smi("0")["ecc.mode.current"] == "Enabled"
+    assert smi("0")["ecc.mode.current"] == "Enabled"
     program.write_text("#!/bin/sh\nexit 6\n")
-    assert gpu.smi("0") is None
+    assert smi("0") is None
 
 
 def test_cupy_and_torch_have_what_is_used():
@@ -532,7 +536,7 @@ def test_every_contender_is_measured_on_a_gpu():
 # What was found
 
 
-def made(activation="relu", dtype="float32", size=cases.LARGE, section="kinds", **seconds):
+def made(activation="relu", dtype="float32", size=LARGE, section="kinds", **seconds):
     """Rows of a record, whose passes take so long, by contender: seconds, or why they are not timed."""
     case = Case(section, activation, dtype, size, backward=True)
     rows = [asdict(one) | {"bytes": one.bytes, "sets": 1, "results": {}} for one in case.passes]

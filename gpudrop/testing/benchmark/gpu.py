@@ -7,7 +7,6 @@ arrays that none is still in the second-level cache when its turn comes again.
 
 import functools
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import runner
-from bench.cases import DTYPES
+from gpudrop.testing.benchmark import checks, runner
+from gpudrop.testing.benchmark.cases import DTYPES
 
 SHORTEST = 10e-3  # seconds: a measurement repeats the work until it takes so long
 GRAPHED = 2**30  # bytes: a pass that moves less is captured
@@ -60,6 +59,11 @@ class Gpu:
         return self.runtime.deviceGetAttribute(getattr(self.runtime, f"cudaDevAttr{name}"), self.id)
 
     @property
+    def bus(self):
+        """Its address, by which other programs know it."""
+        return self.runtime.deviceGetPCIBusId(self.id)
+
+    @property
     def name(self):
         return self.runtime.getDeviceProperties(self.id)["name"].decode()
 
@@ -71,7 +75,6 @@ class Gpu:
             "memory_bytes": self.runtime.memGetInfo()[1],
             "cache_bytes": self.cache,
             "multiprocessors": self._attribute("MultiProcessorCount"),
-            "smi": smi(self.runtime.deviceGetPCIBusId(self.id)),
         }
 
     def seconds(self, work, repetitions):
@@ -159,17 +162,6 @@ def _captured_by_torch(build):
     return replay
 
 
-def smi(bus):
-    """What nvidia-smi tells of a GPU, or None where it tells nothing."""
-    keys = "driver_version,clocks.max.sm,clocks.max.memory,ecc.mode.current,power.limit"
-    command = ["nvidia-smi", f"--id={bus}", f"--query-gpu={keys}", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(zip(keys.split(","), (value.strip() for value in answer.split(",")), strict=False))
-
-
 def measure(gpu, case, rounds, entered):
     """The rows of a record that a case gives, of its forward and of its backward pass.
 
@@ -233,7 +225,7 @@ def admit(gpu, case, given, contender):
     results = both()
     for result in results:
         if tuple(result.shape) != (case.size,):
-            raise runner.Wrong(f"an array of shape {tuple(result.shape)} came back")
+            raise checks.Wrong(f"an array of shape {tuple(result.shape)} came back")
     for part in parts(case.size):
         inputs = [contender.to_numpy(array[part]) for array in given[:2]]
         outputs = [contender.to_numpy(array[part]) for array in results]

@@ -15,7 +15,7 @@ SIGMAS = 6  # a right mask of a window's elements is refused twice in 1e9 times,
 
 
 class Wrong(Exception):
-    pass
+    """A contender computes something else; the message says what."""
 
 
 def dropout(case, x, dy, results):

@@ -2,16 +2,16 @@
 
 import functools
 import os
-import random
 import statistics
 import time
+from dataclasses import asdict
 
 import numba
 import numpy as np
 
-from bench import contenders
-from bench.cases import DTYPES
-from bench.checks import Wrong
+from gpudrop.testing.benchmark.cases import DTYPES
+from gpudrop.testing.benchmark.checks import Wrong
+from gpudrop.testing.benchmark.contenders import Absent
 
 SHORTEST = 1e-3  # seconds: a measurement repeats the call until it takes so long
 
@@ -21,6 +21,11 @@ def touch(size):
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ())
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
     np.empty(min(size, free // 2), np.uint8).fill(1)
+
+
+def row(case, rounds, entered):
+    """The row of a record that a case gives: the case, and its results as from `measure`."""
+    return asdict(case) | {"bytes": case.bytes, "results": measure(case, rounds, entered)}
 
 
 def measure(case, rounds, entered):
@@ -65,7 +70,7 @@ def admitted(entered, admit):
     for contender in entered:
         try:
             admissions[contender.name] = admit(contender)
-        except contenders.Absent as reason:
+        except Absent as reason:
             refusals[contender.name] = {"absent": str(reason)}
         except Wrong as reason:
             refusals[contender.name] = {"wrong": str(reason)}
@@ -79,7 +84,8 @@ def in_turns(timed, rounds):
 
     Returns {name: {"seconds": the median, "fastest": ..., "slowest": ...}}.
     """
-    samples, order, shuffle = {name: [] for name in timed}, list(timed), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in timed}
+    order, shuffle = list(timed), np.random.default_rng(0).shuffle
     for _ in range(rounds):
         shuffle(order)  # so that nobody always comes after the same one
         for name in order:

@@ -1,0 +1,177 @@
+"""gpudrop bench: the speed of dropout on this machine, against a copy, NumPy or CuPy, and PyTorch.
+
+It measures CuPy arrays where a GPU can be used, and NumPy arrays elsewhere. `python -m bench` measures more.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from gpudrop import backends
+from gpudrop.checks import check_folder
+from gpudrop.testing.benchmark import contenders, gpu, gpu_contenders, records, runner
+from gpudrop.testing.benchmark.cases import LARGE, Case
+from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
+from gpudrop.testing.benchmark.gpu_contenders import CUPY
+
+SIZE, ROUNDS = 2**24, 5
+WIDTH = 100  # characters of the table, at most
+CPU_CASES = (
+    ("relu", "float32", False),
+    ("relu", "float32", True),
+    ("gelu", "float32", True),
+    ("relu", "bfloat16", False),
+)
+"""Activation, dtype, and whether the gradient is taken back as well."""
+
+GPU_CASES = (("relu", "float32"), ("gelu", "float32"), ("relu", "bfloat16"))
+"""Activation and dtype; each pass is measured by itself."""
+
+PACKAGES = ("numpy", "numba", "torch")
+GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x")
+CAPTION = (
+    "A bar is the speed, in GB/s of the bytes that must move. of copy: the share of the speed of a copy, of one with "
+    "out= where the results go to out=. ratio: how many times as fast as the peer gpudrop is. Medians of calls in turn."
+)
+NAMES = tuple(dict.fromkeys((*contenders.CONTENDERS, *gpu_contenders.CONTENDERS)))
+COPIES = {PLAIN: PLAIN, PLAIN_READY: PLAIN_READY, OURS: PLAIN, OURS_READY: PLAIN_READY, CUPY: PLAIN}
+"""The copies and gpudrop's own contenders, each with the copy that it is compared with."""
+
+
+def run(
+    size: int | None = None, rounds: int = ROUNDS, progress: Callable[[list[Case]], Iterable[Case]] = list
+) -> dict[str, Any]:
+    """Measure dropout and its peers on this machine, in turn.
+
+    Each contender is compared with `gpudrop.testing.reference` first, and not timed if its results are wrong.
+
+    Parameters
+    ----------
+    size : int, optional
+        Elements of the arrays: 2**24 on the CPU and 2**26 on a GPU by default.
+    rounds : int, optional
+        How many measurements each median is of.
+    progress : callable, optional
+        Gets the list of cases and gives its items, as a progress bar does.
+
+    Returns
+    -------
+    dict
+        The record: the device, the versions, and for each case of "cases" the "results" by contender. A result has
+        "seconds", the median of a call, "bytes_per_second" and "elements_per_second"; or "absent", "wrong" or
+        "failed", each with the reason.
+
+    Examples
+    --------
+    >>> from gpudrop.testing.benchmark import comparison
+    >>> record = comparison.run(size=1000, rounds=1)
+    >>> record["cases"][0]["results"]["copy"]["seconds"] > 0
+    True
+    """
+    module = backends.load("cupy_elementwise")
+    if isinstance(module, str):
+        return on_cpu(size or SIZE, rounds, progress) | {"no_gpu": module}
+    return on_gpu(gpu.Gpu(), size or LARGE, rounds, progress)
+
+
+def on_cpu(size, rounds, progress):
+    """The record of a run on NumPy arrays."""
+    threads = numba.config.NUMBA_NUM_THREADS
+    cases = [Case("kinds", name, dtype, size, backward, threads) for name, dtype, backward in CPU_CASES]
+    runner.touch(4 * max(case.bytes for case in cases))
+    entered = list(contenders.CONTENDERS.values())
+    record = records.described(records.processor(), threads, PACKAGES) | {"rounds": rounds}
+    return record | {"cases": [runner.row(case, rounds, entered) for case in progress(cases)]}
+
+
+def on_gpu(device, size, rounds, progress):
+    """The record of a run on a `gpu.Gpu`."""
+    cases = [Case("kinds", name, dtype, size, backward=True) for name, dtype in GPU_CASES]
+    entered = list(gpu_contenders.CONTENDERS.values())
+    record = records.described(device.name, None, PACKAGES + GPU_PACKAGES)
+    record |= {"facts": device.facts(), "rounds": rounds}
+    rows = (gpu.measure(device, case, rounds, entered) for case in progress(cases))
+    return record | {"cases": list(itertools.chain.from_iterable(rows))}
+
+
+def ratios(row, name):
+    """The share that a contender's speed is of its copy's, and how many times as fast as a peer gpudrop is, or None."""
+    times = None if name in COPIES else records.ratio(row, CUPY if CUPY in row["results"] else OURS, name)
+    return records.share(row, name, COPIES.get(name, PLAIN)), times
+
+
+def table(record):
+    """A table of a record, with a bar for each contender's speed."""
+    from rich import box
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("GB/s", "of copy", "ratio", "ms")]
+    columns = [Column("", no_wrap=True), Column("speed", ratio=1, min_width=10), *numbers]
+    title = f"dropout of {record['cases'][0]['size']:,} elements, p = {record['cases'][0]['p']}"
+    shown = Table(*columns, title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    results = [result for row in record["cases"] for result in row["results"].values()]
+    fastest = max((result.get("bytes_per_second", 0) for result in results), default=0)
+    for row in record["cases"]:
+        shown.add_section()
+        shown.add_row(Text(records.case_words(row)[0], style="bold"))
+        for name in NAMES:
+            result = row["results"].get(name, {"absent": ""})
+            if "seconds" in result:
+                speed = result["bytes_per_second"]
+                cells = [_cell(speed / 1e9, ".3g"), *map(_cell, ratios(row, name), (".2f", ".3g"))]
+                shown.add_row(f"  {name}", ProgressBar(fastest, speed), *cells, _cell(result["seconds"] * 1e3, ".4g"))
+            elif "absent" not in result:
+                shown.add_row(f"  {name}", records.untimed(row, name))
+    return shown
+
+
+def _cell(number, form):
+    return "" if number is None else f"{number:{form}}"
+
+
+def main(file: Path | None = None) -> None:
+    """Measure, show the table and write the record.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder of the file does not exist.
+    RuntimeError
+        If gpudrop itself is wrong or fails.
+    """
+    if file is not None:
+        check_folder("results", file)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        record = run(progress=lambda cases: bar.track(cases, description="measuring"))
+    console = Console()
+    console.print(table(record), width=min(console.width, WIDTH))
+    for line in lines(record):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if file is not None:
+        file.write_text(records.dumps(record))
+    if failed := [" ".join(records.case_words(row)) for row in record["cases"] if not right(row)]:
+        raise RuntimeError(f"gpudrop is wrong or fails in {', '.join(failed)}; gpudrop selftest says more")
+
+
+def lines(record):
+    """What is printed below the table: the machine, the versions, and who is missing."""
+    yield f"{record['device']}{', {} threads'.format(record['threads']) if record['threads'] else ''}"
+    yield ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    if "no_gpu" in record:
+        yield f"no GPU was measured: {record['no_gpu']}"
+    yield from records.notes(record)
+
+
+def right(row):
+    """Whether gpudrop was timed in a case, unless the case was left out."""
+    ours = [result for name, result in row["results"].items() if name in (OURS, OURS_READY, CUPY)]
+    return "absent" in row or (bool(ours) and all("seconds" in result for result in ours))

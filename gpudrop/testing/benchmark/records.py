@@ -1,0 +1,97 @@
+"""The record of a run: what it says of the machine, how it is written, and what is read from its cases."""
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import llvmlite.binding
+
+from gpudrop.version import VERSION
+
+
+def described(device, threads, packages):
+    """The beginning of a record: what was measured, when and with what."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device,
+        "threads": threads,
+        "versions": versions(packages),
+    }
+
+
+def versions(packages):
+    """The versions of Python, gpudrop and some packages, by name; None for those that are not installed."""
+    return {"python": platform.python_version(), "gpudrop": VERSION} | {name: _version(name) for name in packages}
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def processor():
+    """The processor's name, its architecture by LLVM's name, and its cores."""
+    model, info = platform.machine(), Path("/proc/cpuinfo")  # platform.processor() starts a program
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model} ({llvmlite.binding.get_host_cpu_name()}), {os.cpu_count()} cores"
+
+
+def dumps(record):
+    """JSON with a line for each case."""
+    cases = ",\n".join(json.dumps(row) for row in record["cases"])
+    head = json.dumps({key: value for key, value in record.items() if key != "cases"}, indent=2)
+    return f'{head[:-2]},\n  "cases": [\n{cases}\n]}}\n'
+
+
+def case_words(row):
+    """A case in words: what is computed, and on how many elements."""
+    what = row.get("variant") or f"{row['activation']} {row['dtype']}"
+    back = " and back" if row.get("forward", True) else " backward"
+    return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
+
+
+def share(row, name, copy="copy"):
+    """The share that a contender's GB/s are of a copy's, or None."""
+    mine, copied = (row["results"].get(one, {}).get("bytes_per_second") for one in (name, copy))
+    return mine / copied if mine and copied else None
+
+
+def ratio(row, mine, other):
+    """How many times as fast one contender is as another, or None."""
+    mine, other = seconds(row, mine), seconds(row, other)
+    return other / mine if mine and other else None
+
+
+def seconds(row, name):
+    """The median of a contender, or None."""
+    return row["results"].get(name, {}).get("seconds")
+
+
+def untimed(row, name):
+    """What a table has for a contender that was not timed."""
+    return next((state for state in ("wrong", "failed") if state in row["results"].get(name, {})), "-")
+
+
+def notes(record):
+    """Who took no part and why, each reason once; what was wrong or failed with the cases; which were left out."""
+    reasons: dict[str, list[str]] = {}
+    for row in record["cases"]:
+        for name, result in row["results"].items():
+            for state in {"absent", "wrong", "failed", "uncaptured"} & set(result):
+                cases = reasons.setdefault(f"{name}: {state} ({result[state]})", [])
+                if state != "absent":
+                    cases.append(" ".join(case_words(row)))
+    left_out = [
+        f"{' '.join(case_words(row))}: {state} ({row[state]})"
+        for row in record["cases"]
+        for state in ("absent", "failed")
+        if state in row
+    ]
+    return [f"{reason} {', '.join(cases)}".strip() for reason, cases in reasons.items()] + left_out
