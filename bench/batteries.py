@@ -1,7 +1,7 @@
-"""dieharder, a battery of tests that others wrote, on the generator's bytes in three orders.
+"""Runs dieharder, an independent battery of tests, on the generator's bytes in three orders.
 
-Each test reads an endless pipe, on calls of its own, so that no two look at the same numbers. All p-values together
-make one verdict, by Holm's method; dieharder's own WEAK is no verdict: it is said of 1 p-value in 100 at least.
+Each test reads an endless pipe, and draws from calls of its own, so no two tests see the same numbers. Holm's method
+combines all p-values into one verdict. dieharder's own WEAK is not a verdict: at least 1 p-value in 100 is called so.
 
 Source: Brown, Eddelbuettel and Bauer, "Dieharder: a random number test suite", version 3.31.1.
 """
@@ -22,22 +22,22 @@ from gpudrop.generator import Stream
 from gpudrop.kernels.cpu import random_bytes
 from gpudrop.testing.statistics import ALPHA, holm
 
-LANES = 8  # fields of 16 bits, the default, in a chunk
-CALLS = 4096  # that "calls" interleaves, so each test has that many to itself
-FIELDS = 1024  # of each call that "calls" draws at a time
-TILE = 32  # calls whose fields stay in the second-level cache while they are transposed
-CHUNKS = 2**18  # that "lanes" transposes at a time
-DOUBTFUL = 0.005  # below it a test is run again
+LANES = 8  # 16-bit fields in a chunk; 16 bits are the default
+CALLS = 4096  # number of calls that "calls" interleaves, so each test has that many of its own
+FIELDS = 1024  # number of fields that "calls" draws of each call at a time
+TILE = 32  # number of calls transposed together: their fields stay in the second-level cache
+CHUNKS = 2**18  # number of chunks that "lanes" transposes at a time
+DOUBTFUL = 0.005  # a test with a p-value below this is run again
 
 
 def stream(seed, call):
-    """Field i is field i of the call: what `gpudrop bits` writes."""
+    """Field i is field i of the call, as `gpudrop bits` writes it."""
     for first in count(0, 2**16):
         yield random_bytes(Stream(seed, call), first, 2**16)
 
 
 def calls(seed, call):
-    """Field i is field i // CALLS of call number i % CALLS from this one on: what one unit meets in training."""
+    """Field i is field i // CALLS of call number `call + i % CALLS`: the fields that one unit gets in training."""
     for first in count(0, FIELDS // LANES):
         block = np.empty((FIELDS, CALLS), "<u2")
         for c in range(0, CALLS, TILE):
@@ -47,7 +47,7 @@ def calls(seed, call):
 
 
 def lanes(seed, call):
-    """The first lane of CHUNKS chunks, then their second, up to the eighth; then the next chunks."""
+    """The first lane of CHUNKS chunks, then the second, up to the eighth. Then the same of the next chunks."""
     for first in count(0, CHUNKS):
         drawn = random_bytes(Stream(seed, call), first, CHUNKS)
         yield np.frombuffer(drawn, "<u2").reshape(CHUNKS, LANES).T.tobytes()
@@ -57,7 +57,7 @@ ORDERS = {order.__name__: order for order in (stream, calls, lanes)}
 
 
 class Entry(NamedTuple):
-    """A test of dieharder's, by its number in dieharder -l; what is None is as dieharder has it."""
+    """A test of dieharder, by its number in dieharder -l. None selects dieharder's default."""
 
     number: int
     ntuple: int | None = None
@@ -75,7 +75,7 @@ TESTS = (
     *(Entry(200, ntuple) for ntuple in (1, 2, 3, 4, 6, 8)),  # 12 alone takes half a minute
     *(Entry(201, ntuple) for ntuple in (2, 3, 4, 5)),
     *(Entry(202, ntuple) for ntuple in (2, 3, 4, 5)),
-    *(Entry(203, lag, 20) for lag in (0, 1, 3, 7, 15, 31)),  # 3 sums one of the four words of a chunk
+    *(Entry(203, lag, 20) for lag in (0, 1, 3, 7, 15, 31)),  # lag 3 sums one of the four words of a chunk
     *(Entry(number) for number in range(204, 210)),
 )
 QUICK = (Entry(0), Entry(8), Entry(15), Entry(100), Entry(101), Entry(202, 3), Entry(203, 3, 20))
@@ -87,7 +87,7 @@ LEFT_OUT = {
 
 
 def missing():
-    """Why there is no dieharder to run, or None."""
+    """The reason why dieharder can't be run, or None."""
     if not shutil.which("dieharder"):
         return "dieharder is not installed; on Debian and Ubuntu it is the package of that name: apt install dieharder"
     return None
@@ -98,7 +98,7 @@ def version():
     return re.search(r"dieharder version (\S+)", listing)[1]
 
 
-COLUMNS = (  # in dieharder's order: what we call it, how dieharder does, and what it is
+COLUMNS = (  # in dieharder's order: our name of a column, dieharder's name, and its conversion
     ("test", "test_name", str.strip),
     ("ntuple", "ntuple", int),
     ("tsamples", "tsamples", int),
@@ -110,22 +110,22 @@ FLAGS = ["-c", ",", *(word for _, flag, _ in COLUMNS for word in ("-D", flag))]
 
 
 def run(test, blocks):
-    """What dieharder finds in an endless stream: a row for each p-value. Nothing but the test consumes the stream."""
+    """Run a test on an endless stream, which nothing else reads. Returns one row for each p-value."""
     command = ["dieharder", "-g", "200", *test.arguments()]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, *FLAGS], stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        with suppress(BrokenPipeError), process.stdin:  # a broken pipe is how it says that it has enough
+        with suppress(BrokenPipeError), process.stdin:  # dieharder closes the pipe when it has read enough
             for block in blocks:
                 process.stdin.write(block)
         output, error = process.stdout.read().decode(), process.stderr.read().decode()
     rows = list(parsed(output))
-    if process.returncode or not rows:  # at the end of its input it exits with 0
+    if process.returncode or not rows:  # dieharder exits with 0 at the end of its input
         raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode} and {output + error!r}")
     return rows
 
 
 def parsed(output):
-    """The rows in what dieharder writes with FLAGS."""
+    """The rows of a table that dieharder writes with FLAGS."""
     for line in output.splitlines():
         yield {key: kind(cell) for (key, _, kind), cell in zip(COLUMNS, line.split(","), strict=True)}
 
@@ -133,21 +133,22 @@ def parsed(output):
 def tail(row):
     """The p-value against the generator, two-sided.
 
-    Of several samples' p-values dieharder gives that of a Kolmogorov-Smirnov test, which sees those that gather at
-    either end; so it is small whichever way the generator errs. Near 1 it would say that samples are spread too
-    evenly, but dieharder takes the distance of the i-th of n to i / (n + 1), where the true one is that to the
-    farther of (i - 1) / n and i / n: distances come out too short, and 1 is too near too often (of 100 good samples
-    0.99999 is exceeded 30 times as often as it should be, of 10 samples 2000 times). The other end errs on the safe
-    side.
+    From the p-values of several samples dieharder computes one, by a Kolmogorov-Smirnov test. The test detects p-values
+    that gather at either end, so its result is small whichever way the generator errs. A result near 1 would mean that
+    the samples are spread too evenly, but dieharder is wrong there. It measures the distance of the i-th value of n to
+    i / (n + 1). The correct distance is the larger one of the distances to (i - 1) / n and i / n. So distances are too
+    short, and results near 1 are too frequent. Of 100 good samples 0.99999 is exceeded 30 times as often as it should
+    be, of 10 samples 2000 times. At the other end the error is on the safe side.
     """
     p_value = row["p_value"]
     return 2 * min(p_value, 1 - p_value) if row["psamples"] == 1 else p_value
 
 
 def measure(tests, seed, progress):
-    """The rows of all tests on all orders, with the p-values adjusted together; a doubtful test is run again.
+    """The rows of all tests on all orders, with p-values adjusted together. A doubtful test is run again.
 
-    That is on other calls, with 4 times as many samples, or 10, and what it finds then counts as much as the first.
+    The second run uses other calls, and 4 times as many samples, at least 10. Its results count as much as the first
+    ones.
     """
 
     def rows(job):
@@ -172,7 +173,7 @@ def measure(tests, seed, progress):
 
 
 def failed(record):
-    """The rows by which the generator is not random, at a false-alarm rate of ALPHA for all together."""
+    """The rows that reject the generator, at a false-alarm rate of ALPHA for all together."""
     return [row for row in record["cases"] if row["adjusted"] <= ALPHA]
 
 
@@ -192,7 +193,7 @@ def tables(record):
 
 
 def notes(record):
-    """The verdict, and what dieharder itself says."""
+    """The verdict, and dieharder's own assessments."""
     cases, bad = record["cases"], failed(record)
     said = [row["assessment"] for row in cases]
     yield f"{len(cases)} p-values; dieharder says {', '.join(f'{said.count(s)} {s}' for s in sorted(set(said)))}"

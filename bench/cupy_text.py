@@ -1,4 +1,4 @@
-"""The text of CuPy's kernels as compilers see it, without a GPU."""
+"""The source of CuPy's kernels as compilers read it, without a GPU."""
 
 import cupy
 import numpy as np
@@ -6,7 +6,7 @@ from cupy._core import _kernel, _scalar
 
 
 def elementwise_source(kernel, form=(1, True, True)):
-    """What CuPy makes of an ElementwiseKernel; form: (ndim, contiguous, whether 32 bits index them) of all arrays."""
+    """The source that CuPy makes of an ElementwiseKernel. form: (ndim, contiguous, 32-bit indices) of all arrays."""
     array, indexer, scalar = 1, 2, 3  # CuPy's kinds of kernel arguments
 
     def argument(parameter):
@@ -22,7 +22,8 @@ def elementwise_source(kernel, form=(1, True, True)):
     return "#include <cupy/carray.cuh>\n" + text
 
 
-# Names of CuPy's header of complex numbers, which it includes before every ElementwiseKernel; it needs Thrust.
+# CuPy includes its header of complex numbers before every ElementwiseKernel, and that header needs Thrust. These are
+# the names that it defines.
 NAMES = ("conj", "real", "imag", "arg")
 COMPLEX = "namespace of_cupy {\nstruct complex {};\n"
 COMPLEX += "".join(f"__device__ complex {name}(complex);\n" for name in NAMES)
@@ -31,7 +32,10 @@ USING = "".join(f"using of_cupy::{name};\n" for name in NAMES)
 
 
 def program(sources):
-    """One program out of several, [(source, kernel's name), ...]: each in a namespace; number i of them is kernel_i."""
+    """Join sources, [(source, kernel's name), ...], into one program.
+
+    Each has a namespace, and kernel i is kernel_i.
+    """
     whole = "#include <cupy/carray.cuh>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n" + COMPLEX
     for i, (source, name) in enumerate(sources):
         whole += f"#define {name} kernel_{i}\nnamespace n{i} {{\n{USING}{source}\n}}\n#undef {name}\n"

@@ -1,4 +1,4 @@
-"""python -m bench.gpu_here: fails with one line where nothing can be measured on a GPU."""
+"""python -m bench.gpu_here: exits with a one-line reason if nothing can be measured on a GPU."""
 
 import ctypes
 import importlib
@@ -6,7 +6,10 @@ import sys
 
 
 def missing():
-    """Why nothing can be measured here, or None. The driver is asked first, which takes no package."""
+    """The reason why nothing can be measured here, or None.
+
+    The driver is checked first, because this needs no package.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

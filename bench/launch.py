@@ -1,10 +1,10 @@
-"""What a call costs on the host: the Python time from the call to the launch, which needs no GPU to be measured.
+"""The cost of a call on the CPU: the Python time from the call to the launch. No GPU is needed to measure it.
 
-The arrays are small, and the launch itself is replaced by `stand_in.c`. For Numba that is a driver, so all that Numba
-and cuda.core do is measured. CuPy has CUDA's runtime in it, which works with no driver but NVIDIA's; for it, what its
-modules call of each other is replaced one step before: the functions of cupy_backends.cuda.api.runtime and driver,
-which hand on to CUDA. What these do themselves is all that is left out: leaving and taking Python's lock, calling CUDA
-and looking at the error.
+The arrays are small, and the launch itself is replaced by the stub driver `stand_in.c`. Numba calls the stub as its
+driver, so all work of Numba and cuda.core is measured. CuPy contains CUDA's runtime, which works only with NVIDIA's
+driver. For CuPy, the stub replaces functions one level higher, which CuPy's modules call to reach CUDA. They are in
+cupy_backends.cuda.api.runtime and driver. Only their own work is left out: releasing and taking Python's lock, calling
+CUDA and checking the error.
 """
 
 import ctypes
@@ -22,21 +22,21 @@ import numpy as np
 
 LIBRARIES = ("cupy", "numba")
 ELEMENTS, CALLS = 1000, 500
-SIGNATURES = []  # of what was replaced, since a capsule doesn't copy them
+SIGNATURES = []  # keeps the signatures of replaced functions alive, because a capsule doesn't copy them
 KINDS = {b"PyObject *": "cupy_none", b"int": "cupy_zero", b"intptr_t": "cupy_handle", b"unsigned int": "cupy_zero"}
 
 
 def measure(rounds=15):
-    """Medians of rounds, in microseconds per call: {what: microseconds}. Each library has its own fresh process."""
+    """Medians of rounds, in microseconds per call: {what: microseconds}. Each library runs in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        # The name and the place by which Numba finds a driver.
+        # Numba finds a driver by this name, in this folder.
         library = Path(folder) / "libcuda.so.1"
         source = Path(__file__).with_name("stand_in.c")
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         found = {}
         for name in LIBRARIES:
             changes = {"CUPY_CACHE_DIR": folder, "NUMBA_ENABLE_CUDASIM": "0"}
-            if name == "numba":  # CUDA's runtime, in CuPy, must not take it for a driver
+            if name == "numba":  # not for CuPy, whose CUDA runtime would load the stub as its driver
                 changes["LD_LIBRARY_PATH"] = folder
             command = [sys.executable, "-W", "ignore", "-m", "bench.launch", name, library, str(rounds)]
             where = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def measure(rounds=15):
 
 
 def cases(name):
-    """What is measured in a library: {what: (a function of no arguments, how many launches it comes to)}."""
+    """The cases of a library: {what: (a function without arguments, the number of its launches)}."""
     import gpudrop
 
     if name == "cupy":
@@ -77,7 +77,7 @@ def cases(name):
         backprop(dy)
 
     strided = {}
-    if name == "cupy":  # through an ElementwiseKernel
+    if name == "cupy":  # uses an ElementwiseKernel
         transposed = cupy.empty((20, 50), np.float32).T
         strided["dropout of a transposed array"] = lambda: gpudrop.dropout(transposed, 0.1, rng=rng), 1
     return strided | {
@@ -90,9 +90,9 @@ def cases(name):
 
 
 def replace_cuda(stand_in):
-    """Have CuPy's modules call the stand-in; to be called before CuPy is imported.
+    """Make CuPy's modules call the stub. Must be called before CuPy is imported.
 
-    A compiled module of CuPy's gets the functions of another one from a table of capsules, when it is imported.
+    When a compiled module of CuPy is imported, it gets functions of other modules from a table of capsules.
     """
     from cupy_backends.cuda.api import driver, runtime
 
@@ -101,13 +101,13 @@ def replace_cuda(stand_in):
     capsule_of.argtypes, capsule_of.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p], ctypes.py_object
     for table in (runtime.__pyx_capi__, driver.__pyx_capi__):
         for name, capsule in table.items():
-            signature = name_of(capsule)  # "int (int, int)", say
+            signature = name_of(capsule)  # for example "int (int, int)"
             kind, call, _ = signature.partition(b"(")
             function = getattr(stand_in, f"cupy_{name}", None) or getattr(stand_in, KINDS.get(kind.strip(), ""), None)
             if call and function:
                 SIGNATURES.append(signature)
                 table[name] = capsule_of(ctypes.cast(function, ctypes.c_void_p).value, signature, None)
-    # For those who ask in Python.
+    # Python code calls these.
     runtime.getDeviceCount, runtime.getDevice = lambda: 1, lambda: 0
     runtime.deviceGetAttribute = lambda which, device: 132
     driver.occupancyMaxActiveBlocksPerMultiprocessor = lambda kernel, threads, shared: 8
@@ -122,7 +122,7 @@ def main(name, library, rounds):
         for _ in range(100):
             call()
         before = stand_in.stand_in_launches()
-        # The time of the thread, since others that run beside it are no part of the call.
+        # The time of this thread, because other threads are not part of the call.
         samples = timeit.repeat(call, timer=time.thread_time, repeat=int(rounds), number=CALLS)
         assert stand_in.stand_in_launches() - before == int(rounds) * CALLS * launches, f"{what} was not launched"
         found[what] = [seconds / CALLS * 1e6 for seconds in samples]

@@ -1,4 +1,4 @@
-"""CUDA kernels compiled and taken apart without a GPU: CuPy's text by NVRTC, Numba's by NVVM and the PTX compiler."""
+"""Compiles CUDA kernels without a GPU, and disassembles them: CuPy's with NVRTC, Numba's with NVVM."""
 
 import functools
 import importlib.metadata
@@ -26,7 +26,7 @@ CUDA = Path(next(iter(nvidia.__path__))) / "cu13"
 INCLUDE = [f"{Path(cupy.__file__).parent}/_core/include", f"{CUDA}/include"]
 
 
-# The packages that compile or bring headers, and the sources that Numba's kernels are made of beside their formula.
+# The packages with compilers or headers, and the sources that Numba's kernels are made of beside their formula.
 COMPILERS = ("cuda-core", "numba-cuda", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink", "nvidia-nvvm")
 PACKAGE = Path(gpudrop.__file__).parent
 SOURCES = sorted((PACKAGE / "formulas").glob("*.py"))
@@ -35,7 +35,7 @@ SOURCES += sorted(Path(kernels.__file__).parent.rglob("*.py"))
 
 @functools.cache
 def compilers():
-    """The versions of the compilers that are installed."""
+    """The versions of the installed compilers."""
     return {name: importlib.metadata.version(name) for name in COMPILERS} | {"cupy": cupy.__version__}
 
 
@@ -45,10 +45,10 @@ def sources():
 
 
 def cubin(source, kind, architecture):
-    """Machine code for sm_<architecture>; kind: "c++" or "ptx"."""
+    """Machine code for sm_<architecture>. kind: "c++" or "ptx"."""
     options = {"arch": f"sm_{architecture}"}
     if kind == "c++":
-        options |= {"std": "c++17", "include_path": INCLUDE, "ftz": True}  # as CuPy always has it
+        options |= {"std": "c++17", "include_path": INCLUDE, "ftz": True}  # CuPy always sets ftz
 
     def make(path):
         path.write_bytes(core.Program(source, kind, core.ProgramOptions(**options)).compile("cubin").code)
@@ -57,9 +57,9 @@ def cubin(source, kind, architecture):
 
 
 def cupy_source(keys):
-    """The complete texts of CuPy kernels as one program; number i of them, (kernel, form), is kernel_i.
+    """The complete sources of CuPy kernels, given as (kernel, form), as one program. Kernel number i is kernel_i.
 
-    form: None, or of arrays that aren't contiguous (ndim, whether 32 bits index them).
+    form: None, or (ndim, whether 32 bits index the arrays) for arrays that aren't contiguous.
     """
     return program([(_cupy_text(kernel, form), kernel.name) for kernel, form in keys])
 
@@ -72,7 +72,7 @@ def _cupy_text(kernel, form):
 
 
 def numba_ptx(key, architectures):
-    """PTX by architecture, of (kernel, form)."""
+    """The PTX of (kernel, form) for each architecture."""
     kernel, form = key
     described = [kernel.name, kernel.dtype, parse(kernel.formula).digest, form]
     texts = {}
@@ -88,12 +88,12 @@ def numba_ptx(key, architectures):
 
 
 def _is_native(kernel, architecture):
-    """Whether the GPU itself converts what the kernel converts."""
+    """Whether the GPU has instructions for the kernel's conversions."""
     return architecture >= 80 or kernel.dtype != "bfloat16"
 
 
 def _compiled_by_numba(kernel, form, native, architectures):
-    """PTX by architecture. Typing and lowering are shared, for the architecture doesn't matter there."""
+    """The PTX for each architecture. Typing and lowering do not depend on the architecture, and are shared."""
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
     if form is None:
@@ -106,7 +106,7 @@ def _compiled_by_numba(kernel, form, native, architectures):
 
 
 def disassembled(code):
-    """The functions of a cubin, as nvdisasm gives them: {name: [{"opcode": ..., "operands": ...}, ...]}."""
+    """The functions of a cubin, as nvdisasm prints them: {name: [{"opcode": ..., "operands": ...}, ...]}."""
 
     def make(path):
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -134,9 +134,9 @@ ATTRIBUTES = {0x2F: "registers", 0x11: "frame", 0x12: "stack"}
 
 
 def resources(code):
-    """{kernel: {"registers": of a thread, "frame": bytes of its stack, "stack": the least that it needs}} of a cubin.
+    """{kernel: {"registers": per thread, "frame": bytes of its stack, "stack": the stack's minimum}} of a cubin.
 
-    They are in the section .nv.info of the ELF file, as records of a format, an attribute, an extent and a payload.
+    The section .nv.info of the ELF file contains them. A record has a format, an attribute, an extent and a payload.
     """
     (sections_at,), (size, count, names) = struct.unpack_from("<Q", code, 40), struct.unpack_from("<HHH", code, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", code, sections_at + i * size) for i in range(count)]
@@ -151,7 +151,7 @@ def resources(code):
     while at < begin + length:
         form, attribute, extent = struct.unpack_from("<BBH", code, at)
         at += 4
-        if form == 4:  # a record with a payload of that extent
+        if form == 4:  # a record whose payload has that extent
             if attribute in ATTRIBUTES:
                 symbol, value = struct.unpack_from("<II", code, at)
                 (name,) = struct.unpack_from("<I", code, symbols[4] + 24 * symbol)

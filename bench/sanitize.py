@@ -1,6 +1,6 @@
-"""compute-sanitizer's memcheck and racecheck over a small run of the CUDA kernels.
+"""Runs compute-sanitizer's memcheck and racecheck over a small run of the CUDA kernels.
 
-python -m bench.sanitize        runs both over `python -m bench.sanitize run`, where the tool is and serves the GPU
+`python -m bench.sanitize` runs both over `python -m bench.sanitize run`, if they are installed and support the GPU.
 """
 
 import functools
@@ -14,14 +14,17 @@ import gpudrop
 from gpudrop import arrays, backends
 from gpudrop.testing.benchmark.cases import DTYPES
 
-# Looking for what a driver has, cuda.bindings gets errors that mean nothing, and memcheck would report them.
+# cuda.bindings tests which functions a driver has. memcheck would report the resulting errors, which are harmless.
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
-SIZES = (1, 15, 4099)  # no chunk, a part of one, and many with a rest
+SIZES = (1, 15, 4099)  # one element, an incomplete chunk, and many chunks with a remainder
 STREAM = gpudrop.Stream(3, 4)
 
 
 def run(put, get, backend):
-    """Forward and backward passes whose every mask is the host's; put and get move arrays to the backend and back."""
+    """Run forward and backward passes, and compare all masks with the CPU's.
+
+    put and get copy arrays to the backend and back.
+    """
     rng = np.random.default_rng(0)
     for dtype in DTYPES.values():
         for activation in ("relu", "gelu"):
@@ -41,13 +44,13 @@ def _compare(function, x, put, get, backend):
 def run_on_gpu():
     import cupy
 
-    cupy.cuda.set_allocator(None)  # memory of its own for each array: CuPy's pool would hide what is out of bounds
+    cupy.cuda.set_allocator(None)  # separate memory for each array: CuPy's pool would hide accesses out of bounds
     for backend in ("cupy_elementwise", "numba_cuda"):
         run(functools.partial(backends.of, backend), arrays.to_host, backend)
 
 
 def main(command):
-    """Run a command under each tool, with one line of what came of it. Returns how many found something."""
+    """Run a command under each tool, and print one line for each. Returns how many tools found errors."""
     path = shutil.which("compute-sanitizer")
     if path is None:
         print("compute-sanitizer: not on this machine")

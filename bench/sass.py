@@ -1,9 +1,9 @@
-"""What the compiled CUDA kernels are made of, and what that says of their speed: python -m bench sass.
+"""The instructions of the compiled CUDA kernels, and the speed that they allow: python -m bench sass.
 
-Nothing is run. Every kernel is compiled for an architecture and disassembled; counted is the longest way around its
-loop through its store of whole chunks, which is what a thread does again and again, but for the two ends of an array.
-From the counts come two bounds on the time of an element: the bytes that it moves over the GPU's bandwidth, and its
-instructions over the rate at which a multiprocessor issues them, each kind at the rate of its own pipe as well.
+Nothing is run. Every kernel is compiled for an architecture and disassembled. The counts are of the longest path
+through its loop that stores whole chunks. A thread repeats this path, except at the two ends of an array. Two bounds on
+the time per element follow from the counts. The first is the bytes moved over the GPU's bandwidth. The second is the
+instructions over the issue rate of a multiprocessor, also for each kind at the rate of its pipe.
 """
 
 import concurrent.futures
@@ -39,30 +39,30 @@ PIPES = {
     "convert": r"F2F|F2I|I2F|F2FP|I2FP|FRND",
     "integer": r"U?(ISETP|IADD|LOP3|LEA|SHF|SEL|PRMT|IMNMX|VIMNMX|VIADD|IABS|PLOP3|MOV|FLO)|FSEL|FMNMX|FSETP|FCHK|HSET",
 }
-"""Which instructions share a pipe with a rate in gpus.json; the others (loads, branches) are only issued."""
+"""The instructions that share a pipe with a rate in gpus.json. All others (loads, branches) are only issued."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one kernel; counts are of one element on the way through the loop, unless they say otherwise.
+    """The counts of one kernel, per element on the path through the loop unless stated otherwise.
 
     Attributes
     ----------
     registers : int
-        Of a thread.
+        Registers per thread.
     stack : int
-        Bytes of a thread, spills among them.
+        Bytes of stack per thread, including spills.
     local : int
         Accesses to local memory in the whole kernel.
     loads, stores : dict
-        {bits: how many accesses to global memory of that width} on the way.
+        {bits: number of accesses to global memory of that width} on the path.
     elements : int
-        How many the way serves.
+        Number of elements that the path computes.
     instructions : float
     pipes : dict
-        {pipe: instructions of an element}.
+        {pipe: instructions per element}.
     divisions : int
-        64-bit integer divisions that the loop calls, on whatever way.
+        64-bit integer divisions that the loop calls, on any path.
     float64 : int
         Instructions of float64 in the whole kernel.
     """
@@ -86,19 +86,19 @@ def kernel_of(direction, activation, bits, dtype):
 
 
 def described(kernel):
-    """The names and the number from which `kernel_of` makes a kernel, but for the dtype."""
+    """The arguments from which `kernel_of` makes a kernel, except the dtype."""
     activation, direction, bits = re.fullmatch(r"gpudrop_(\w+)_(forward|backward)_(\d+)\w*", kernel.name).groups()
     return direction, activation, int(bits)
 
 
 def all_kernels(dtypes=DTYPES):
-    """Every kernel of dropout with an activation, each once: where the output is saved, backward draws no bits."""
+    """Every kernel of dropout with an activation, once. A backward pass that reads the saved output draws no bits."""
     product = itertools.product(dtypes, ACTIVATIONS, ("forward", "backward"), BITS)
     return list(dict.fromkeys(kernel_of(direction, name, bits, dtype) for dtype, name, direction, bits in product))
 
 
 def measure(backend, kernels, architecture):
-    """The Figures of kernels on contiguous arrays, in their order."""
+    """The Figures of kernels on contiguous arrays, in the order of the kernels."""
     from bench import offline
 
     if backend == "cupy_elementwise":
@@ -116,7 +116,7 @@ def measure(backend, kernels, architecture):
 
 
 def figures_of(code, ptx, kernel):
-    """The Figures of a kernel of Numba's, from its machine code and the PTX that tells its name."""
+    """The Figures of a Numba kernel, from its machine code and from its PTX, which contains its name."""
     from bench import offline
 
     name = re.search(r"\.entry (\w+)", ptx)[1]
@@ -147,7 +147,7 @@ def figures(instructions, resources, kernel):
 
 
 def _widths(instructions, operation):
-    """{bits: how many of the accesses are so wide}."""
+    """{bits: number of accesses of that width}."""
     opcodes = [i["opcode"] for i in instructions if i["opcode"].startswith(operation)]
     return dict(Counter(_width(opcode) for opcode in opcodes))
 
@@ -157,20 +157,20 @@ def _width(opcode):
 
 
 def loop_of(instructions):
-    """The numbers of the instructions of the loop with the widest stores, and of those on the way through it.
+    """The indices of all instructions of the loop with the widest stores, and of those on the path through it.
 
-    Of the ways through the most of the stores, for a compiler may do several rounds in one, it is the longest, since
-    shorter ones are those of special numbers, and some that nothing ever goes. Calls aren't on it: they are the slow
-    ways of quotients.
+    A compiler may unroll the loop, so the path must have the most stores. Of these paths the longest is chosen. Shorter
+    ones are for special values, or are never taken. Paths with calls are excluded, because they are the slow paths of
+    quotients.
     """
     stored = {k: _width(i["opcode"]) for k, i in enumerate(instructions) if i["opcode"].startswith("STG")}
     wide = [k for k in stored if stored[k] == max(stored.values())]
     called = {k for k, i in enumerate(instructions) if i["opcode"].startswith("CALL")}
-    for avoided in (called, set()):  # some kernels of float64 have no way without
+    for avoided in (called, set()):  # some kernels of float64 have calls on every path
         there = set(range(len(instructions))) - avoided
         after = {k: there.intersection(_after(k, instruction)) for k, instruction in enumerate(instructions)}
         before = _reversed(after)
-        for store in wide:  # the first round may stand before the loop
+        for store in wide:  # the first round may be before the loop
             loop = _reached(store, after) & _reached(store, before)
             if store in loop:
                 top = min(loop)
@@ -184,7 +184,7 @@ def loop_of(instructions):
 
 
 def _inner(after):
-    """What lies in loops within the loop, which the ends of an array go through."""
+    """The instructions of loops within the loop, which run only at the ends of an array."""
     try:
         graphlib.TopologicalSorter(after).prepare()
     except graphlib.CycleError:
@@ -201,7 +201,7 @@ def _reversed(after):
 
 
 def _reached(start, after):
-    """All that some way from start leads to; start itself if one comes back."""
+    """All instructions that can be reached from start. start is among them if a path returns to it."""
     found, front = set(), [start]
     while front:
         new = after[front.pop()] - found
@@ -211,10 +211,10 @@ def _reached(start, after):
 
 
 def _longest(start, ends, after, weights):
-    """The way from start to one of the ends that weighs most."""
+    """The path with the largest weight from start to one of the ends."""
     before = _reversed(after)
     among = (_reached(start, after) | {start}) & set().union(*({end} | _reached(end, before) for end in ends))
-    best = {}  # (weight, where it came from)
+    best = {}  # (weight, predecessor)
     for k in graphlib.TopologicalSorter({k: before[k] & among for k in among}).static_order():
         weight, origin = max(((best[b][0], b) for b in before[k] & among), default=(0, None))
         best[k] = weight + weights[k], origin
@@ -225,21 +225,21 @@ def _longest(start, ends, after, weights):
 
 
 def _after(k, instruction):
-    """Where it goes on after instruction number k."""
+    """The instructions that can follow instruction number k."""
     opcode, operands = instruction["opcode"], instruction.get("operands", "")
     conditional = "predicate" in instruction or (opcode == "BRA" and operands.count(",") > 0)
     if opcode == "EXIT":
         return [k + 1] if conditional else []
     if opcode == "BRA":
-        target = int(operands.split(",")[-1], 16) // 16  # the bytes of an instruction
+        target = int(operands.split(",")[-1], 16) // 16  # an instruction has 16 bytes
         return [k + 1, target] if conditional else [target]
     return [] if opcode.startswith(("RET", "BRX", "JMP")) else [k + 1]
 
 
 def faults(kernel, figures):
-    """What no kernel may have, in words."""
+    """The rules that a kernel breaks, in words."""
     width = 8 * chunks(kernel).width
-    others = kernel.masked or kernel.stored  # a mask's accesses may be of any size, and a stream's numbers have 64 bits
+    others = kernel.masked or kernel.stored  # accesses to a mask have any size, and stored streams have 64 bits
     accesses = {*figures.stores} if others else {*figures.loads, *figures.stores}
     found = {
         f"{figures.stack} bytes of stack": figures.stack,
@@ -252,17 +252,17 @@ def faults(kernel, figures):
 
 
 BAR = 22
-"""Instructions of an element at most, for what `has_bar` names."""
+"""The largest number of instructions per element, for kernels that `has_bar` selects."""
 
 
 def has_bar(kernel):
-    """Whether a kernel is one of those that are held to BAR: of identity and relu, in at most 32 bits."""
+    """Whether BAR applies to a kernel: to identity and relu, in dtypes of at most 32 bits."""
     _, activation, bits = described(kernel)
     return activation in ("identity", "relu") and bits in (0, 16) and kernel.dtype != "float64"
 
 
 def bounds(kernel, figures, gpu):
-    """Seconds of an element at the least: {"memory": s, and for each pipe and for issuing them all: s}."""
+    """Lower bounds on the seconds per element: {"memory": s, "issue": s, and s for each pipe}."""
     rates = GPUS["rates"][gpu["arch"]]
     each = gpu["multiprocessors"] * gpu["clock_hz"]
     moved = (kernel.num_inputs + len(kernel.outputs)) * np.dtype(kernel.storage).itemsize
@@ -271,15 +271,15 @@ def bounds(kernel, figures, gpu):
 
 
 def predicted_share(bounds):
-    """Which share of the peak bandwidth is possible: 1 where memory is the limit."""
+    """The largest possible share of the peak bandwidth: 1 if memory is the limit."""
     return bounds["memory"] / max(bounds.values())
 
 
 def measure_all(gpu, processes=None):
-    """Rows of every kernel of both backends, as they are found, with a prediction for a GPU."""
+    """Yield rows of every kernel of both backends as they are measured, with a prediction for a GPU."""
     architecture = int(gpu["arch"].removeprefix("sm_"))
     kernels = all_kernels()
-    jobs = [("numba_cuda", kernels[i::20]) for i in range(20)]  # alike, so that the last ones end together
+    jobs = [("numba_cuda", kernels[i::20]) for i in range(20)]  # equal parts, so that all end at about the same time
     jobs += [("cupy_elementwise", [kernel for kernel in kernels if kernel.dtype == dtype]) for dtype in DTYPES]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
@@ -290,7 +290,7 @@ def measure_all(gpu, processes=None):
 
 
 def jobs_count():
-    """How many times `measure_all` yields."""
+    """The number of times that `measure_all` yields."""
     return 20 + len(DTYPES)
 
 
@@ -322,8 +322,8 @@ def row(backend, kernel, figures, gpu):
 
 
 NOTE = """
-for each backend: instructions of an element (its multiplications of integers), registers of a thread, and the PREDICTED
-share of the peak bandwidth with what would limit it; nothing is measured"""
+for each backend: instructions per element (of them integer multiplications), registers per thread, and the PREDICTED
+share of the peak bandwidth with its limit; nothing is measured"""
 
 
 def tables(record):
@@ -349,7 +349,7 @@ def _prediction(row):
 
 
 def notes(record):
-    """What breaks a rule or a bar, and what the predictions come to, in a line each."""
+    """One line for each broken rule and bar, and a summary of the predictions."""
     rows = record["cases"]
     for r in rows:
         name = f"{r['backend']} {r['dtype']} {r['kernel']}"

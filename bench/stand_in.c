@@ -1,6 +1,6 @@
-// A stand-in for the CUDA driver, for measuring what runs on the host: a launch does nothing, device memory is the
-// host's, and the rest succeeds. It has what Numba and cuda.core call of libcuda.so.1, and, under names that begin with
-// cupy_, what CuPy's modules call of cupy_backends.cuda.api where that must give more than nothing (see launch.py).
+// A stub of the CUDA driver, to measure the work of the CPU. A launch does nothing, device memory is CPU memory, and
+// all other calls succeed. It defines the functions of libcuda.so.1 that Numba and cuda.core call. Functions whose
+// names begin with cupy_ replace functions of cupy_backends.cuda.api that must return a value (see launch.py).
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
@@ -13,14 +13,14 @@ typedef void *Handle;
 static long launches;
 static char context;
 
-static Handle handle(void) { return malloc(1); }  // like no other
+static Handle handle(void) { return malloc(1); }  // a unique value
 static int allocate(Handle *memory, size_t bytes) { return posix_memalign(memory, 512, bytes); }
 static int copy(Handle to, const void *from, size_t bytes) { return memcpy(to, from, bytes), 0; }
 static int nothing(void) { return 0; }
 
 long stand_in_launches(void) { return launches; }
 
-// Devices: one, with the numbers of an H100.
+// One device, with the properties of an H100.
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cuDeviceGetCount(int *count) { return *count = 1, 0; }
@@ -31,7 +31,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = (size_t)1 <
 static int attribute(int which) {
   switch (which) {
     case 1: case 2: case 3: return 1024;  // threads per block, and along its axes
-    case 5: return 0x7fffffff;            // blocks
+    case 5: return 0x7fffffff;            // blocks along the axes of a grid
     case 6: case 7: return 65535;
     case 8: return 49152;                 // bytes of shared memory per block
     case 10: return 32;                   // threads per warp
@@ -44,7 +44,7 @@ static int attribute(int which) {
 }
 int cuDeviceGetAttribute(int *value, int which, int device) { return *value = attribute(which), 0; }
 
-// One context, current everywhere.
+// One context, which is always current.
 int cuDevicePrimaryCtxRetain(Handle *current, int device) { return *current = &context, 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { return *flags = 0, *active = 1, 0; }
 int cuCtxGetCurrent(Handle *current) { return *current = &context, 0; }
@@ -79,7 +79,7 @@ int cuMemcpyDtoHAsync_v2(Handle to, const void *from, size_t bytes, Handle strea
 int cuLaunchKernel(void) { return ++launches, 0; }
 int cuLaunchKernelEx(void) { return ++launches, 0; }
 
-// Where a name has two versions, callers of today get the second.
+// If a function has two versions, current callers use the second.
 int cuGetProcAddress_v2(const char *name, Handle *function, int version, uint64_t flags, int *status) {
   static Handle self;
   Dl_info here;
@@ -99,7 +99,7 @@ int cuGetProcAddress(const char *name, Handle *function, int version, uint64_t f
   return cuGetProcAddress_v2(name, function, version, flags, NULL);
 }
 
-// CuPy's: what they return is the result itself.
+// Functions for CuPy return their result directly.
 extern void Py_IncRef(Handle);
 extern char _Py_NoneStruct;
 Handle cupy_none(void) { return Py_IncRef(&_Py_NoneStruct), &_Py_NoneStruct; }

@@ -1,4 +1,4 @@
-"""What is paid once: importing, and the first call of a kernel, with an empty cache on disk and with a full one."""
+"""The cost of a start: the import, and the first call of a kernel, with an empty and with a filled cache on disk."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ print(time.perf_counter() - t)
 
 
 def measure(rounds=3):
-    """Medians in seconds, each of fresh processes: {what: seconds}."""
+    """Medians in seconds over fresh processes: {what: seconds}."""
     samples = {"import gpudrop, beyond numpy and numba": [_run(IMPORT, {}) for _ in range(rounds)]}
     for activation in ("relu", "gelu"):
         first, second = [], []

@@ -1,11 +1,11 @@
-"""Training steps of PyTorch models, and single calls: what dropout costs as torch draws it, and as gpudrop does.
+"""Training steps of PyTorch models, and single calls: the cost of torch's dropout, and of gpudrop's.
 
-Every model trains each of the WAYS, from the same weights and on the same inputs. What a way claims is checked before
-it is timed, and a run in which one does something else ends there.
+Every model is trained in each of the WAYS, from the same weights and on the same inputs. Each way's claims are checked
+before it is timed. A false claim ends the run.
 
     python -m bench.torch_steps CASE WAY
 
-is the process that measures the memory of one way: it prints bytes.
+measures the memory of one way in a process of its own, and prints bytes.
 """
 
 import functools
@@ -28,26 +28,26 @@ from gpudrop.testing.benchmark.runner import in_turns, seconds
 
 P = 0.1
 VOCABULARY = 8192
-WARM = 2  # rounds that aren't kept
-PEAK_STEPS = 3  # the first one makes the optimizer's state, the others have it already
-REPETITIONS = 2000  # calls of a measurement
+WARM = 2  # rounds that are discarded
+PEAK_STEPS = 3  # the first step allocates the optimizer's state
+REPETITIONS = 2000  # calls per measurement
 OURS = "gpudrop::forward"
 TORCHS = {"aten::bernoulli", "aten::bernoulli_", "aten::native_dropout"}
-RESET = Path("/proc/self/clear_refs")  # Linux: 5, written there, sets the high-water mark to what is resident now
+RESET = Path("/proc/self/clear_refs")  # Linux: writing 5 sets the high-water mark to the memory that is resident now
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what it is trained on.
+    """A model and its training data.
 
     Attributes
     ----------
     model : str
         One of MODELS.
     width, layers, heads : int
-        Of the model; its feed-forward layers are four times as wide.
+        Sizes of the model. Its feed-forward layers are four times as wide.
     batch, length : int
-        Of its input.
+        Sizes of its input.
     """
 
     model: str
@@ -77,7 +77,7 @@ def encoder(case, p):
 
 
 def gpt2(case, p):
-    """Random weights, random tokens, and the loss of the next token."""
+    """GPT-2 with random weights, random tokens, and the loss of the next token."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_embd": case.width, "n_layer": case.layers, "n_head": case.heads, "n_positions": 2 * case.length}
@@ -90,22 +90,22 @@ def gpt2(case, p):
 
 
 MODELS = {"nn.TransformerEncoder": encoder, "GPT-2": gpt2}
-"""Functions of a case and p: the model, what it gives for its input, and the loss of that."""
+"""Functions of a case and p, which return the model, a function for its output, and a function for the loss."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a model gets its dropout.
+    """A way to add dropout to a model.
 
     Attributes
     ----------
     change : callable
-        What is done to the model before training.
+        Changes the model before training.
     around : callable
-        The context in which it trains.
+        Makes the context of training.
     p : float
     draws : tuple of (bool or None)
-        Whether masks are drawn by gpudrop and by torch; None: both are right.
+        Whether gpudrop draws masks, and whether torch does. None allows both.
     """
 
     change: Callable = lambda model: model
@@ -118,13 +118,13 @@ WAYS = {
     "no dropout": Way(p=0.0, draws=(False, False)),
     "torch": Way(draws=(False, True)),
     "accelerate": Way(around=gpudrop.torch.accelerate),
-    # What a model drops by functions, as GPT-2 does in its attention, stays torch's.
+    # A model that calls functions for dropout, as GPT-2 does in its attention, keeps torch's dropout there.
     "convert": Way(change=gpudrop.torch.convert, draws=(True, None)),
 }
 
 
 class Side:
-    """A model that trains one way."""
+    """A model that is trained in one way."""
 
     def __init__(self, case, way):
         torch.manual_seed(0)
@@ -151,12 +151,12 @@ class Side:
 
 
 def measure(name, rounds):
-    """What one case gives: its row of the record, with the results by way, or with the reason why it is left out.
+    """Measure one case. Returns its row of the record, with results by way, or with the reason why it is absent.
 
     Raises
     ------
     Wrong
-        If a way does something else than it claims.
+        If a way does not do what it claims.
     """
     case = (CASES | QUICK)[name]
     row = {"section": "steps", "name": name} | asdict(case)
@@ -176,16 +176,16 @@ def measure(name, rounds):
 
 
 def check_predictions(sides):
-    """Without dropout all models are one: the same weights, the same input, the same output."""
+    """Check that without dropout all models compute the same output from the same weights and input."""
     outputs = {way: side.prediction() for way, side in sides.items()}
     wanted = outputs["torch"]
     for way, output in outputs.items():
         if not torch.allclose(output, wanted, rtol=1e-5, atol=1e-5):
-            raise Wrong(f"{way}: its output without training is another one than torch's")
+            raise Wrong(f"{way}: its output without training differs from torch's")
 
 
 def check_draws(way, side):
-    """The operators that drew masks in a step, if they are those that should have."""
+    """The operators that drew masks in a step, after a check against the way's claim."""
     with torch.profiler.profile() as profile:
         side.step()
     drawn = sorted({event.key for event in profile.key_averages()} & {OURS, *TORCHS})
@@ -196,12 +196,12 @@ def check_draws(way, side):
 
 
 def saved_bytes(side):
-    """What autograd keeps of a forward pass for the backward pass, parameters aside."""
+    """The bytes that autograd saves in a forward pass for the backward pass, without parameters."""
     kept, parameters = {}, {p.untyped_storage().data_ptr() for p in side.model.parameters()}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage  # which keeps the address its own as well
+        kept[storage.data_ptr()] = storage  # the address is not reused while the storage is kept
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), side.way.around():
@@ -210,7 +210,7 @@ def saved_bytes(side):
 
 
 def peak_bytes(name, way):
-    """The memory that a few steps take at most, beyond the model's and the optimizer's; None where nothing tells it."""
+    """The peak memory of a few steps, beyond the model and the optimizer, or None if it can't be measured."""
     if not RESET.exists():
         return None
     command = [sys.executable, "-m", "bench.torch_steps", name, way]
@@ -221,7 +221,7 @@ def peak_bytes(name, way):
 def _peak(name, way):
     case = (CASES | QUICK)[name]
     small = replace(case, width=2 * case.heads, layers=1, batch=1, length=4)
-    for every in WAYS.values():  # kernels compile here; in each process alike, for that leaves free memory behind
+    for every in WAYS.values():  # compiles all kernels; every process does, because compiling leaves free memory behind
         Side(small, every).step()
     side = Side(case, WAYS[way])
     RESET.write_text("5")
@@ -232,13 +232,13 @@ def _peak(name, way):
 
 
 def _high_water():
-    # Not getrusage's ru_maxrss, which a process inherits from the one that has started it.
+    # getrusage's ru_maxrss can't be used: a process inherits it from its parent.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def calls(rounds):
-    """Rows of the record: a dropout of 1,000 elements forward, where nearly all is what a call costs."""
+    """Rows of the record: forward dropout of 1,000 elements, where nearly all time is the overhead of the call."""
     case = cases.Case("calls", "identity", size=1000, p=0.5)
     functions = {"torch": F.dropout, "gpudrop": gpudrop.torch.functional.dropout}
     for gradient in (False, True):
@@ -289,7 +289,7 @@ def _to_the_right(table):
 
 
 def notes(record):
-    """Which model was left out, and why."""
+    """The models that are absent, with the reason."""
     return [f"{row['name']}: absent ({row['absent']})" for row in record["cases"] if "absent" in row]
 
 

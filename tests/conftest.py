@@ -1,11 +1,12 @@
 """Which tests run, and on which backends.
 
-The test matrix is the list of backends: a test that takes `backend` is written once and runs on each. In a plain run
-these are the CPU's kernels, and CuPy's kernels built by g++; on a machine with a GPU also CuPy and Numba on it. With
-NUMBA_ENABLE_CUDASIM=1, in a process of its own: Numba's kernels in the simulator, and the tests marked `simulator`.
+The test matrix is the list of backends: a test that takes the fixture `backend` is written once and runs on each. A
+plain run covers the CPU kernels, and CuPy's kernels built by g++. On a machine with a GPU it also covers CuPy and Numba
+on the GPU. NUMBA_ENABLE_CUDASIM=1 needs a process of its own. It selects Numba's kernels in the simulator, and the
+tests marked `simulator`.
 
-Products of parameters are sampled, hypothesis draws few examples, and tests marked `slow` are left out, unless --full
-is given.
+By default, products of parameters are sampled, hypothesis draws few examples, and tests marked `slow` are left out. The
+option --full runs everything.
 """
 
 import os
@@ -24,7 +25,7 @@ from gpudrop import arrays, backends
 from tests.sampling import covering
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # PyTorch's threads in several workers would wait for one another at each operation, a hundred times as long.
+    # With several workers, PyTorch's threads would wait for one another at each operation, a hundred times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -32,7 +33,10 @@ if SIMULATED:
     from numba.cuda.simulator.kernel import BlockThread
 
     def is_alive(thread):
-        """What the simulator asks each thread of a block again and again, and with it keeps them from running."""
+        """Whether a thread is alive.
+
+        The simulator polls this for each thread of a block, which would starve the threads.
+        """
         if not thread.syncthreads_blocked:
             thread.join(0.001)
         return Thread.is_alive(thread)
@@ -42,7 +46,7 @@ CUDA = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy_elementwise
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="all tests, with whole products of parameters")
+    parser.addoption("--full", action="store_true", help="run all tests, with whole products of parameters")
 
 
 def pytest_configure(config):
@@ -56,7 +60,7 @@ def pytest_collection_modifyitems(config, items):
     chosen = [item for item in items if not SIMULATED or runs_simulated(item)]
     if not config.getoption("--full"):
         chosen = sampled([item for item in chosen if item.get_closest_marker("slow") is None])
-    if kept := set(chosen):  # else all that was asked for is slow, and runs
+    if kept := set(chosen):  # otherwise every requested test is slow, and all of them run
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = chosen
 
@@ -66,9 +70,9 @@ def runs_simulated(item):
 
 
 def sampled(items):
-    """The items without those that their test's covering sample doesn't need.
+    """The items that the covering sample of their test needs.
 
-    What runs on a GPU alone is sampled by itself: elsewhere it is skipped, and covers nothing.
+    Tests that run only on a GPU are sampled separately: elsewhere they are skipped, and cover nothing.
     """
     groups = defaultdict(list)
     for item in items:
@@ -79,7 +83,7 @@ def sampled(items):
 
 
 def values(item):
-    """Which values a test gets, by identity: one for each parametrize mark and for each fixture with parameters."""
+    """The values that a test gets, by identity: one per parametrize mark, and one per fixture with parameters."""
     given = dict(item.callspec.params) if hasattr(item, "callspec") else {}
     row = []
     for mark in item.iter_markers("parametrize"):
@@ -90,7 +94,7 @@ def values(item):
 
 @dataclass
 class Backend:
-    """A way to compute: put takes a NumPy array to where it computes, get brings one back."""
+    """A backend under test. `put` copies a NumPy array to the backend's device, and `get` copies a result back."""
 
     name: str
     put: Any = lambda x: x
@@ -132,7 +136,7 @@ def backend(request, monkeypatch):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Outputs hold nan (or True) before a kernel runs, so that an element it forgets is seen."""
+    """Fill outputs with nan (or True) before a kernel runs, so that an element which it skips is detected."""
 
     def filled(allocate):
         def wrapper(*args):

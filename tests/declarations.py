@@ -1,7 +1,8 @@
-"""Write the family for type checkers, which can't follow a loop over its table: python -m tests.declarations --write
+"""Write the declarations of the family for type checkers: python -m tests.declarations --write
 
-Without --write it says which files are out of date. `gpudrop.variants.FAMILY` is what they are made of. A variant that
-goes is taken out of the two __init__.py by hand before, for with its name in them nothing can be imported.
+Type checkers can't follow a loop over `gpudrop.variants.FAMILY`, so the declarations are generated from it. Without
+--write the program lists the files that are out of date. To remove a variant, first delete its name from the two
+__init__.py by hand. Otherwise nothing can be imported.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def function(row):
 
 
 def marked(text, declared):
-    """A file with the declarations between its marks, which are indented as they are."""
+    """The text of a file with new declarations between its marks, indented like the marks."""
     begin, rest = text.split(BEGIN)
     old, end = rest.split(END)
     indentation = old[len(old.rstrip(" ")) :]
@@ -72,7 +73,7 @@ def as_exported(name):
 
 
 def exported(text, module, names):
-    """A file that imports the names of a module and has them in __all__."""
+    """The text of a file with `names` added to its import from a module and to __all__."""
     head, listed, rest = re.split(rf"(?<=from {re.escape(module)} import \(\n)(.*?)(?=\))", text, flags=re.DOTALL)
     names = sorted({*re.findall(r"\w+", listed), *names}, key=as_imported)
     text = head + "".join(f"    {name},\n" for name in names) + rest
@@ -82,7 +83,7 @@ def exported(text, module, names):
 
 
 def texts():
-    """Each file that has such declarations, and what it should be."""
+    """Each file that has generated declarations, with the text that it should have."""
     rows = FAMILY.values()
     own = [row.name for row in rows if row.function.__module__ == "gpudrop.variants"]
     made = {

@@ -1,10 +1,10 @@
-"""An array of another library, as a user may have one."""
+"""An array of an unknown library, as a user may have one."""
 
 import numpy as np
 
 
 class Foreign:
-    """It speaks DLPack and nothing else."""
+    """An array that supports DLPack and nothing else."""
 
     def __init__(self, array):
         self.array = array

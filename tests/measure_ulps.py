@@ -1,8 +1,8 @@
-"""Write gpudrop/testing/ulps.json, the table of errors allowed: python -m tests.measure_ulps
+"""Write gpudrop/testing/ulps.json, the table of allowed errors: python -m tests.measure_ulps
 
-An entry is the largest error found on the host and in CuPy's kernels built by g++, rounded up, and for
-float32 and float64 2 more for the mathematical functions of CUDA: its documented errors, in the Numerical
-Compliance section of the CUDA Math API reference, are up to 2 ulps for those that formulas use.
+An entry is the largest error of the CPU kernels and of CuPy's kernels built by g++, rounded up. For float32 and
+float64, 2 ulps are added for the mathematical functions of CUDA. The CUDA Math API reference, in its section Numerical
+Compliance, documents errors up to 2 ulps for those that formulas use.
 """
 
 import json
@@ -18,13 +18,13 @@ from gpudrop.kernels import cpu, cupy_elementwise
 from gpudrop.testing import reference, ulps
 from tests.backends import cupy_on_host
 
-# The value of these goes through a difference (1 + erf) or an exponential of a large rounded number, so
-# that below 1 only its absolute error is bounded; slopes are sums of terms near 1, all of them.
+# These values contain a difference (1 + erf), or an exponential of a large rounded number. So below 1 only their
+# absolute error is bounded. The slopes of all activations are sums of terms near 1.
 ABSOLUTE_BELOW_1 = ("gelu", "gelu_tanh", "quick_gelu")
 
 
 def measured(name, dtype):
-    """The largest error of value and slope, in ulps."""
+    """The largest errors of the value and the slope, in ulps."""
     x = ulps.samples(dtype)
     y, backprop = gpudrop.dropout_vjp(x, 0, activation=name)
     results = zip(("value", "slope"), (y, backprop(np.ones_like(x))), reference.ACTIVATIONS[name], strict=True)
@@ -34,7 +34,7 @@ def measured(name, dtype):
     }
 
 
-# A variant of each noise that adds or multiplies terms; their errors are counted in ulps of max(1, |x|).
+# One variant for each noise that adds or multiplies terms. Its errors are in ulps of max(1, |x|).
 NOISES = {
     "alpha": "alpha_dropout",
     "gaussian": "gaussian_dropout",
@@ -44,7 +44,7 @@ NOISES = {
 
 
 def measured_noise(name, dtype):
-    """The largest error of a noise's value and gradient, in ulps."""
+    """The largest errors of a noise's value and gradient, in ulps."""
     x = (3 * np.random.default_rng(0).standard_normal(100_000)).astype(dtype)
     worst = {"value": 0.0, "slope": 0.0}
     for p in (0.1, 0.5, 0.8):

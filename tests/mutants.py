@@ -1,8 +1,8 @@
-"""Named breakages of the package, each of which the tests must see: python -m tests.mutants [NAME ...].
+"""Breaks the package on purpose, and checks that the tests fail: python -m tests.mutants [NAME ...].
 
-The default selection of the tests first runs on the tree as it is. Then, for each breakage, a copy of the tree is
-broken and the tests run until one fails: the files nearest to the breakage, all files, and those of the simulator. The
-table that is printed names the test. The exit status is 1 if a breakage is missed.
+The default selection of the tests first runs on the unchanged tree. Then each breakage is applied to a copy of the
+tree, and tests run until one fails. The files nearest to the breakage run first, then all files, then the simulator's.
+The printed table names the test that failed. The exit status is 1 if a breakage is missed.
 """
 
 import argparse
@@ -31,14 +31,14 @@ class Mutant(NamedTuple):
     Attributes
     ----------
     name : str
-        What is wrong, in words.
+        A description of the breakage.
     file : str
-        Which file is broken.
+        The file that is changed.
     text : str
-        What occurs in it exactly once.
+        A text that occurs in the file exactly once.
     replacement : str
     near : str
-        The tests that run first: a file or several, as pytest takes them, after tests/.
+        The tests that run first: one or more files relative to tests/, separated by spaces.
     simulated : bool
         Whether they run in the simulator.
     """
@@ -539,7 +539,7 @@ MUTANTS = [
         "if True:",
         "faults/test_interrupts.py",
     ),
-    # What tests and users rely on
+    # Verification and demos
     Mutant(
         "p-values are not adjusted",
         "gpudrop/testing/statistics.py",
@@ -1207,7 +1207,7 @@ MUTANTS = [
         "backends/test_masks.py",
         simulated=True,
     ),
-    # What people do around it
+    # Formulas, layers, arrays and the command line
     Mutant(
         "a formula is whatever stands under its name",
         "gpudrop/formulas/__init__.py",
@@ -1462,23 +1462,23 @@ LEFT_OUT = {
     "gpudrop/_pyinstaller/__init__.py": "PyInstaller alone calls it",
     "gpudrop/_pyinstaller/hook-gpudrop.py": "the test that runs PyInstaller is slow",
 }
-"""Files without a breakage, and why."""
+"""Files without a breakage, with the reason."""
 
 CACHES = (".git", ".venv", ".venv-oldest", ".mypy_cache", ".ruff_cache", ".hypothesis", "dist", "*.egg-info")
 
 
 def copied(folder):
-    """A copy of the tree, with its compiled kernels, that imports its own files."""
+    """A copy of the tree with its compiled kernels. Programs in it import its own files."""
     tree = Path(folder) / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*CACHES))
-    # Where an import of gpudrop.kernels finds it before the installed package's way to the original.
+    # An import of gpudrop.kernels finds this link before the installed package's path to the original tree.
     (tree / "gpudrop" / "kernels").symlink_to("../kernels")
     return tree
 
 
 @contextmanager
 def broken(tree, mutant):
-    """The tree with a breakage; afterwards the file is as it was, its time included, which caches go by."""
+    """The tree with a breakage. Afterwards the file and its time are restored, because caches compare the time."""
     path = tree / mutant.file
     text, times = path.read_text(), path.stat()
     if (count := text.count(mutant.text)) != 1:
@@ -1498,25 +1498,25 @@ SIMULATED = [
     "tests/docs/test_examples.py",
     "tests/unit/test_selftest.py",
 ]
-"""As in the Makefile."""
+"""The same list as in the Makefile."""
 
 WHOLE = [([], False), (SIMULATED, True)]
 """The default selection: paths, and whether they run in the simulator."""
 
 
 LIMIT = 900
-"""Seconds after which tests hang, which a breakage may make them do."""
+"""The time in seconds after which a run counts as hanging. A breakage may make tests hang."""
 
 
 def failure(tree, paths, simulated):
     """The first test that fails, or None."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": str(int(simulated)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths]
-    command += ["--ignore", "tests/unit/test_mutants.py"]  # which sees every breakage by its text
+    command += ["--ignore", "tests/unit/test_mutants.py"]  # fails for every breakage
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return f"no end after {LIMIT} seconds"
+        return f"timed out after {LIMIT} seconds"
     if done.returncode == 0:
         return None
     found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
@@ -1524,7 +1524,7 @@ def failure(tree, paths, simulated):
 
 
 def caught_by(tree, mutant):
-    """The test that sees a breakage, or None."""
+    """The test that detects a breakage, or None."""
     nearest = [f"tests/{path}" for path in mutant.near.split()], mutant.simulated
     with broken(tree, mutant):
         return next(filter(None, (failure(tree, *run) for run in (nearest, *WHOLE))), None)
@@ -1532,8 +1532,8 @@ def caught_by(tree, mutant):
 
 def main():
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; without any, all of the table")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of breakages; by default all of the table")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of breakages that run at a time")
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
     if unknown := set(options.names) - {mutant.name for mutant in MUTANTS}:
@@ -1552,7 +1552,7 @@ def main():
             trees.put(copied(Path(folder) / str(k)))
         for test, _ in pool.map(lambda run: in_a_tree(failure, *run), WHOLE):
             if test is not None:
-                sys.exit(f"a test fails though nothing is broken: {test}")
+                sys.exit(f"a test fails on the unchanged tree: {test}")
         waiting, caught = {pool.submit(in_a_tree, caught_by, mutant): mutant for mutant in chosen}, {}
         for future in concurrent.futures.as_completed(waiting):
             mutant, (test, seconds) = waiting[future], future.result()

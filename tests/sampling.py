@@ -1,4 +1,4 @@
-"""Samples of the products of parameters, in which every value of one meets every value of each other one.
+"""Samples of products of parameters, in which every pair of values of two parameters occurs.
 
 Most faults that depend on parameters depend on one or two of them: Kuhn, Wallace and Gallo, "Software fault
 interactions and implications for software testing", IEEE Transactions on Software Engineering 30 (2004).
@@ -10,10 +10,11 @@ import pytest
 
 
 def covering(rows):
-    """The numbers of rows in which each pair of values of two columns occurs that occurs in any row.
+    """The indices of rows that together contain every pair of values of two columns that occurs in any row.
 
-    Greedy: the row with the most pairs that are missing comes next, of several the last: of backends, the last ones
-    compile their kernels in the least time. A product of two columns, all of whose rows are such pairs, stays whole.
+    The algorithm is greedy. It takes the row with the most missing pairs and, among equal rows, the last one: the last
+    backends compile their kernels in the least time. In a product of two columns every row is such a pair, so all rows
+    are taken.
     """
     pairs = [set(combinations(enumerate(row), 2)) or {row} for row in rows]
     missing, chosen = set().union(*pairs), []
@@ -25,7 +26,7 @@ def covering(rows):
 
 
 def few(values, *chosen):
-    """Values of a parameter, of which those that are not among the chosen are for slow tests. Tuples are of several."""
+    """Values of a parameter. All but the chosen ones are marked as slow. A tuple sets several parameters."""
 
     def slow(value):
         return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)

@@ -1,1 +1,1 @@
-"""Every backend gives the contract's masks, and values within the table of ulps."""
+"""Every backend draws the masks of the contract, and its values are within the table of ulps."""

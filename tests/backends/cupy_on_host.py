@@ -1,4 +1,4 @@
-"""The complete text of CuPy's kernels, built by g++ and run on the host: CuPy kernels without a GPU."""
+"""Builds the complete source of CuPy's kernels with g++ and runs it on the CPU, to test them without a GPU."""
 
 import ctypes
 import functools
@@ -17,14 +17,14 @@ from gpudrop.kernels.cupy_elementwise import launching, source
 HERE = Path(__file__).parent / "cuda_on_host"
 CUPY = Path(cupy.__file__).parent / "_core/include"
 OPTIONS = ("-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC", "-pthread")
-# What tests replace by the functions below.
+# The originals of functions that `replace_launches` replaces.
 GROW, ADVANCE, ELEMENTWISE = launching.grow_kernel, launching.advance_kernel, launching.elementwise
 
 _built = {}
 
 
 def build(sources):
-    """Build kernels, {key: (source, name)}, as one library of functions that take the addresses of the arguments."""
+    """Build kernels, {key: (source, name)}, as one library. Its functions take the addresses of the arguments."""
     sources = {key: source for key, source in sources.items() if key not in _built}
     text = program(sources.values())
     for i in range(len(sources)):
@@ -36,29 +36,29 @@ def build(sources):
 
 @functools.cache
 def _host():
-    """What all kernels call, in a library that they find because it is global."""
+    """The library of the functions that all kernels call. It is loaded globally, so that kernels find them."""
     library = _compiled((HERE / "host.cpp").read_text(), ".so", "-shared", "-x", "c++")
     return ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 @functools.cache
 def _headers():
-    """All headers as g++ keeps them parsed, which is most of its work for a kernel; by the name it looks for."""
+    """The precompiled headers, as the path that g++ expects. Parsing headers is most of g++'s work for a kernel."""
     return _compiled('#include "host.h"\n', ".h.gch", "-x", "c++-header").with_suffix("")
 
 
 @functools.cache
 def _surroundings():
-    """What a library depends on beside its text: the compiler and the headers."""
+    """The other inputs of a build: the compiler and the headers."""
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
     return version, cupy.__version__, *(path.read_text() for path in sorted(HERE.iterdir()))
 
 
 def _compiled(text, suffix, *how):
-    """What g++ makes of a text. Warnings are errors."""
+    """The file that g++ builds from a source text. Warnings are errors."""
 
     def make(path):
-        source = path.with_suffix(".txt")  # g++ reads no header from its standard input
+        source = path.with_suffix(".txt")  # g++ can't read a header from its standard input
         source.write_text(text)
         done = subprocess.run(
             ["g++", *OPTIONS, f"-I{HERE}", f"-I{CUPY}", *how, source, "-o", path], capture_output=True, text=True
@@ -69,13 +69,13 @@ def _compiled(text, suffix, *how):
 
 
 def replace_launches(replace):
-    """Have CuPy's kernels run here, on NumPy arrays; replace(module, name, value) is what puts a name's new value."""
+    """Run CuPy's kernels on the CPU, on NumPy arrays. `replace(module, name, value)` sets the attribute of a module."""
     for name in ("run", "address", "elementwise", "grow_kernel", "advance_kernel"):
         replace(launching, name, globals()[name])
 
 
 def run(kernel, addresses, of):
-    """A warp where threads exchange words, else a thread."""
+    """Run a kernel with one warp if its threads exchange words, otherwise with one thread."""
     if kernel not in _built:
         build({kernel: (source.raw(kernel), kernel.name)})
     threads = WARP if chunks(kernel).exchanged else 1

@@ -1,4 +1,4 @@
-"""The host kernels: every path through them gives the contract's mask, their loops vectorise, their cache works."""
+"""The CPU kernels: every code path produces the contract's mask, loops vectorise, and the kernel cache works."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ from gpudrop.testing import reference
 from tests.family import test_properties
 from tests.sampling import few
 
-# Sizes on both sides of all that the kernels count in: groups of draws, blocks, slices, threads.
+# Sizes around each unit of the kernels: a group of draws, a block, a slice, and the size from which threads share it.
 UNITS = [4, 8, 16, 4 * cpu.GROUP, 8 * cpu.GROUP, 16 * cpu.GROUP, cpu.BLOCK, 2 * cpu.BLOCK]
 UNITS += [threads.SLICE, threads.SHARED]
 SIZES = st.sampled_from(UNITS).flatmap(lambda unit: st.integers(unit - 1, unit + 1)) | st.integers(0, 5 * cpu.BLOCK)
@@ -35,7 +35,7 @@ STREAM = Stream(2**63 + 5, 2**40 + 3)
 
 
 @given(size=SIZES, bits=st.sampled_from([8, 16, 32]), start=st.integers(0, 2**40))
-def test_mask_of_any_size_from_anywhere(size, bits, start):
+def test_mask_of_any_size_at_any_offset(size, bits, start):
     want = reference.keep_mask(size, 0.4, STREAM.seed, STREAM.call, bits=bits, start=start)
     np.testing.assert_array_equal(gpudrop.keep_mask(size, 0.4, STREAM, bits=bits, start=start), want)
 
@@ -43,8 +43,8 @@ def test_mask_of_any_size_from_anywhere(size, bits, start):
 @pytest.mark.parametrize(("activation", "dtype", "bits"), few(FUSIONS, *SOME_FUSIONS))
 @settings(max_examples=settings.default.max_examples // 3)
 @given(size=SIZES, place=st.sampled_from(["a new array", "out", "in place", "strided"]))
-def test_forward_and_backward_of_any_size_to_anywhere(size, bits, dtype, activation, place):
-    """Powers of two are scaled exactly at p = 0.5, so values too are known to the bit."""
+def test_forward_and_backward_of_any_size_into_any_target(size, bits, dtype, activation, place):
+    """At p = 0.5 powers of two are scaled exactly, so the expected values are exact too."""
     x, dy = (2.0 ** (np.arange(size) % 7)).astype(dtype), (-(2.0 ** (np.arange(size) % 5))).astype(dtype)
     mask = reference.keep_mask(size, 0.5, STREAM.seed, STREAM.call, bits=bits)
     want_y, want_dx = np.where(mask, x * dtype(2), dtype(0)), np.where(mask, dy * dtype(2), dtype(0))
@@ -64,7 +64,7 @@ def test_forward_and_backward_of_any_size_to_anywhere(size, bits, dtype, activat
 @pytest.mark.parametrize("direction", few(["forward", "backward"], "backward"))
 @pytest.mark.parametrize("name", few(ACTIVATIONS, "gelu"))
 def test_loops_vectorise(name, direction):
-    """A scalar loop would be right, and ten times slower: seen when LLVM doesn't inline or unrolls too early."""
+    """A scalar loop is correct but ten times slower. It appears if LLVM doesn't inline, or unrolls too early."""
     kernel = getattr(operations, direction)(ACTIVATIONS[name], "float32", Draws(16))
     function, signature = cpu.specialised(kernel)
     dispatcher = cpu.jit(signature)(function)
@@ -72,7 +72,7 @@ def test_loops_vectorise(name, direction):
     packed = len(re.findall(r"\bv?(?:mulps|fn?m(?:add|sub)\d*ps)\b", assembly))
     assert packed > 0
     if kernel.bits:
-        # 2 products in each of 10 rounds; the last ones of a scalar loop would be mul or imul.
+        # Each of 10 rounds has 2 products. In a scalar loop the last of them would be mul or imul.
         assert len(re.findall(r"\bv?pmuludq\b", assembly)) >= 18
     assert not re.search(r"\b(?:expf?|expm1f?|log1pf?|tanhf?|erff?)\b", assembly), "calls the C library"
 
@@ -99,7 +99,7 @@ def test_tanh_keeps_the_sign_of_zero(dtype):
     np.testing.assert_array_equal(np.signbit(y.astype(np.float64)), [False, True] * 20)
 
 
-def test_without_compilation_it_says_so():
+def test_a_disabled_compiler_is_reported():
     code = "import numpy, gpudrop; gpudrop.dropout(numpy.ones(8))"
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
@@ -143,7 +143,7 @@ print(len(compiled.buffer), *y)
 
 
 def run_at_once(names, cache):
-    """A process for each activation, all at the same time: how many compilations in each, and its values."""
+    """Start one process per activation, all at once. Return each one's number of compilations, and its values."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
     commands = [[sys.executable, "-c", CACHED, name, str(cache)] for name in names]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for command in commands]
@@ -175,8 +175,8 @@ print(hashlib.sha256(y.tobytes()).hexdigest())
 """
 
 
-def test_a_process_that_compiles_computes_what_later_ones_do(tmp_path):
-    """To the bit: products are fused with sums or not as a kernel is compiled, and that must happen once."""
+def test_the_compiling_process_and_later_ones_compute_equal_results(tmp_path):
+    """Bit for bit. The compiler decides whether to fuse products with sums, and it must decide once."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", COMPUTED]
     first, second = (subprocess.run(command, capture_output=True, text=True, env=environment) for _ in range(2))
@@ -201,8 +201,8 @@ def test_weights_for_many_samples_are_not_copied_for_each(options):
         tracemalloc.stop()
 
 
-def test_a_kernel_is_found_by_its_formula_and_not_by_the_name_of_that():
-    """Numba's cache goes by the kernel's name."""
+def test_kernels_are_identified_by_their_formula_not_its_name():
+    """Numba's cache identifies a kernel by its name."""
 
     def named(value):
         function, _ = cpu.specialised(operations.forward(Activation("same", value, value), "float32", Draws(16)))
@@ -218,8 +218,8 @@ def test_a_kernel_is_found_by_its_formula_and_not_by_the_name_of_that():
 
 
 @pytest.mark.slow
-def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
-    """Nor is one whose helper was edited, in a file of the same size and time."""
+def test_an_edited_formula_is_never_taken_from_the_cache(tmp_path):
+    """The same holds if only a helper of the formula was edited, in a file of the same size and time."""
     x = np.linspace(-2, 2, 9)
     for factor in (3, 5, 3):
         source = tmp_path / "edited.py"
@@ -228,13 +228,13 @@ def test_an_edited_formula_is_never_served_from_the_cache(tmp_path):
             "def value(x):\n    return helper(x)\n\n\ndef slope(x):\n    return helper(1)\n"
         )
         os.utime(source, (1_000_000, 1_000_000))
-        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python's own cache goes by size and time
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python's bytecode cache compares size and time
         _, values = run_at_once(["edited"], tmp_path)
         np.testing.assert_array_equal(values[0], factor * x)
 
 
 @pytest.mark.slow
-def test_a_damaged_cache_is_compiled_around(tmp_path):
+def test_with_a_damaged_cache_kernels_are_compiled_again(tmp_path):
     run_at_once(["relu"], tmp_path)
     for file in tmp_path.rglob("*.nb?"):
         file.write_bytes(b"")
@@ -262,7 +262,7 @@ def test_warmup_leaves_nothing_to_compile(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("argument", "message"), [("gelo", "unknown activation 'gelo'"), ("--dtype=int8", "int8")])
-def test_warmup_refuses_what_is_not_known(argument, message):
+def test_warmup_rejects_unknown_names(argument, message):
     done = subprocess.run([*WARMUP, argument], capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("gpudrop warmup: ")

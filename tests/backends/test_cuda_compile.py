@@ -1,4 +1,4 @@
-"""The kernels of both CUDA backends compiled without a GPU: of every skeleton, and under --full all that there are."""
+"""Compiles the kernels of both CUDA backends without a GPU: a few of each skeleton, or all of them under --full."""
 
 import dataclasses
 import importlib.metadata
@@ -36,7 +36,7 @@ def made(direction, activation, dtype, source, noise=noises.DROPOUT):
     return getattr(operations, direction)(activation, dtype, source, noise)
 
 
-# What sets kernels apart beside their formula: (kernel, form) of a direction, an activation and a dtype.
+# Kernels differ in these ways, beside their formula. Each entry maps direction, activation and dtype to (kernel, form).
 SKELETONS = {
     "plain": lambda *of: (made(*of, Draws(16)), None),
     "window": lambda *of: (made(*of, Draws(16, window=True)), None),
@@ -56,11 +56,11 @@ def key(skeleton, direction, activation, dtype):
 
 
 SAMPLE = list({key(*row): row for row in map(PRODUCT.__getitem__, covering(PRODUCT))}.values())
-"""One smooth and one plain activation, a 16-bit and a 32-bit dtype, each in every skeleton."""
+"""Covers each skeleton with a smooth and a plain activation, and with a 16-bit and a 32-bit dtype."""
 
 
 def kernels(dtype):
-    """(kernel, form) of every kernel there is for a dtype; other bits and strided ones for two activations."""
+    """(kernel, form) of every kernel for a dtype. Other widths, and strided forms, are limited to two activations."""
     directions = ("forward", "backward")
     keys = [(kernel, None) for kernel in sass.all_kernels([dtype]) if kernel.bits in (0, 16)]
     some = ACTIVATIONS["identity"], ACTIVATIONS["silu"]
@@ -76,7 +76,7 @@ def kernels(dtype):
 
 
 def varied(dtype, activation):
-    """A kernel of every noise, in both directions, with what is drawn in the kernel and with a mask."""
+    """A kernel of every noise, in both directions, once with drawn bits and once with a mask."""
     rows = {noises.ALPHA: 16, noises.GAUSSIAN: 32, noises.UNIFORM: 16, noises.ADDITIVE: 32, noises.ZONEOUT: 16}
     for noise, bits in rows.items():
         for source in (Draws(bits), Reads()):
@@ -97,11 +97,11 @@ def varied(dtype, activation):
 STORED = json.loads((Path(offline.__file__).parent / "results/sass-sm_90.json").read_text())
 FIGURES = {(row["backend"], row["dtype"], row["kernel"]): row for row in STORED["cases"]}
 MARGIN = 1.03
-"""How many times the stored instructions of an element a kernel may have."""
+"""The largest ratio of a kernel's instructions per element to its stored figure."""
 
 
 def check_figures(backend, kernel, figures):
-    """That the machine code of sm_90 keeps the rules, and is no fatter than what is stored, if that is known."""
+    """Check that the sm_90 machine code obeys the rules and, if a figure is stored, is not larger than allowed."""
     name = f"{backend} {kernel.dtype} {kernel.name}"
     stored = FIGURES.get((backend, kernel.dtype, kernel.name))
     assert sass.faults(kernel, figures) == (stored["faults"] if stored else []), name
@@ -111,8 +111,8 @@ def check_figures(backend, kernel, figures):
             assert figures.instructions <= MARGIN * stored["instructions"], name
 
 
-def test_the_stored_figures_are_of_every_kernel_and_hold_the_bars():
-    kernels = [f for f in sass.all_kernels() if sass.described(f)[1] in reference.ACTIVATIONS]  # other tests add some
+def test_the_stored_figures_cover_every_kernel_and_meet_the_limits():
+    kernels = [f for f in sass.all_kernels() if sass.described(f)[1] in reference.ACTIVATIONS]  # other tests add more
     expected = {(backend, f.dtype, f.name) for backend in sass.BACKENDS for f in kernels}
     assert set(FIGURES) == expected and len(STORED["cases"]) == len(expected)
     assert [row["kernel"] for row in STORED["cases"] if sass.over_the_bar(row)] == []
@@ -122,7 +122,7 @@ def test_the_stored_figures_are_of_every_kernel_and_hold_the_bars():
             assert row["predicted_share"] == 1, row["kernel"]
 
 
-def test_a_fat_kernel_and_a_broken_rule_are_seen():
+def test_a_larger_kernel_and_a_broken_rule_are_detected():
     kernel = sass.kernel_of("forward", "relu", 16, "float16")
     (good,) = sass.measure("cupy_elementwise", [kernel], 90)
     check_figures("cupy_elementwise", kernel, good)
@@ -163,7 +163,7 @@ def check_numba(kernel, form, architectures):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cupy_machine_code(dtype):
-    """Of every kernel there is a figure of, and of those with more operands."""
+    """Covers every kernel that has a stored figure, and the kernels with more operands."""
     keys = {*sass.all_kernels([dtype]), *(kernel for kernel, form in kernels(dtype) if form is None)}
     for kernel, figures in zip(keys, sass.measure("cupy_elementwise", list(keys), 90), strict=True):
         check_figures("cupy_elementwise", kernel, figures)
@@ -188,7 +188,7 @@ def test_numba_kernels_compile(dtype, direction):
             check_numba(kernel, form, ARCHITECTURES)
 
 
-# One access of 16 or of 8 bytes, by whatever types.
+# Matches one access of 16 or 8 bytes, of any types.
 VECTOR = {16: r"(v4\.[buf]32|v2\.[buf]64)", 8: r"v2\.[buf]32"}
 
 
@@ -199,12 +199,12 @@ def check_ptx(kernel, form, ptx):
     _, _, width, parts, _ = chunks(kernel)
     if form is None and width in VECTOR:
         loads, stores = (len(re.findall(rf"{op}\.global\S*\.{VECTOR[width]}", ptx)) for op in ("ld", "st"))
-        rounds = stores // (parts * len(kernel.outputs))  # a compiler may do several in one
+        rounds = stores // (parts * len(kernel.outputs))  # the compiler may unroll the loop
         expected = (rounds * kernel.num_inputs * parts, rounds * len(kernel.outputs) * parts)
         assert rounds >= 1 and (loads, stores) == expected, f"{name}: {loads} loads, {stores} stores"
 
 
-def test_threads_fill_the_device_first_and_then_do_several_chunks_each():
+def test_threads_fill_the_device_before_each_takes_several_chunks():
     plain = sass.kernel_of("forward", "relu", 16, "float32")
     masked = made("forward", ACTIVATIONS["relu"], "float32", Reads())
     for kernel, count, wanted in (

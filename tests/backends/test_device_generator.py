@@ -1,4 +1,4 @@
-"""Generators whose state is in the device's memory: on every CUDA backend, the streams of a host's generator."""
+"""Generators whose state is in GPU memory: on every CUDA backend they produce the streams of a CPU generator."""
 
 import json
 import pickle
@@ -15,11 +15,11 @@ X = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
 @pytest.fixture
 def device(backend):
     if backend.name == "cpu":
-        pytest.skip("the host's kernels read no device's memory")
+        pytest.skip("the CPU kernels can't read a GPU's memory")
     return backend
 
 
-def test_masks_and_gradients_are_those_of_the_host(device):
+def test_masks_and_gradients_equal_the_cpu_results(device):
     rngs = Generator(7, device=True), Generator(7)
     for variant, options in (
         (gpudrop.dropout, {"activation": "gelu"}),
@@ -37,7 +37,7 @@ def test_masks_and_gradients_are_those_of_the_host(device):
     assert rngs[0].state_dict() == rngs[1].state_dict() == {"seed": 7, "call": 5}
 
 
-def test_p_of_0_uses_up_nothing(device):
+def test_p_of_0_consumes_no_call(device):
     rng = Generator(7, device=True)
     device.forward(X, 0, rng=rng)
     assert rng.state_dict() == {"seed": 7, "call": 0}
@@ -52,7 +52,7 @@ def test_a_stream_repeats_its_mask_whatever_the_generator_does(device):
     np.testing.assert_array_equal(first, device.mask(100, 0.5, gpudrop.Stream(1, 0)))
 
 
-def test_state_goes_to_another_and_back_in_place(device, monkeypatch):
+def test_states_are_loaded_in_place_and_exchanged_with_a_cpu_generator(device, monkeypatch):
     rng, host = Generator(2**64 - 1, device=True), Generator(2**64 - 1)
     advance, states = backends.advance, []
 
@@ -65,7 +65,7 @@ def test_state_goes_to_another_and_back_in_place(device, monkeypatch):
     rng.load_state_dict({"seed": 2**63 + 5, "call": 2**40})
     host.load_state_dict(rng.state_dict())
     np.testing.assert_array_equal(device.mask(300, 0.5, rng), device.mask(300, 0.5, host))
-    assert states[1] is states[0]  # of which a captured graph has the address
+    assert states[1] is states[0]  # a captured graph holds this address
     again = pickle.loads(pickle.dumps(rng))
     assert again.stored and again.state_dict() == rng.state_dict() == host.state_dict()
     assert [g.state_dict() for g in rng.spawn(2)] == [g.state_dict() for g in host.spawn(2)]
@@ -73,14 +73,14 @@ def test_state_goes_to_another_and_back_in_place(device, monkeypatch):
     assert repr(rng) == f"<Generator seed={2**63 + 5} on the device>"
 
 
-def test_after_the_last_call_comes_the_first(device):
+def test_the_call_wraps_around_after_the_last(device):
     rng = Generator(3, device=True)
     rng.load_state_dict({"seed": 3, "call": 2**64 - 1})
     np.testing.assert_array_equal(device.mask(50, 0.5, rng), device.mask(50, 0.5, gpudrop.Stream(3, 2**64 - 1)))
     assert rng.state_dict() == {"seed": 3, "call": 0}
 
 
-def test_a_layer_goes_on_from_its_state(device):
+def test_a_layer_continues_from_its_saved_state(device):
     layer = layers.Dropout(keep_prob=0.5, rng=Generator(4, device=True))
     state = layer.state_dict()
     first = device.get(layer(device.put(X)))
@@ -88,16 +88,16 @@ def test_a_layer_goes_on_from_its_state(device):
     np.testing.assert_array_equal(device.get(layer(device.put(X))), first)
 
 
-def test_host_arrays_are_refused(device, monkeypatch):
+def test_cpu_arrays_are_refused(device, monkeypatch):
     if device.name == "cupy_text":
-        pytest.skip("its device is the host")
+        pytest.skip("its device is the CPU")
     rng = Generator(5, device=True)
     with pytest.raises(ValueError, match="rng must have its state on the host, where the arrays are"):
         gpudrop.dropout(X, 0.5, rng=rng)
     assert rng.state_dict() == {"seed": 5, "call": 0}
 
 
-def test_without_a_device_the_reason_is_told(monkeypatch):
+def test_without_a_gpu_the_error_says_why(monkeypatch):
     monkeypatch.setattr(backends, "load", lambda name: f"{name} is missing")
     with pytest.raises(
         RuntimeError, match=r"no CUDA device can be used: .*cupy_elementwise is missing; .*numba_cuda is missing"
@@ -105,7 +105,7 @@ def test_without_a_device_the_reason_is_told(monkeypatch):
         Generator(0, device=True)
 
 
-def test_pytorch_has_its_own():
+def test_pytorch_refuses_device_generators():
     functional = pytest.importorskip(
         "gpudrop.torch", reason="PyTorch is not installed", exc_type=ImportError
     ).functional
@@ -116,7 +116,7 @@ def test_pytorch_has_its_own():
         functional.dropout(torch.ones(3), 0.5, rng=rng)
 
 
-def test_streams_are_equal_if_their_numbers_are_and_are_saved_as_these(device):
+def test_stored_streams_are_compared_and_saved_by_seed_and_call(device):
     rng, twin = Generator(7, device=True), Generator(7, device=True)
     first, second, again = rng.next(), rng.next(), twin.next()
     assert first == again and first != second and first == gpudrop.Stream(7, 0) == again

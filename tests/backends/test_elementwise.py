@@ -1,4 +1,4 @@
-"""CuPy's two kinds of kernels: ElementwiseKernels and RawKernels give the same bits and values."""
+"""CuPy's two kinds of kernels, ElementwiseKernels and RawKernels, produce the same bits and values."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from gpudrop.kernels.spec import Draws
 STREAM = Stream(2**63 + 7, 2**40 + 1)
 SHAPE = (2, 3, 5, 40)
 
-# What sets kernels apart: a function, how it is called besides, and whether it takes two arrays.
+# One entry per kind of kernel: a function, its options, and how many arrays it takes.
 CALLS = {
     "plain": (gpudrop.dropout, {"activation": "relu"}, 1),
     "smooth": (gpudrop.dropout, {"activation": "silu", "bits": 8}, 1),
@@ -27,9 +27,9 @@ CALLS = {
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("call", CALLS)
-def test_both_kinds_of_kernels_give_the_same(backend, monkeypatch, call, dtype):
+def test_both_kinds_of_kernels_produce_equal_results(backend, monkeypatch, call, dtype):
     if backend.name not in ("cupy_text", "cupy_elementwise"):
-        pytest.skip("it has one kind of kernels")
+        pytest.skip("the backend has one kind of kernel")
     launching = pytest.importorskip("gpudrop.kernels.cupy_elementwise.launching")
     function, options, arrays = CALLS[call]
     x, dy, *others = (
@@ -50,9 +50,9 @@ def test_both_kinds_of_kernels_give_the_same(backend, monkeypatch, call, dtype):
     assert launches == []
 
 
-def test_arrays_in_another_order_go_through_elementwise_kernels(backend, monkeypatch):
+def test_arrays_not_in_c_order_use_elementwise_kernels(backend, monkeypatch):
     if backend.name not in ("cupy_text", "cupy_elementwise"):
-        pytest.skip("it has one kind of kernels")
+        pytest.skip("the backend has one kind of kernel")
     launching = pytest.importorskip("gpudrop.kernels.cupy_elementwise.launching")
     used, elementwise = [], launching.elementwise
     monkeypatch.setattr(launching, "elementwise", lambda kernel: used.append(kernel) or elementwise(kernel))

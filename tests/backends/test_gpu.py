@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, forced backends, and arrays past 2**32 elements."""
+"""Tests that need a GPU: streams, forced backends, and arrays of more than 2**32 elements."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ def test_a_backend_can_be_forced(cupy):
 
 
 @pytest.mark.parametrize("backend", ["cupy_elementwise", "numba_cuda"])
-def test_work_goes_onto_the_current_stream_and_does_not_wait(cupy, backend):
+def test_kernels_are_launched_on_the_current_stream_without_waiting(cupy, backend):
     x = cupy.asarray(X)
     gpudrop.dropout(x, 0.3, rng=STREAM, backend=backend)  # compiled before the stream is busy
     busy = cupy.RawKernel(
@@ -83,7 +83,7 @@ def test_variants_on_every_kind_of_array_by_every_backend(cupy, name, dtype):
 def test_variants_do_not_wait_for_the_stream(cupy, name, backend):
     x = cupy.asarray(X[: 4 * 5 * 6 * 7].reshape(4, 5, 6, 7))
     call = functools.partial(getattr(gpudrop, name), x, 0.3, rng=STREAM, backend=backend, **FAMILY[name])
-    want = call()  # compiled, and its memory in CuPy's pool, before the stream is busy
+    want = call()  # compiles, and fills CuPy's memory pool, before the stream is busy
     busy = cupy.RawKernel(
         'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n); }', "spin"
     )
@@ -109,7 +109,7 @@ def test_more_than_2_to_the_32_elements(cupy, backend):
     np.testing.assert_array_equal(mask[-2000:].get(), end)
 
 
-def test_foreign_device_arrays_come_back_as_their_own_kind(cupy):
+def test_results_of_foreign_device_arrays_are_of_their_kind(cupy):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     y, backprop = gpudrop.dropout_vjp(torch.from_numpy(X).cuda(), 0.3, activation="relu", rng=STREAM)
     assert y.is_cuda
@@ -144,7 +144,7 @@ def test_replays_of_a_captured_graph_differ(cupy, name):
 
     torch.cuda.manual_seed(1)
     first, second = replay(), replay()
-    assert torch.equal(*first) and torch.equal(*second)  # for ones the gradient is the mask with its scale
+    assert torch.equal(*first) and torch.equal(*second)  # x is all ones, so the gradient is the scaled mask
     assert not torch.equal(first[0], second[0])
     assert abs(first[0].mean().item() - 1) < 0.1
     torch.cuda.manual_seed(1)
@@ -174,7 +174,7 @@ def test_compiled_calls_differ_from_one_another(cupy, mode):
         assert torch.equal(y, dx)
         seen.append(y.detach().clone())
     assert len(torch.unique(torch.stack(seen), dim=0)) == 6
-    if mode == "default":  # as without compilation, and as on the host
+    if mode == "default":  # equal to the uncompiled result and to the CPU result
         results = []
         for run in (compiled, function, lambda x: function(x.cpu()).cuda()):
             torch.manual_seed(5)
@@ -193,12 +193,12 @@ def test_the_kth_replay_draws_the_kth_stream(cupy, backend):
 
     pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
     with stream, cupy.cuda.using_allocator(pool.malloc):
-        step(STREAM)  # compiles what is not stored
+        step(STREAM)  # compiles the kernels that don't read a stored stream
         step(rng)
         stream.begin_capture()
         step(rng)
         graph = stream.end_capture()
-        for call in range(1, 4):  # the one before the capture was 0
+        for call in range(1, 4):  # the call before the capture was call 0
             graph.launch(stream)
             stream.synchronize()
             replayed = y.get(), dx.get()

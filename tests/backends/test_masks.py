@@ -1,4 +1,4 @@
-"""Every backend gives the contract's mask to the bit, forward and backward, whatever the array's form."""
+"""Every backend draws the contract's mask bit for bit, forward and backward, for every layout of an array."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from tests.sampling import few
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 WIDTHS = list(itertools.product([8, 16, 32], DTYPES))
-# With float64 and 8 bits two chunks of a CUDA kernel share the words of one Philox call, and with no others.
+# With float64 and 8 bits, and only then, two chunks of a CUDA kernel share the words of one Philox call.
 SOME_WIDTHS = [row for row in WIDTHS if row[0] == 16 or row[1] is np.float32 or row == (8, np.float64)]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 
@@ -52,7 +52,7 @@ def test_every_half_of_seed_and_call_counts(backend, stream):
 
 
 def known_answers():
-    """(stream, chunk, words) of the published answers whose counters are chunks of some array."""
+    """(stream, chunk, words) of each published answer whose counter is a chunk of some array."""
     for rounds, (c0, c1, c2, c3), (k0, k1), words in reference.known_answers():
         if rounds == 10 and c1 < 2**30:
             yield Stream(k0 | k1 << 32, c2 | c3 << 32), c0 | c1 << 32, words
@@ -60,7 +60,7 @@ def known_answers():
 
 @pytest.mark.parametrize(("stream", "chunk", "words"), list(known_answers())[::3])
 def test_known_answers(backend, stream, chunk, words):
-    """A field is kept at the threshold that equals it and dropped at the next: 32 bits seen through a mask."""
+    """A field equal to the threshold is kept, and the next threshold drops it. So the mask shows all 32 bits."""
     for lane, word in enumerate(words):
         for above in (0, 1):
             mask = backend.mask(4, (word + above) / 2**32, stream, bits=32, start=4 * chunk)
@@ -69,7 +69,7 @@ def test_known_answers(backend, stream, chunk, words):
 
 @pytest.mark.parametrize(("bits", "dtype"), few(WIDTHS, *SOME_WIDTHS))
 def test_identity_forward_and_backward(backend, poisoned, bits, dtype):
-    """Of every size. Powers of two are scaled exactly at p = 0.5, so values too are known to the bit."""
+    """Covers every size. At p = 0.5 powers of two are scaled exactly, so the expected values are exact too."""
     for size in selftest.SIZES:
         x = (2.0 ** (np.arange(size) % 7)).astype(dtype)
         dy = (-x).astype(dtype)
@@ -81,7 +81,7 @@ def test_identity_forward_and_backward(backend, poisoned, bits, dtype):
 
 
 @pytest.mark.parametrize("dtype", few(DTYPES, np.float32, np.float16))
-def test_relu_backward_needs_the_output_alone(backend, poisoned, dtype):
+def test_relu_backward_needs_only_the_output(backend, poisoned, dtype):
     x = np.array([-1, 2, 0, 4, -8, 16, 1, 2] * 9, dtype)
     mask = expected(x.shape, 0.5)
     y, dx = backend.both(x, np.ones_like(x), 0.5, activation="relu", rng=STREAM)
@@ -117,7 +117,7 @@ def test_mask_belongs_to_the_logical_index(backend, poisoned, layout, dtype):
 
 
 @pytest.mark.parametrize("reverse", [slice(None, None, -1), slice(None, None, -3)])
-def test_negative_and_zero_strides_on_the_host(reverse):
+def test_negative_and_zero_strides_on_the_cpu(reverse):
     x = np.arange(1, 50, dtype=np.float32)[reverse]
     np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, rng=STREAM), np.where(expected(x.shape, 0.5), 2 * x, 0))
     row = np.broadcast_to(np.float32(3), (7, 9))
@@ -149,7 +149,7 @@ def test_strided_out(backend):
 
 
 def test_an_out_whose_elements_share_memory_is_refused(backend):
-    """NumPy alone makes them read-only."""
+    """Only NumPy makes such arrays read-only."""
     row = backend.put(np.full(5, -1, np.float32))
     rows = arrays.repeated(arrays.as_operand("row", row), 3).array
     with pytest.raises(ValueError, match=r"out must (be writable|not overlap itself), got an? "):
@@ -160,7 +160,7 @@ def test_an_out_whose_elements_share_memory_is_refused(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropped_is_positive_zero_and_kept_is_itself(backend, dtype):
+def test_dropped_elements_are_positive_zero_and_kept_special_values_are_exact(backend, dtype):
     special = np.array([np.inf, -np.inf, np.nan, -0.0, 0.0, -1.0, np.finfo(np.float16).smallest_subnormal] * 20, dtype)
     mask = expected(special.shape, 0.5)
     y, dx = backend.both(special, special, 0.5, rng=STREAM)
@@ -184,7 +184,7 @@ def test_without_dropout_only_the_activation_is_left(backend, activation):
     np.testing.assert_allclose(dx, slope(x.astype(np.float64)), rtol=1e-6, atol=1e-6)
 
 
-def test_an_activation_of_ones_own(backend):
+def test_a_registered_activation(backend):
     from tests.unit.own_activation import cube, cube_slope
 
     if "cube" not in gpudrop.formulas.activations.ACTIVATIONS:

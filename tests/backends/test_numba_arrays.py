@@ -1,4 +1,4 @@
-"""Numba's own device arrays, over the stand-in for a driver that bench/launch.py has: what the simulator hides."""
+"""Numba's device arrays with the stub driver of bench/launch.py, for cases that the simulator can't show."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a program with the stand-in for a driver: memory is the host's, and a launch does nothing."""
+    """Return a function that runs a program with the stub driver: memory is the CPU's, and a launch does nothing."""
     if not sys.platform.startswith("linux") or shutil.which("cc") is None:
-        pytest.skip("there is no C compiler, or a driver is a library by another name")
+        pytest.skip("needs a C compiler, and Linux's name for the driver library")
     library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "bench" / "stand_in.c", "-ldl"], check=True)
     libraries = os.pathsep.join([str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")])
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     return run
 
 
-def test_arrays_of_every_dtype_go_there_and_back(run):
+def test_arrays_of_every_dtype_are_copied_to_the_device_and_back(run):
     run("""
 import ml_dtypes
 import numpy as np
@@ -46,11 +46,11 @@ for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint64,
 
 
 @pytest.mark.slow
-def test_small_arrays_are_no_reason_to_warn(run):
+def test_small_arrays_cause_no_performance_warning(run):
     run("""
 import sys
 import warnings
-sys.modules["cupy"] = None  # CUDA's runtime, in CuPy, works with no driver but NVIDIA's
+sys.modules["cupy"] = None  # CuPy's CUDA runtime works only with NVIDIA's driver
 import numpy as np
 from numba import config, cuda
 from numba.cuda.core.errors import NumbaPerformanceWarning
@@ -68,17 +68,17 @@ try:
 except NumbaPerformanceWarning:
     pass
 else:
-    raise AssertionError("Numba no longer warns of anybody's small grids")
+    raise AssertionError("Numba no longer warns about small grids")
 """)
 
 
-def test_a_numba_that_does_not_go_with_numpy_is_explained(run):
+def test_a_numba_that_is_incompatible_with_numpy_is_reported(run):
     run("""
 import sys
 import numpy as np
 from gpudrop import backends
 
-sys.modules["numba.cuda.np.npyimpl"] = None  # as NumPy 2.5 has it, or as if
+sys.modules["numba.cuda.np.npyimpl"] = None  # fails as it does with NumPy 2.5
 reason = backends.load("numba_cuda")
 assert reason.startswith("numba-cuda ") and f" can't compile with NumPy {np.__version__} (" in reason, reason
 """)

@@ -1,4 +1,4 @@
-"""Parts of arrays and streams in memory: what sharded tensors and captured graphs need of the kernels."""
+"""Shards and streams in memory: the features of the kernels that sharded tensors and captured graphs need."""
 
 import itertools
 import re
@@ -17,7 +17,7 @@ from tests.sampling import few
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 WHOLE = (3, 4, 5, 16) if SIMULATED else (5, 4, 6, 48)
 
-# Where a part begins and ends along each axis, of sizes that divide by the lanes and of such that don't.
+# Where a shard begins and ends along each axis. Some sizes are multiples of the number of lanes, and some are not.
 PARTS = {
     "samples": ((1, 3), (0, 4), (0, 5), (0, 16)),
     "rows": ((0, 3), (1, 3), (0, 5), (0, 16)),
@@ -53,7 +53,7 @@ SOME = [row for row in ROWS if row[0] == "dropout" or row[1] == "a block of all"
 
 
 @pytest.mark.parametrize(("call", "name"), few(ROWS, *SOME))
-def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
+def test_a_shard_gets_its_slice_of_the_mask(backend, poisoned, name, call):
     function, options = CALLS[call]
     part = tuple(slice(*ends) for ends in PARTS[name])
     x, dy = whole(), whole()[::-1].copy()
@@ -68,7 +68,7 @@ def test_a_part_gets_its_part_of_the_mask(backend, poisoned, name, call):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_parts_of_strided_arrays(backend, poisoned, dtype):
+def test_shards_of_strided_arrays(backend, poisoned, dtype):
     x = whole(dtype)
     want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))[:, :, :, 8:16]
     y = gpudrop.dropout(backend.put(x)[:, :, :, 8:16], 0.4, rng=STREAM, shard=Shard(WHOLE, (0, 0, 0, 8)))
@@ -76,7 +76,7 @@ def test_parts_of_strided_arrays(backend, poisoned, dtype):
 
 
 @pytest.mark.parametrize("pitch", [37, 45])
-def test_rows_that_begin_at_different_places_in_a_chunk(backend, poisoned, pitch):
+def test_rows_that_begin_at_different_offsets_in_a_chunk(backend, poisoned, pitch):
     x = np.random.default_rng(0).normal(size=(5, pitch)).astype(np.float32)
     want = backend.get(gpudrop.dropout(backend.put(x), 0.4, rng=STREAM))
     for begin, end in ((0, 8), (0, 17), (3, 19), (8, 24)):
@@ -85,16 +85,16 @@ def test_rows_that_begin_at_different_places_in_a_chunk(backend, poisoned, pitch
         np.testing.assert_array_equal(backend.get(y), want[:, begin:end])
 
 
-def test_rows_of_parts():
+def test_rows_of_shards():
     assert rows((4, 6), Shard((4, 6), (0, 0))) == (24, 24, (0,))
     assert rows((2, 6), Shard((4, 6), (2, 0))) == (12, 24, (12,))
     assert rows((4, 3), Shard((4, 6), (0, 3))) == (3, 6, (3,))
-    assert rows((2, 5, 3), Shard((4, 5, 6), (2, 0, 3))) == (3, 6, (63,))  # the slowest axis may be cut as well
+    assert rows((2, 5, 3), Shard((4, 5, 6), (2, 0, 3))) == (3, 6, (63,))  # the slowest axis may be split too
     assert rows((2, 2, 3), Shard((2, 4, 6), (0, 1, 3))) == (3, 6, (9, 33))
     assert rows((), Shard((), ())) == (1, 1, (0,))
 
 
-def test_a_part_larger_than_threads_take_at_a_time():
+def test_a_shard_of_several_thread_slices():
     x = np.ones((3000, 2000), np.float32)
     want = gpudrop.dropout(x, 0.5, activation="gelu", rng=STREAM)[:, 600:1631]
     y = gpudrop.dropout(
@@ -103,7 +103,7 @@ def test_a_part_larger_than_threads_take_at_a_time():
     np.testing.assert_array_equal(y, want)
 
 
-def test_the_whole_decides_what_is_wrong():
+def test_arguments_are_checked_against_the_whole_array():
     x, shard = np.ones((4, 3), np.float32), Shard((4, 6), (0, 3))
     with pytest.raises(ValueError, match=r"must broadcast against x, of shape \(4, 6\), got \(4, 3\)"):
         gpudrop.dropout(x, 0.5, mask_shape=(4, 3), shard=shard)
@@ -121,21 +121,21 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_a_shard_that_x_can_not_be_is_refused_and_draws_nothing(message):
+def test_a_shard_that_does_not_fit_x_is_refused_and_draws_nothing(message):
     rng, x = gpudrop.Generator(3), np.ones((4, 3), np.float32)
     calls = [lambda shard: gpudrop.keep_mask((4, 3), 0.5, rng, shard=shard)]
     calls += [lambda shard, f=f: f(x, 0.5, rng=rng, shard=shard) for f in (gpudrop.dropout, gpudrop.drop_path.vjp)]
     for call in calls:
         with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
             call(WRONG[message])
-    with pytest.raises(TypeError, match=r"shard must be a gpudrop.Shard"):  # also of an empty mask
+    with pytest.raises(TypeError, match=r"shard must be a gpudrop.Shard"):  # also for an empty mask
         gpudrop.keep_mask((0, 3), 0.5, rng, shard=((4, 6), (0, 3)))
     with pytest.raises(ValueError, match="give start or shard, not both"):
         gpudrop.keep_mask((4, 3), 0.5, rng, start=3, shard=Shard((4, 6), (0, 3)))
     assert rng.state_dict()["call"] == 0
 
 
-def test_what_is_no_shard_is_refused():
+def test_invalid_shards_are_refused():
     for shape, start in (
         ((4, 6), (0,)),
         ((4,), (None,)),
@@ -151,14 +151,14 @@ def test_what_is_no_shard_is_refused():
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_mask_of_a_shard_is_that_of_the_whole_there(backend, poisoned, name):
+def test_the_mask_of_a_shard_is_a_slice_of_the_whole_mask(backend, poisoned, name):
     shape, start = (tuple(b - a for a, b in PARTS[name]), tuple(a for a, _ in PARTS[name]))
     want = gpudrop.keep_mask(WHOLE, 0.4, STREAM)[tuple(slice(*ends) for ends in PARTS[name])]
     np.testing.assert_array_equal(backend.mask(shape, 0.4, STREAM, shard=Shard(WHOLE, start)), want)
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_the_mask_of_a_shard_is_that_of_dropout_whatever_the_first_sample(first):
+def test_keep_mask_and_dropout_agree_on_a_shard_with_any_first_sample(first):
     x, shard = np.ones((2, 3)), Shard((2, 6), (0, 3))
     with Changes(first=first):
         mask, y = gpudrop.keep_mask((2, 3), 0.5, STREAM, shard=shard), gpudrop.dropout(x, 0.5, rng=STREAM, shard=shard)
@@ -166,14 +166,14 @@ def test_the_mask_of_a_shard_is_that_of_dropout_whatever_the_first_sample(first)
     np.testing.assert_array_equal(mask, gpudrop.keep_mask((first + 2, 6), 0.5, STREAM)[first:, 3:])
 
 
-def test_an_axis_that_is_not_cut_needs_no_size():
+def test_an_axis_that_is_not_split_needs_no_size():
     x = whole()
     want = gpudrop.dropout(x, 0.4, rng=STREAM)[:, 1:3]
     y = gpudrop.dropout(x[:, 1:3].copy(), 0.4, rng=STREAM, shard=Shard((None, WHOLE[1], None, None), (0, 1, 0, 0)))
     np.testing.assert_array_equal(y, want)
 
 
-def test_shards_of_weights_that_each_sample_has_of_its_own():
+def test_shards_of_weights_with_one_mask_per_sample():
     weights = np.ones((6, 8), np.float32)
     want = gpudrop.drop_connect(weights, 0.5, samples=3, rng=STREAM)
     y = gpudrop.drop_connect(weights[:, 2:5].copy(), 0.5, samples=3, rng=STREAM, shard=Shard((6, 8), (0, 2)))
@@ -183,7 +183,7 @@ def test_shards_of_weights_that_each_sample_has_of_its_own():
 @pytest.mark.parametrize("call", few(CALLS, "gelu"))
 def test_a_stream_in_memory_is_read_when_a_kernel_runs(backend, poisoned, call):
     if backend.name == "cpu":
-        pytest.skip("the host's kernels get numbers")
+        pytest.skip("the CPU kernels take streams as numbers")
     (function, options), x = CALLS[call], backend.put(whole())
     streams = [STREAM, Stream(7, 2**64 - 1)]
     memory = backend.put(np.array([STREAM.seed, STREAM.call], np.uint64))
@@ -194,15 +194,15 @@ def test_a_stream_in_memory_is_read_when_a_kernel_runs(backend, poisoned, call):
             y = function(x, 0.4, rng=StoredStream(memory), **options)
         want, want_backprop = function.vjp(x, 0.4, rng=stream, **options)
         np.testing.assert_array_equal(backend.get(y), backend.get(want))
-        dx = backprop(x)  # draws again, from what is there now
-        if not (k and call == "relu"):  # which keeps y
+        dx = backprop(x)  # draws again, from the numbers now in memory
+        if not (k and call == "relu"):  # relu's gradient needs y, which was kept
             np.testing.assert_array_equal(backend.get(dx), backend.get(want_backprop(x)))
 
 
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("name", ["dropout", "drop_path", "dropout2d", "dropblock2d", "gaussian_dropout"])
-def test_later_samples_get_their_own_part(backend, poisoned, name, first):
-    """Where what is given was drawn from a place that no chunk begins at."""
+def test_later_samples_get_their_slice_of_the_mask(backend, poisoned, name, first):
+    """The first element of an array need not be the first element of a chunk."""
     variant = getattr(gpudrop, name)
     options = {"block_size": 2} if name == "dropblock2d" else {}
     x = np.random.default_rng(1).standard_normal((first + 2, 5, 3, 3)).astype(np.float32)
@@ -212,5 +212,5 @@ def test_later_samples_get_their_own_part(backend, poisoned, name, first):
     dx = backprop(backend.put(x[first:]))
     for got, want in ((backend.get(y), whole), (backend.get(dx), whole_backprop(x))):
         np.testing.assert_array_equal(got == 0, want[first:] == 0)
-        if name != "dropblock2d":  # whose scale counts all of the array
+        if name != "dropblock2d":  # its scale depends on the whole array
             np.testing.assert_allclose(got, want[first:], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The host kernels under threads and forks: the same result as from one thread, and never an abort."""
+"""The CPU kernels under threads and forks: results equal those of one thread, and the process never aborts."""
 
 import os
 import subprocess
@@ -17,12 +17,12 @@ from gpudrop.kernels import cpu, threads
 from tests.sampling import few
 
 X = np.random.default_rng(0).standard_normal(3_000_003).astype(np.float32)
-ONE = gpudrop.dropout(X[:100_000], 0.3, activation="relu", rng=Stream(1, 1))  # below the size that is shared out
+ONE = gpudrop.dropout(X[:100_000], 0.3, activation="relu", rng=Stream(1, 1))  # too small to be divided among threads
 
 
 @pytest.fixture(autouse=True)
 def own_threads(monkeypatch):
-    """Not those of PyTorch, which another test in this process may have brought in."""
+    """Use gpudrop's own threads, not PyTorch's, which another test in this process may have installed."""
     monkeypatch.setattr(threads, "team", None)
 
 
@@ -53,7 +53,7 @@ def test_as_many_threads_work_as_numba_is_set_to(monkeypatch, allowed):
     def recorded(kernel):
         def run(*args):
             used.add(threading.get_ident())
-            time.sleep(0.01)  # long enough for every thread to get its share
+            time.sleep(0.01)  # long enough for every thread to get a slice
             entry(kernel)(*args)
 
         return run
@@ -68,8 +68,8 @@ def test_as_many_threads_work_as_numba_is_set_to(monkeypatch, allowed):
     assert threading.get_ident() in used
 
 
-# After parallel work of Numba's own, in which no two threads may enter some of its layers at once, and which
-# others can't do in a forked process.
+# Numba first runs parallel work of its own. Some of its threading layers don't allow two threads at once. Others can't
+# run in a forked process after that.
 LAYER = """
 import os, sys, threading, numba, numpy as np, gpudrop
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +100,7 @@ print("ok")
 @pytest.mark.parametrize("layer", few(["workqueue", "omp", "tbb", "tbb, not installed"], "workqueue"))
 def test_threads_and_forks_under_every_threading_layer(layer):
     layer, _, absent = layer.partition(", ")
-    # Where pip puts the library of the package tbb.
+    # pip installs the library of the package tbb here.
     libraries = os.pathsep.join([f"{sys.prefix}/lib", os.environ.get("LD_LIBRARY_PATH", "")])
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "LD_LIBRARY_PATH": libraries}
     script = f"import sys\nsys.modules['numba.np.ufunc.tbbpool'] = None\n{LAYER}" if absent else LAYER
@@ -115,7 +115,7 @@ SIZE = 2 * threads.SHARED
 
 
 def slow_in_helpers(done, fault=None):
-    """A part of _share_out that takes longer in helpers than in the caller, and notes what it has done."""
+    """A task for `share_out` that takes longer in helper threads than in the caller, and records its slices."""
     caller = threading.get_ident()
 
     def part(lo, hi):
@@ -136,8 +136,8 @@ def test_a_call_returns_when_all_its_slices_are_done():
     assert sum(hi - lo for lo, hi in done) == SIZE
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
-def test_a_failure_in_a_helper_is_raised_and_nothing_goes_on_after_it():
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="needs more than one thread")
+def test_an_error_in_a_helper_thread_is_raised_and_stops_all_work():
     done = []
     with pytest.raises(MemoryError, match="of a helper"):
         threads.share_out(slow_in_helpers(done, MemoryError("of a helper")), SIZE)
@@ -146,8 +146,8 @@ def test_a_failure_in_a_helper_is_raised_and_nothing_goes_on_after_it():
     assert len(done) == before
 
 
-def test_where_no_thread_can_be_started_the_caller_waits_for_whoever_helps(monkeypatch):
-    """submit() leaves its work in the queue when a thread can't be started, and another call's thread may do it."""
+def test_if_no_thread_can_start_the_caller_waits_for_other_helpers(monkeypatch):
+    """If submit() can't start a thread it leaves its work in the queue, where another call's thread may run it."""
     queue = []
 
     class Pool:

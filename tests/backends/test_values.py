@@ -1,4 +1,4 @@
-"""Values and slopes are within the table of ulps, on every backend and for every 16-bit number there is."""
+"""Values and slopes are within the table of ulps on every backend, for every 16-bit float."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.conftest import SIMULATED
 from tests.sampling import few
 
 NAMES = [name for name in reference.ACTIVATIONS if name in ACTIVATIONS]
-DTYPES = ["float64", "bfloat16", "float32", "float16"]  # samples have the CPU's kernels in float32 then
+DTYPES = ["float64", "bfloat16", "float32", "float16"]  # in this order the covering sample tests the CPU in float32
 
 
 def test_the_table_is_complete():
@@ -32,11 +32,11 @@ def check(name, role, got, exact, scale=1):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_slope(pytestconfig, backend, name, dtype):
-    """At p = 0.5 the scale is 2 and changes no rounding, so every kept element shows its formula's error."""
+    """At p = 0.5 the scale is 2 and changes no rounding, so each kept element shows the error of its formula."""
     x = ulps.samples(dtype, 50_000)
-    if backend.name == "cupy_text" and not pytestconfig.getoption("--full"):  # threads that exchange words take long
+    if backend.name == "cupy_text" and not pytestconfig.getoption("--full"):  # emulated warps are slow
         x = x[::40]
-    if SIMULATED:  # a kernel in plain Python: a sample that covers all magnitudes
+    if SIMULATED:  # kernels run in plain Python: use a sample that covers all magnitudes
         x = x[:: x.size // 60]
     x = x[np.isfinite(x.astype(np.float64))]
     y, dx = backend.both(x, np.ones_like(x), 0.5, activation=name, rng=Stream(1, 2))
@@ -50,7 +50,7 @@ def test_value_and_slope(pytestconfig, backend, name, dtype):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_large_numbers_overflow_to_nothing_worse_than_inf_and_nan_stays_nan(backend, name):
+def test_large_numbers_overflow_to_at_most_inf_and_nan_stays_nan(backend, name):
     x = np.array([1e5, 1e10, 1e19, 1e20, 1e38, -1e5, -1e10, -1e19, -1e20, -1e38, np.nan] * 9, np.float32)
     y, dx = backend.both(x, np.ones_like(x), 0.5, activation=name, rng=Stream(1, 2))
     kept = reference.keep_mask(x.shape, 0.5, 1, 2)
@@ -63,7 +63,7 @@ def test_large_numbers_overflow_to_nothing_worse_than_inf_and_nan_stays_nan(back
 
 @pytest.mark.parametrize("name", few(NAMES, "silu"))
 def test_backward_is_the_slope_of_forward(backend, name):
-    """Central differences of the whole operation in float64, mask and scale included."""
+    """Compares with central differences of the whole operation in float64, including mask and scale."""
     h = 1e-6
     x = np.random.default_rng(3).uniform(-4, 4, 100)
     x = x[np.min(np.abs(x[:, None] - [0, 3, -3]), axis=1) > 0.01]  # away from the kinks
@@ -74,8 +74,8 @@ def test_backward_is_the_slope_of_forward(backend, name):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_halfway_between_two_numbers_the_even_one_is_taken(backend, dtype):
-    """The mean of neighbours, which zoneout predicts at p = 0.5, is exact in float32."""
+def test_ties_round_to_even(backend, dtype):
+    """At p = 0.5 zoneout predicts the mean of two neighbours, which is exact in float32."""
     bits = np.arange(0x0400, 0x7B00, 1001 if SIMULATED else 7).astype(np.uint16)
     x, following = bits.view(dtype), (bits + np.uint16(1)).view(dtype)
     y = backend.get(gpudrop.zoneout(backend.put(x), backend.put(following), 0.5, training=False))

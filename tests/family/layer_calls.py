@@ -1,4 +1,4 @@
-"""A right call of every layer and of its function, for tests to change."""
+"""Valid calls of every layer and of its function, which tests then modify."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def arrays(layer):
 
 
 def call(cls, function=None, **changes):
-    """A call of a layer's variant, or of a function like it, with all right but for some changes."""
+    """Call a layer's variant, or a function with the same signature, with valid arguments except for some changes."""
     inputs = cls.variant.inputs
     own = {**dict(zip(inputs, arrays_of(cls), strict=True)), "p": 0.4} | changes
     positional = [own.pop(name) for name in inputs]

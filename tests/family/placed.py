@@ -1,4 +1,4 @@
-"""Arrays at any address and of any strides, in buffers that show what else was written to."""
+"""Arrays of any strides at any address, in buffers that reveal writes outside the array."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from gpudrop.variants import FAMILY
 
-GUARD = 3  # elements on both sides of an array that nobody may touch
+GUARD = 3  # the elements before and after an array, which must not change
 EXTREMES = [np.inf, -np.inf, np.nan, 0.0, -0.0, 6e4, -6e4, 6e-8, -6e-8]
 
 _rng = np.random.default_rng(0)
 NORMAL = _rng.normal(0, 2, 1 << 16)
 EXTREME = np.where(_rng.random(NORMAL.size) < 0.2, _rng.choice(EXTREMES, NORMAL.size), NORMAL)
 
-# Numbers of dimensions, from and to.
+# The smallest and the largest number of dimensions.
 DIMENSIONS = {
     "dropout1d": (2, 3),
     "dropout2d": (3, 4),
@@ -33,13 +33,13 @@ DIMENSIONS |= dict.fromkeys(("gaussian_noise", "zoneout"), (0, 5))
 
 
 def dimensions(variant):
-    """Those that a variant takes, or some of them."""
+    """The smallest and the largest number of dimensions with which a variant is tested."""
     return DIMENSIONS.get(variant, (FAMILY[variant].ndim,) * 2)
 
 
 @dataclass
 class Placed:
-    """An array somewhere in a buffer of bytes, and what these were."""
+    """An array at an offset in a buffer of bytes, with a copy of the buffer."""
 
     array: np.ndarray
     offset: int
@@ -49,27 +49,27 @@ class Placed:
         self.before = self.buffer.copy()
 
     def again(self, buffer):
-        """The same place in another buffer."""
+        """The same elements in another buffer."""
         return np.ndarray(self.array.shape, self.array.dtype, buffer, self.offset, self.array.strides)
 
     def untouched(self):
-        """Whether all bytes of the buffer are as they were."""
+        """Whether all bytes of the buffer are unchanged."""
         return np.array_equal(self.buffer, self.before)
 
     def untouched_beside(self):
-        """Whether all bytes but the array's own are as they were."""
+        """Whether all bytes outside the array are unchanged."""
         now = self.buffer.copy()
         self.again(now)[...] = self.again(self.before)
         return np.array_equal(now, self.before)
 
 
 def place(shape, dtype, choose, writable=False, extremes=False):
-    """An array of a shape: permuted, reversed, with gaps, off any alignment and, if it is read only, over itself.
+    """An array of a shape: permuted, reversed, with gaps, misaligned or, if it is read-only, overlapping itself.
 
-    choose: gives one item of a list.
+    choose: returns one item of a list.
     """
     dtype = np.dtype(dtype)
-    strides, sizes = [0] * len(shape), [min(n, 4096) for n in shape]  # an array of more has no elements at all
+    strides, sizes = [0] * len(shape), [min(n, 4096) for n in shape]  # an array with a longer axis has no elements
     if writable or choose([False, True]):
         step, axes = 1, list(range(len(shape)))
         while axes:
@@ -78,7 +78,7 @@ def place(shape, dtype, choose, writable=False, extremes=False):
             strides[axis] = step * choose([1, 1, -1])
             step *= max(1, sizes[axis])
         writable = True
-    else:  # windows and broadcasts
+    else:  # windows and broadcasts, whose elements overlap
         strides = [choose(range(-7, 8)) for _ in shape]
     ends = [(n - 1) * stride if n else 0 for n, stride in zip(sizes, strides, strict=True)]
     before, after = -sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
@@ -94,7 +94,7 @@ def place(shape, dtype, choose, writable=False, extremes=False):
 
 
 def pair(shape, dtype, choose, extremes=False):
-    """Two arrays whose elements alternate in one buffer, and share no memory."""
+    """Two arrays whose elements alternate in one buffer. They share no memory."""
     both = place((*shape, 2), dtype, choose, True, extremes)
     step = both.array.strides[-1]
     return tuple(Placed(both.array[..., k], both.offset + k * step, both.buffer) for k in (0, 1))

@@ -1,4 +1,4 @@
-"""A small array's shape for each variant."""
+"""The shape of a small array for each variant."""
 
 from gpudrop.variants import FAMILY
 
@@ -18,4 +18,5 @@ OTHERS |= dict.fromkeys(("uniform_dropout", "gaussian_noise", "zoneout"), (5, 7)
 SHAPES = {name: OTHERS.get(name, (3, 4, 5, 2, 2)[: row.ndim]) for name, row in FAMILY.items()}
 
 ALONE = [name for name, row in FAMILY.items() if row.inputs == ("x",) and name != "dropout"]
-"""The variants of one array, which are called as their references in `gpudrop.testing.reference.FAMILY` are."""
+"""The variants of one array, which take the same arguments as their references in `gpudrop.testing.reference.FAMILY`.
+"""

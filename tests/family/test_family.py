@@ -1,4 +1,4 @@
-"""The family: every variant equals its reference on every backend, and has a gradient that is its own."""
+"""The family: every variant equals its reference on every backend, and has the right gradient."""
 
 import itertools
 
@@ -18,7 +18,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 SEED = {"seed": STREAM.seed, "call": STREAM.call}
 
-# Each variant's shapes and options; the references are in reference.FAMILY under the same name.
+# Shapes and options of each variant. Its reference in reference.FAMILY has the same name.
 CASES = {name: [(SHAPES[name], {})] for name in ALONE} | {
     "dropout1d": [((3, 5, 7), {}), ((5, 7), {}), ((3, 7, 5), {"channels_last": True})],
     "dropout2d": [((2, 5, 3, 4), {}), ((5, 3, 4), {}), ((2, 3, 4, 5), {"channels_last": True})],
@@ -49,7 +49,7 @@ def sample(shape, seed=0):
 
 
 def close(got, want, z, noise, role="value"):
-    """Equal within the ulps that the noise is allowed, of the largest of its terms; zeros are zeros."""
+    """Check equality within the ulps allowed for the noise, relative to the largest term. Zeros are exact."""
     limit = ulps.allowed(noise, role, got.dtype.name)[0]
     error = ulps.error(got, want, np.maximum(1, np.abs(z)))
     assert got.shape == want.shape
@@ -74,7 +74,7 @@ def test_variant_equals_its_reference(backend, poisoned, name, shape, options, d
 
 ACTIVATED = ["dropout2d", "dropblock2d", "alpha_dropout", "gaussian_dropout", "uniform_dropout", "gaussian_noise"]
 ACTIVATED = list(itertools.product(ACTIVATED, ["relu", "gelu"]))
-# relu's gradient is made of y, but where y doesn't tell the scale.
+# relu's gradient is computed from y, except where y doesn't determine the scale.
 SOME = [("dropblock2d", "relu"), *(row for row in ACTIVATED if row[1] == "gelu")]
 
 
@@ -132,8 +132,8 @@ def test_zoneout_in_place():
 
 
 @pytest.mark.parametrize("mask_shape", list(itertools.product((None, 1), repeat=5)))
-def test_every_pattern_of_shared_axes(backend, poisoned, mask_shape):
-    """Up to five turns from shared to own and back, at sizes that end within chunks and blocks."""
+def test_every_pattern_of_broadcast_axes(backend, poisoned, mask_shape):
+    """Covers up to five alternations of broadcast and own axes, with sizes that end within chunks and blocks."""
     shape = (2, 3, 3, 2, 5) if SIMULATED else (3, 2, 7, 5, 11)
     x = (2.0 ** (np.arange(np.prod(shape)) % 7)).reshape(shape).astype(np.float32)
     want, want_backprop = reference.structured(x, 0.5, mask_shape, **SEED)
@@ -146,7 +146,7 @@ def test_every_pattern_of_shared_axes(backend, poisoned, mask_shape):
 @pytest.mark.parametrize(
     ("shape", "mask_shape"), [((4, 6), (4, 1)), ((4, 6), (6,)), ((4, 6), ()), ((4, 1, 6), (4, 1, 1)), ((3, 0), (3, 1))]
 )
-def test_mask_shapes_are_those_of_numpy(backend, shape, mask_shape, bits):
+def test_mask_shapes_follow_numpys_broadcasting(backend, shape, mask_shape, bits):
     x = np.ones(shape, np.float32)
     want, _ = reference.structured(x, 0.4, mask_shape, **SEED, bits=bits)
     y = backend.get(gpudrop.dropout(backend.put(x), 0.4, mask_shape=mask_shape, rng=STREAM, bits=bits))
@@ -155,8 +155,8 @@ def test_mask_shapes_are_those_of_numpy(backend, shape, mask_shape, bits):
 
 @pytest.mark.parametrize("number", [2, 4, 7, 8, 15, 16, 17, 40])
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_any_number_of_elements_that_share_or_follow_one_another(backend, poisoned, dtype, number):
-    """With none, one or several boundaries of what is given in a chunk of a CUDA kernel: of 4 elements, and of 16."""
+def test_runs_and_periods_of_any_length(backend, poisoned, dtype, number):
+    """Mask values change at none, one or several boundaries within a chunk of a CUDA kernel, of 4 or of 16 elements."""
     for shape, mask_shape in (((5, number), (None, 1)), ((5, number), (1, None)), ((3, 4, number), (1, None, 1))):
         x = (2.0 ** (np.arange(np.prod(shape)) % 7)).reshape(shape).astype(dtype)
         want, _ = reference.structured(x, 0.5, mask_shape, **SEED)
@@ -186,7 +186,7 @@ def test_structured_masks_on_many_threads(shape, mask_shape):
     np.testing.assert_array_equal(y, np.broadcast_to(2 * reference.keep_mask(own, 0.5, **SEED), shape))
 
 
-def test_dropped_is_zero_whatever_it_was(backend):
+def test_dropped_elements_are_zero_even_if_not_finite(backend):
     x = np.full((8, 16), np.nan, np.float32)
     x[:, ::2] = np.inf
     kept = reference.keep_mask((8, 1), 0.5, **SEED)[:, 0]
@@ -199,13 +199,13 @@ def test_dropped_is_zero_whatever_it_was(backend):
         assert (np.isfinite(y) == ~reference.keep_mask(x.shape, 0.5, **SEED)).all()
 
 
-def test_a_mask_of_ones_own_for_the_samples_of_a_weight():
-    """drop_connect's sample k is the k-th part of one mask, as if the weights had been copied."""
+def test_each_sample_of_a_weight_has_its_own_mask():
+    """Sample k of drop_connect uses the k-th part of one mask, as if the weights had been copied."""
     weights = np.ones((6, 7), np.float32)
     y = gpudrop.drop_connect(weights, 0.5, samples=5, rng=STREAM)
     np.testing.assert_array_equal(y, gpudrop.dropout(np.ones((5, 6, 7), np.float32), 0.5, rng=STREAM))
     assert y.flags.c_contiguous and y.flags.writeable
-    weights = np.ones((60, 70), np.float32)  # large enough not to be copied first
+    weights = np.ones((60, 70), np.float32)  # too large to be copied first
     y = gpudrop.drop_connect(weights, 0.5, samples=5, rng=STREAM)
     np.testing.assert_array_equal(y, gpudrop.dropout(np.ones((5, 60, 70), np.float32), 0.5, rng=STREAM))
     x = np.broadcast_to(np.float32(3), (3, 4, 2000))
@@ -221,21 +221,21 @@ THREE = [DIFFERENTIATED[k] for k in (3, 21, 24)]  # dropout2d, dropblock2d and a
 
 @pytest.mark.parametrize("activation", few([None, "relu", "silu"], "silu"))
 @pytest.mark.parametrize(("name", "shape", "options"), few(DIFFERENTIATED, *THREE))
-def test_gradient_is_that_of_differences(backend, name, shape, options, activation):
+def test_gradient_equals_central_differences(backend, name, shape, options, activation):
     h = 1e-6
     x, dy = sample(shape), sample(shape, 1)
-    x[np.abs(x) < 0.01] = 0.5  # away from relu's kink
+    x[np.abs(x) < 0.01] = 0.5  # avoids relu's kink
     variant, keywords = getattr(gpudrop, name), {"rng": STREAM, "activation": activation, **options}
     _, backprop = variant.vjp(backend.put(x), 0.3, **keywords)
     above, below = (backend.get(variant(backend.put(x + d), 0.3, **keywords)) for d in (h, -h))
-    # Every element of y depends on its own of x alone.
+    # Every element of y depends only on its own element of x.
     np.testing.assert_allclose(
         backend.get(backprop(backend.put(dy))), dy * (above - below) / (2 * h), rtol=1e-6, atol=1e-8
     )
 
 
 @pytest.mark.parametrize("activation", few([None, "relu", "silu"], "silu"))
-def test_zoneouts_gradients_are_those_of_differences(backend, activation):
+def test_zoneouts_gradients_equal_central_differences(backend, activation):
     h = 1e-6
     x, previous, dy = (sample((5, 8), seed) for seed in range(3))
     x[np.abs(x) < 0.01] = 0.5
@@ -255,7 +255,7 @@ def test_zoneouts_gradients_are_those_of_differences(backend, activation):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_off_is_the_activation_alone_and_draws_nothing(backend, name):
+def test_without_dropout_only_the_activation_is_applied_and_nothing_drawn(backend, name):
     shape, options = CASES[name][0]
     x, rng = sample(shape).astype(np.float32), gpudrop.Generator(3)
     variant = getattr(gpudrop, name)
@@ -361,14 +361,14 @@ def test_errors_name_the_argument_and_draw_nothing(error, message, call):
     assert gpudrop.generator.check_rng(None).state_dict() == state
 
 
-def test_what_is_refused_does_not_depend_on_what_came_before():
-    """1, 1.0 and True are one key to a cache."""
+def test_errors_do_not_depend_on_earlier_calls():
+    """1, 1.0 and True are equal as keys of a cache."""
     gpudrop.dropout(X[0, 0], mask_shape=(np.int64(1), None))
     with pytest.raises(TypeError, match="mask_shape must be a tuple"):
         gpudrop.dropout(X[0, 0], mask_shape=(1.0, None))
 
 
-def test_rates_reach_their_last():
+def test_drop_path_rates_end_at_p():
     for p in (0.1, 0.2, 0.3, 0.7, 1):
         for depth in range(1, 50):
             rates = gpudrop.drop_path_rates(p, depth)
@@ -384,14 +384,14 @@ def test_expected_zoneout_of_an_infinite_state():
 
 @pytest.mark.parametrize("period", [1, 2, 3, 5, 7, 63, 64, 65, 1023, 1024, 1025])
 @pytest.mark.parametrize("repeat", [1, 2, 3, 100])
-def test_what_comes_again_and_again(period, repeat):
-    """Blocks and slices begin anywhere within a turn of it."""
+def test_masks_that_repeat_with_any_period(period, repeat):
+    """Blocks and slices begin at any offset within a period."""
     x = np.ones((5, repeat, period), np.float32)
     want, _ = reference.structured(x, 0.5, (None, 1, None), **SEED)
     np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, mask_shape=(None, 1, None), rng=STREAM), want)
 
 
-def test_a_failed_allocation_of_the_mask_leaves_the_generator_where_it_was(monkeypatch):
+def test_a_failed_allocation_of_the_mask_leaves_the_generator_unchanged(monkeypatch):
     rng = gpudrop.Generator(1)
 
     def out_of_memory(*args):
@@ -404,7 +404,7 @@ def test_a_failed_allocation_of_the_mask_leaves_the_generator_where_it_was(monke
     assert rng.next() == Stream(1, 0)
 
 
-def test_p_never_compiles_anew():
+def test_a_new_p_compiles_nothing():
     from gpudrop.kernels import cpu
 
     x = np.ones((4, 3), np.float32)

@@ -1,7 +1,7 @@
-"""What defines each variant, seen in large samples: a channel is whole or zero, moments are kept, noise has its law.
+"""Defining properties of each variant in large samples: whole channels are dropped, moments kept, noises distributed.
 
-A check takes what it looks at and returns one p-value, Bonferroni-adjusted for the tests within it. Each may use
-ALPHA / TESTS, so right kernels turn this file red for one choice of seeds in ten thousand; seeds are fixed.
+A check takes a sample and returns one p-value, Bonferroni-adjusted for the tests within it. Each check may use ALPHA /
+TESTS, so correct kernels fail this file for one choice of seeds in ten thousand. The seeds are fixed.
 """
 
 from functools import partial
@@ -18,12 +18,12 @@ from gpudrop.testing.statistics import ALPHA, correlation, holm, two_sided
 
 pytestmark = pytest.mark.slow
 N = 2**20
-TESTS = 40  # at least as many as there are below
+TESTS = 40  # at least the number of checks below
 STREAM = Stream(20181206, 5)
 
 
 def family(p_values):
-    """One p-value for many tests, dependent or not."""
+    """One p-value for many tests, which may be dependent."""
     return holm(list(p_values)).min()
 
 
@@ -31,7 +31,7 @@ def holds(p_value):
     assert p_value > ALPHA / TESTS
 
 
-# Normal deviates: a check takes deviates(call) -> array of N
+# Normal deviates: a check takes a function deviates(call) that returns N of them
 
 
 def deviates(call=0, dtype=np.float32):
@@ -39,7 +39,7 @@ def deviates(call=0, dtype=np.float32):
 
 
 def moments(deviates):
-    """The first six moments, each against its own spread."""
+    """The first six moments, each relative to its own standard error."""
     x, known = deviates().astype(np.float64), [0, 1, 0, 3, 0, 15]
     variances = [1, 2, 15, 96, 945, 10170]  # E[x**2k] - E[x**k]**2
     z = [(np.mean(x**k) - m) / sqrt(v / N) for k, (m, v) in enumerate(zip(known, variances, strict=True), 1)]
@@ -51,7 +51,7 @@ def law(deviates):
 
 
 def bins(deviates):
-    """Chi-square of equally likely bins, fine ones, and of the tails beyond 3, 4 and 4.5."""
+    """Chi-square over narrow, equally likely bins, and binomial tests of the tails beyond 3, 4 and 4.5."""
     x = deviates()
     counts, _ = np.histogram(stats.norm.cdf(x.astype(np.float64)), 1024, (0, 1))
     tails = [stats.binomtest(int((abs(x) > t).sum()), N, 2 * stats.norm.sf(t)).pvalue for t in (3, 4, 4.5)]
@@ -59,7 +59,7 @@ def bins(deviates):
 
 
 def neighbours(deviates):
-    """No correlation with what comes 1 to 64 later, of the deviates and of their squares, nor with the next call."""
+    """Deviates and their squares are uncorrelated at lags 1 to 64, and deviates with the next call."""
     x, later = (deviates(call).astype(np.float64) for call in (0, 1))
     p_values = [two_sided(np.mean(x * later) * sqrt(N))]
     for values in (x, (x * x - 1) / sqrt(2)):
@@ -68,7 +68,7 @@ def neighbours(deviates):
 
 
 def pairs(deviates):
-    """The two of a pair have a uniform angle and an exponential radius, independent of each other."""
+    """The two deviates of a pair have a uniform angle and an exponential radius, independent of each other."""
     x, y = deviates().astype(np.float64).reshape(-1, 2).T
     angle, radius = np.arctan2(y, x) / (2 * np.pi) % 1, np.exp(-(x * x + y * y) / 2)
     counts, *_ = np.histogram2d(angle, radius, 64, ((0, 1), (0, 1)))
@@ -115,11 +115,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("wrong", "check"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
-def test_a_mistake_is_caught(wrong, check):
-    assert check(wrong) < 1e-12  # not by luck
+def test_each_mistake_is_detected(wrong, check):
+    assert check(wrong) < 1e-12  # not by chance
 
 
-def test_what_the_mistakes_are_made_from_is_not_caught():
+def test_deviates_without_a_mistake_pass():
     for check in CHECKS:
         holds(check(from_words(lambda u, v: (u, v))))
 
@@ -153,7 +153,7 @@ def test_alpha_dropout_keeps_mean_and_variance(p):
     x = np.random.default_rng(1).standard_normal((64, N // 64))
     for name in ("alpha_dropout", "feature_alpha_dropout"):
         y = getattr(gpudrop, name)(x if name == "alpha_dropout" else x.reshape(64, -1, 4), p, rng=STREAM)
-        # A channel of four counts once.
+        # All four elements of a channel count as one.
         values = y.reshape(-1, 1) if name == "alpha_dropout" else y.reshape(-1, 4)
         means, squares = values.mean(axis=1), (values**2).mean(axis=1)
         p_values = [
@@ -187,7 +187,7 @@ def test_zoneout_takes_the_previous_state_with_probability_p():
         ("consistent_dropout", (4, 2**15), 0),
     ],
 )
-def test_what_shares_a_mask_is_whole_or_zero(name, shape, axes):
+def test_elements_with_a_common_mask_are_all_kept_or_all_zero(name, shape, axes):
     p = 0.25
     y = getattr(gpudrop, name)(np.ones(shape), p, rng=STREAM)
     least, most = y.min(axis=axes), y.max(axis=axes)
@@ -203,14 +203,14 @@ def test_what_shares_a_mask_is_whole_or_zero(name, shape, axes):
 
 @pytest.mark.parametrize("p", [0.05, 0.3])
 @pytest.mark.parametrize(("name", "size", "block_size"), [("dropblock2d", (9, 11), 4), ("dropblock1d", (20,), 5)])
-def test_dropblock_keeps_each_place_with_its_own_probability(name, size, block_size, p):
+def test_dropblock_keeps_each_position_with_its_own_probability(name, size, block_size, p):
     maps = 40_000
     y = getattr(gpudrop, name)(np.ones((maps // 100, 100, *size)), p, block_size=block_size, rng=STREAM)
     kept = (y != 0).reshape(maps, *size)
     want = reference.dropblock_keep_probability(size, p, block_size)
     counts = kept.sum(axis=0).ravel()
     holds(family(stats.binomtest(int(k), maps, q).pvalue for k, q in zip(counts, want.ravel(), strict=True)))
-    # The paper's p is the rate without overlaps, so more than 1 - p is kept, and the normalisation knows it.
+    # The paper's p ignores overlaps of blocks, so more than 1 - p is kept. The normalisation takes this into account.
     assert 1 - p < kept.mean() < 1 - p + p * p
     assert y.mean() == pytest.approx(1, abs=1e-12)
 

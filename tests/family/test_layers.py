@@ -1,4 +1,4 @@
-"""Layers: every variant has one, and each trains, evaluates, goes back, is shown, saved and restored."""
+"""Every variant has a layer, which is trained, evaluated, differentiated, printed, saved and restored."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ def test_every_row_of_the_family_is_a_function_and_a_layer():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_layer_is_its_function(cls):
+def test_a_layer_equals_its_function(cls):
     layer = cls(0.4, rng=Generator(4), activation="gelu")
     inputs = arrays(layer)
     y = layer(*inputs)
@@ -38,16 +38,16 @@ def test_a_layer_is_its_function(cls):
     assert layer.eval() is layer and not layer.training
     off = cls.function(*inputs, 0.4, activation="gelu", training=False)
     np.testing.assert_array_equal(layer(*inputs), off)
-    np.testing.assert_array_equal(layer(*inputs), off)  # the same at each prediction
+    np.testing.assert_array_equal(layer(*inputs), off)  # equal at each prediction
     assert layer.train() is layer and layer.training
     np.testing.assert_array_equal(layer(*inputs), cls.function(*inputs, 0.4, rng=Stream(4, 1), activation="gelu"))
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_pickled_layer_goes_on_alike(cls):
+def test_an_unpickled_layer_continues_with_the_same_masks(cls):
     layer = cls(0.4, rng=Generator(4))
     inputs = arrays(layer)
-    for _ in range(2):  # the second time after a call, which holds a function and arrays
+    for _ in range(2):  # the second time after a call, after which the layer holds a function and arrays
         twin = pickle.loads(pickle.dumps(layer))
         with pytest.raises(RuntimeError, match="backward needs a call"):
             twin.backward(inputs[0])
@@ -55,7 +55,7 @@ def test_a_pickled_layer_goes_on_alike(cls):
 
 
 @pytest.mark.parametrize("shape", ["Invalid", (0.5, 1), (-1, 4), (2, "a"), 3])
-def test_a_mask_shape_that_can_never_be_one_is_refused_at_once(shape):
+def test_invalid_mask_shapes_are_refused_at_construction(shape):
     with pytest.raises((TypeError, ValueError), match="mask_shape must") as refused:
         layers.Dropout(0.5, mask_shape=shape)
     with pytest.raises(type(refused.value)) as again:
@@ -72,14 +72,14 @@ def test_a_deep_copy_draws_other_masks():
     with pytest.raises(RuntimeError, match="backward needs a call"):
         copies[0].backward(x)
     assert [repr(twin) for twin in copies] == [repr(layer)] * 3 and copies[1].step == 3
-    assert layer.rng.state_dict() == {"seed": 4, "call": 4}  # each copy has used up one
+    assert layer.rng.state_dict() == {"seed": 4, "call": 4}  # each copy has consumed one call
     want = [Generator(4) for _ in copies]
     for k, rng in enumerate(want):
         rng.load_state_dict({"seed": 4, "call": 1 + k})
         assert copies[k].rng.state_dict() == rng.spawn(1)[0].state_dict()
     assert len({twin(x).tobytes() for twin in (layer, *copies)}) == 4
     first, second = copy.deepcopy([layers.Dropout(rng=layer.rng), layers.DropPath(rng=layer.rng)])
-    assert first.rng is second.rng and first.rng is not layer.rng  # what was shared is shared among the copies
+    assert first.rng is second.rng and first.rng is not layer.rng  # copies share what the originals shared
     fixed = layers.Dropout(rng=Stream(4, 7))
     assert copy.deepcopy(fixed).rng == fixed.rng
 
@@ -180,7 +180,7 @@ def test_errors(error, message, call):
         call()
 
 
-# A value that each setting may have, other than by default, and what it may not be with a part of the error.
+# For each setting: a valid value other than the default, and invalid values with the beginning of their errors.
 SETTINGS = {
     "p": (0.25, {1.5: "p must be between 0 and 1, got 1.5", "0.5": "p must be a number between 0 and 1, got '0.5'"}),
     "std": (0.25, {-1: "std must be finite and not negative", None: "std must be a number"}),
@@ -209,8 +209,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_all_that_a_layer_is_made_with_can_be_read_and_set_and_takes_effect(cls):
-    """A layer that is set is as one that was made so; what is refused changes nothing."""
+def test_every_setting_can_be_read_and_set_and_takes_effect(cls):
+    """Setting an attribute has the same effect as passing the argument. An error changes nothing."""
     for name in cls.settings():
         value, wrong = SETTINGS[name]
         layer = cls(rng=Stream(1, 2))
@@ -225,12 +225,12 @@ def test_all_that_a_layer_is_made_with_can_be_read_and_set_and_takes_effect(cls)
         other = cls(**{"rng": Stream(1, 2)} | ({} if made else {name: value}))
         for attribute in made:
             setattr(other, attribute, value)
-        if cls is layers.Dropout or name not in ("activation", "bits"):  # with which each would compile kernels
+        if cls is layers.Dropout or name not in ("activation", "bits"):  # avoids compiling kernels for every class
             np.testing.assert_array_equal(layer(*arrays(layer)), other(*arrays(layer)))
         assert repr(layer) == repr(other) and layer.state_dict() == other.state_dict()
 
 
-def test_what_is_set_is_of_pythons_own_types():
+def test_settings_are_stored_as_pythons_own_types():
     layer = layers.LockedDropout(rng=Generator(0))
     layer.p, layer.step, layer.time_axis, layer.bits = np.float32(0.5), np.int64(3), np.uint8(1), np.array(8)
     layer.training = np.False_
@@ -260,7 +260,7 @@ def test_p_and_keep_prob_are_one_number():
 
 
 @pytest.mark.parametrize("cls", [layers.Dropout, layers.GaussianNoise])
-def test_what_a_layer_has_not_can_not_be_set(cls):
+def test_unknown_attributes_can_not_be_set(cls):
     layer = cls()
     with pytest.raises(TypeError):
         layer.options["bits"] = 8
@@ -300,11 +300,11 @@ def test_a_subclass_may_have_attributes_of_its_own():
 
 
 class Base(layers.Layer):
-    """A base class that is no variant itself."""
+    """A base class that is not a variant."""
 
 
 class Annealed(Base):
-    """One whose p and training are its own matter."""
+    """A layer that computes p and training itself."""
 
     function = staticmethod(gpudrop.dropout)
     epoch = 0
@@ -313,30 +313,30 @@ class Annealed(Base):
 
 
 class Stochastic(Base):
-    """One that says which row it is."""
+    """A layer that names its row of the family."""
 
     variant = FAMILY["gaussian_noise"]
 
 
 class Milder(layers.GaussianDropout):
-    """One that has another noise's check."""
+    """A layer that uses another noise's checks."""
 
     noise = noises.UNIFORM
     variant = "a name of the user's own"
 
 
-def test_a_subclass_of_layer_is_of_the_kind_that_it_names():
+def test_a_subclass_of_layer_names_its_variant():
     assert (Annealed.variant.name, Annealed.strength(), Annealed.noise) == ("dropout", "p", noises.DROPOUT)
     assert Stochastic.function is gpudrop.gaussian_noise and Stochastic.strength() == "std"
     assert (
         Stochastic.noise is noises.ADDITIVE and repr(Stochastic(0.3)) == "Stochastic(std=0.3, activation=None, bits=32)"
     )
-    assert repr(Milder(0.3, bits=16)) == "Milder(p=0.3, activation=None, bits=16)"  # which GAUSSIAN refuses
+    assert repr(Milder(0.3, bits=16)) == "Milder(p=0.3, activation=None, bits=16)"  # GAUSSIAN does not allow 16 bits
     assert not hasattr(Base, "_kind") and Named.variant is FAMILY["dropout"]
     assert set(layers.VARIANTS.values()).isdisjoint((Base, Annealed, Stochastic, Milder, Named))
 
 
-def test_properties_of_a_subclass_say_what_is_done():
+def test_properties_of_a_subclass_override_settings():
     layer, x = Annealed(0.5, rng=Generator(0)), np.ones(9)
     for layer.epoch in (0, 1):
         np.testing.assert_array_equal(layer.eval()(x), [1 - layer.epoch] * 9)
@@ -353,7 +353,7 @@ def test_modes_are_truth_values(mode):
 @pytest.mark.parametrize(
     "mode", ["eval", "train", "", "True", None, 2, -1, 0.5, np.nan, [], np.ones(2), np.array([True])]
 )
-def test_what_is_no_truth_value_is_no_mode(mode):
+def test_other_values_are_refused_as_modes(mode):
     layer = layers.Dropout(0.5)
     for refused in (layer.train, lambda mode: gpudrop.dropout(np.ones(3), training=mode)):
         with pytest.raises(ValueError, match=r"^(mode|training) must be True or False, got "):
@@ -363,7 +363,7 @@ def test_what_is_no_truth_value_is_no_mode(mode):
 
 @pytest.mark.parametrize("remember", [3, 5, None])
 @pytest.mark.parametrize("cls", [layers.Dropout, layers.Zoneout])
-def test_a_layer_that_remembers_its_calls_goes_back_through_them_the_last_one_first(cls, remember, recwarn):
+def test_backward_goes_through_remembered_calls_in_reverse_order(cls, remember, recwarn):
     layer = cls(0.5, activation="gelu", rng=Generator(4), remember=remember)
     for _ in range(2):
         want = []
@@ -380,27 +380,27 @@ def test_a_layer_that_remembers_its_calls_goes_back_through_them_the_last_one_fi
     assert len(recwarn) == 0
 
 
-def test_a_layer_remembers_as_many_calls_as_it_is_told():
+def test_a_layer_remembers_at_most_as_many_calls_as_set():
     x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0), remember=2)
     for _ in range(5):
         layer(x)
     with pytest.raises(ValueError, match="dy must be"):
-        layer.backward(x[:3])  # which takes no call away
+        layer.backward(x[:3])  # removes no call
     second, first = layer.backward(x), layer.backward(x)
     np.testing.assert_array_equal(second, gpudrop.dropout(x, rng=Stream(0, 4)))
     np.testing.assert_array_equal(first, gpudrop.dropout(x, rng=Stream(0, 3)))
     layer(x)
-    layer.remember = 1  # forgets all calls
+    layer.remember = 1  # removes all calls
     with pytest.raises(RuntimeError, match="backward needs a call"):
         layer.backward(x)
     layer(x)
-    for _ in range(2):  # as often as one likes
+    for _ in range(2):  # may be repeated
         np.testing.assert_array_equal(layer.backward(x), gpudrop.dropout(x, rng=Stream(0, 6)))
 
 
 @pytest.mark.parametrize("within_a_block", [False, True])
 def test_calls_without_dropout_are_remembered_too(within_a_block):
-    """As a check of the gradient over several time steps needs it."""
+    """Checks of the gradient over several time steps need this."""
     x, layer = np.linspace(-2, 2, 9), layers.Dropout(0.5, activation="gelu", remember=None)
     layer.train(within_a_block)
     with gpudrop.no_dropout() if within_a_block else nullcontext():
@@ -410,7 +410,7 @@ def test_calls_without_dropout_are_remembered_too(within_a_block):
     np.testing.assert_array_equal(got, [gpudrop.dropout_vjp(x + k, 0, activation="gelu")[1](x) for k in (2, 1, 0)])
 
 
-def test_calls_that_are_not_gone_back_through_are_not_kept():
+def test_calls_without_a_backward_pass_are_not_kept():
     x, layer = np.ones(1 << 16), layers.Dropout(0.5, activation="gelu")
     alive = []
     for _ in range(3):
@@ -435,7 +435,7 @@ def off(layer, x):
 
 
 @pytest.mark.parametrize("calls", LEFT_OUT.values(), ids=LEFT_OUT)
-def test_a_backward_pass_that_leaves_a_call_in_training_out_warns_once(calls):
+def test_a_backward_pass_that_skips_a_training_call_warns_once(calls):
     x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0))
     calls(layer, x)
     message = "backward goes through the last call of this Dropout, and leaves out 1 in training before it"
@@ -448,7 +448,7 @@ def test_a_backward_pass_that_leaves_a_call_in_training_out_warns_once(calls):
         layer.backward(x)
 
 
-def test_a_training_loop_that_looks_at_the_cost_between_its_steps_warns_of_nothing():
+def test_evaluating_the_cost_between_training_steps_does_not_warn():
     x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -459,7 +459,7 @@ def test_a_training_loop_that_looks_at_the_cost_between_its_steps_warns_of_nothi
             layer.train()
             off(layer, x), off(layer, x)
             gpudrop.mc_samples(layer, x, 3)
-        generator, layer.rng = layer.rng, Stream(0, 0)  # a check of the gradient
+        generator, layer.rng = layer.rng, Stream(0, 0)  # as a check of the gradient does
         layer(x)
         layer.backward(x)
         layer(x), layer(x)
@@ -468,7 +468,7 @@ def test_a_training_loop_that_looks_at_the_cost_between_its_steps_warns_of_nothi
         layer.backward(x)
 
 
-def test_a_call_is_repeated_by_giving_the_layer_a_stream():
+def test_setting_rng_to_a_stream_repeats_a_call():
     x, layer = np.ones(99), layers.Dropout(0.5, rng=Generator(0))
     generator, layer.rng = layer.rng, Stream(0, 0)
     first, again = layer(x), layer(x)

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: moments over masks that belong to samples, however the batch is cut."""
+"""Monte-Carlo dropout: moments over masks that belong to samples, however the samples are divided into batches."""
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ def ten_samples(shape):
     return RNG.normal(size=(10, *shape[1:])).astype(np.float32)
 
 
-# Networks whose masks belong to samples, and what they take: of most variants, whose samples come first, and others.
+# Networks whose masks belong to samples, and their inputs. In most of them the first axis is the samples.
 NETWORKS = {
     name: (lambda x, function=FAMILY[name].function: function(x, 0.4), ten_samples(SHAPES[name]))
     for name in ALONE
@@ -55,13 +55,13 @@ def test_a_sample_is_the_same_in_any_batch(name):
     parts = [gpudrop.mc_samples(fn, x[a:b], 5, Generator(7), first=a) for a, b in ((0, 1), (1, 6), (6, 10))]
     results.append([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
     for mean, variance in results:
-        # Products of matrices add up in another order when there are fewer rows.
+        # Matrix products with fewer rows add up in another order.
         np.testing.assert_allclose(mean, whole.mean, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(variance, whole.variance, rtol=1e-5, atol=1e-6)
 
 
 def test_dropblocks_seeds_belong_to_samples():
-    """Its normalisation does not, so the masks are compared."""
+    """Its normalisation depends on the whole batch, so only the masks are compared."""
 
     def fn(x):
         return (gpudrop.dropblock2d(x, 0.4, block_size=3) != 0).astype(np.float32)
@@ -72,7 +72,7 @@ def test_dropblocks_seeds_belong_to_samples():
         assert len(np.unique(whole.mean.reshape(10, -1), axis=0)) == 10
 
 
-def test_mean_and_variance_are_those_of_the_calls():
+def test_mean_and_variance_equal_those_over_the_calls():
     calls = []
 
     def fn(x):
@@ -88,14 +88,14 @@ def test_mean_and_variance_are_those_of_the_calls():
         np.testing.assert_allclose(y, reference.dropout(X, 0.4, seed=seed), rtol=1e-6)
 
 
-def test_the_moments_are_those_of_dropout():
+def test_moments_match_dropouts():
     x = np.ones((2, 500), np.float32)
     mean, variance = gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.25), x, 400, Generator(0))
     assert abs(mean.mean() - 1) < 5 * np.sqrt(1 / 3 / 400 / 1000)
     assert variance.mean() == pytest.approx(1 / 3, rel=0.02)
 
 
-def test_more_calls_and_more_samples_change_nothing_that_was():
+def test_more_calls_or_samples_leave_earlier_results_unchanged():
     def collected(x, n):
         calls = []
         gpudrop.mc_samples(lambda x: calls.append(gpudrop.dropout(x, 0.4)) or calls[-1], x, n, Generator(3))
@@ -116,7 +116,7 @@ def test_layers_draw_from_the_samples_generators_and_keep_their_own():
     np.testing.assert_array_equal(variance, 0)
 
 
-def test_where_randomness_comes_from():
+def test_rng_arguments():
     def fn(x):
         return gpudrop.dropout(x, 0.4)
 
@@ -131,15 +131,15 @@ def test_where_randomness_comes_from():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_moments_of_many_calls_in_few_digits(dtype):
+def test_moments_of_many_calls_in_low_precision(dtype):
     x = np.full((3, 400), 30, dtype)
     mean, variance = gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.5), x, 2000, Generator(0))
     assert mean.dtype == variance.dtype == (np.float64 if dtype == np.float64 else np.float32)
     assert mean.mean() == pytest.approx(30, rel=0.005) and variance.mean() == pytest.approx(900, rel=0.005)
 
 
-def test_within_another():
-    """The inner one's generators and samples come from the outer one's."""
+def test_nested_calls():
+    """The inner call's generators and samples derive from the outer call's."""
 
     def outer(x):
         return gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4), x, 3).mean
@@ -150,7 +150,7 @@ def test_within_another():
     assert (whole.variance > 0).any()
 
 
-def test_keep_mask_is_what_dropout_would_use():
+def test_keep_mask_equals_dropouts_mask():
     def fn(x):
         kept = gpudrop.keep_mask(x.shape, 0.4, Stream(1, 2))
         np.testing.assert_array_equal(gpudrop.dropout(x, 0.4, rng=Stream(1, 2)) != 0, kept)
@@ -161,7 +161,7 @@ def test_keep_mask_is_what_dropout_would_use():
         assert gpudrop.keep_mask(100, 0.9).all()
 
 
-def test_an_error_in_fn_leaves_no_trace():
+def test_an_error_in_fn_restores_the_context():
     def fn(x):
         raise RuntimeError("mine")
 
@@ -192,7 +192,7 @@ def test_results_that_cannot_be_added_up(result):
         gpudrop.mc_samples(lambda x: result, X, 2)
 
 
-def test_results_that_belong_to_no_samples():
+def test_results_without_a_sample_axis():
     assert gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4).sum(), X, 2).mean.shape == ()
     with pytest.raises(ValueError, match="fn must return an array whose first axis goes with x's"):
         gpudrop.mc_samples(lambda x: x.sum(), X, 2, batch_size=3)

@@ -1,4 +1,4 @@
-"""Any array, of any strides at any address, against the reference: hypothesis chooses, the same at each run."""
+"""Arrays of any strides at any address, compared with the reference. Hypothesis draws the same examples in each run."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.family.placed import dimensions, pair, place
 from tests.family.test_family import close
 from tests.sampling import few
 
-# Each compiles half a dozen kernels, so there are few, in which every dtype, width and kind of slope occurs.
+# Each row compiles half a dozen kernels, so there are few rows. They cover every dtype, width and kind of slope.
 FUSIONS = [
     (None, np.float32, 16),
     ("relu", np.float16, 16),
@@ -35,7 +35,7 @@ streams = st.builds(Stream, uint64, uint64)
 
 @st.composite
 def probabilities(draw, bits):
-    """From 0 to 1, at and next to the steps and half steps of a width, and numbers too small to count."""
+    """From 0 to 1, at and next to the steps and half steps of a width, and numbers too small to have an effect."""
     half_step = draw(st.integers(0, 2 ** (bits + 1))) / 2 ** (bits + 1)
     near = st.sampled_from([half_step, math.nextafter(half_step, 0), math.nextafter(half_step, 1)])
     return draw(st.floats(0, 1) | near | st.sampled_from([0, 1, 5e-324, 1e-310, 1 - 2**-53]))
@@ -43,13 +43,13 @@ def probabilities(draw, bits):
 
 @st.composite
 def arrays(draw, shape, dtype, writable=False, extremes=False):
-    """As from `placed.place`."""
+    """Arrays as `placed.place` makes them."""
     return place(shape, dtype, lambda items: draw(st.sampled_from(items)), writable, extremes)
 
 
 @st.composite
 def targets(draw, of):
-    """An operand and where its result goes: nowhere yet, an array of its own, between its elements, or its place."""
+    """An operand and its target: None, a separate array, the elements between the operand's, or the operand itself."""
     array = of.array
     where = draw(st.sampled_from(["new", "own", "between", "in place"]))
     if where == "own":
@@ -60,7 +60,7 @@ def targets(draw, of):
 
 
 def call(function, operand, target, others=(), copies=None):
-    """function(operand, out=) for Placed ones. What it gives, and all bytes but its own as they were, are checked."""
+    """Call function(operand, out=) with Placed arrays. Check the result, and that no bytes beside it have changed."""
     placed = [operand, *others, *([] if target is None else [target])]
     for one in placed:
         one.before = one.buffer.copy()
@@ -79,7 +79,7 @@ def call(function, operand, target, others=(), copies=None):
 
 
 def same(got, want, kept, name="identity", role="value", size=1.0):
-    """Dropped elements are +0.0, and kept ones within the table's ulps; its floor is in units of size."""
+    """Check that dropped elements are +0.0, and kept ones within the table's ulps. Its floor is in units of size."""
     limit, floor = ulps.allowed(name, role, got.dtype.name)
     zeros = got[~kept].astype(np.float64)
     assert (zeros == 0).all() and not np.signbit(zeros).any()
@@ -91,19 +91,19 @@ def same(got, want, kept, name="identity", role="value", size=1.0):
 
 @st.composite
 def mask_shapes(draw, shape):
-    """None, or a shape that broadcasts: None, 1 or its own size for an axis, the first axes left out perhaps."""
+    """None, or a shape that broadcasts: each axis is None, 1 or its own size, and the first axes may be left out."""
     if draw(st.booleans()):
         return None
     of = shape[draw(st.integers(0, len(shape))) :]
     return tuple(draw(st.sampled_from([None, 1, n])) for n in of)
 
 
-@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # of the reference, with infinite numbers
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # the reference warns about infinite numbers
 @given(st.data(), st.sampled_from(FUSIONS), shapes, streams)
 def test_dropout_and_its_gradient_of_any_array(data, fusion, shape, stream):
     activation, dtype, bits = fusion
     p, mask_shape = data.draw(probabilities(bits)), data.draw(mask_shapes(shape))
-    extremes = activation != "gelu"  # which is nan at -inf
+    extremes = activation != "gelu"  # gelu is nan at -inf
     x = data.draw(arrays(shape, dtype, data.draw(st.booleans()), extremes))
     x, target = data.draw(targets(x))
     if activation not in (None, "relu") and target is x:  # its gradient needs x
@@ -119,7 +119,7 @@ def test_dropout_and_its_gradient_of_any_array(data, fusion, shape, stream):
     y, backprop = call(lambda x, **out: gpudrop.dropout_vjp(x, p, **options, **out), x, target)
     held = [array for array in (x, target) if array is not None]
     same(y, want, kept, name)
-    # Not for relu, whose gradient is 0 where y is, while a product of nan and a slope of 0 would be nan.
+    # Not for relu. Its gradient is 0 where y is 0, but a product of nan and a slope of 0 would be nan.
     dy = data.draw(arrays(shape, dtype, data.draw(st.booleans()), extremes and activation != "relu"))
     dy, dx_target = data.draw(targets(dy))
     exact_dy = dy.array.astype(np.float64)
@@ -128,7 +128,7 @@ def test_dropout_and_its_gradient_of_any_array(data, fusion, shape, stream):
 
 
 @given(st.data(), shapes, st.sampled_from([8, 16, 32]), streams, st.integers(0, 2**65))
-def test_a_mask_of_any_shape_from_anywhere(data, shape, bits, stream, start):
+def test_a_mask_of_any_shape_at_any_offset(data, shape, bits, stream, start):
     p, start = data.draw(probabilities(bits)), min(start, 2**64 - max(1, math.prod(shape)))
     mask = gpudrop.keep_mask(shape, p, stream, bits=bits, start=start)
     assert mask.dtype == bool and mask.flags.c_contiguous
@@ -172,7 +172,7 @@ def test_a_variant_of_any_array(name, dtype, data, stream):
 @pytest.mark.parametrize("dtype", few([np.float32, np.float16], np.float32))
 @given(data=st.data(), shape=shapes, stream=streams)
 def test_zoneout_of_any_two_arrays(data, shape, dtype, stream):
-    """Nothing is scaled, so the bytes of one or of the other are what is left."""
+    """Nothing is scaled, so each element of a result has the bytes of one operand or the other."""
     p = data.draw(probabilities(16))
     x, previous, dy = (data.draw(arrays(shape, dtype, data.draw(st.booleans()), extremes=True)) for _ in range(3))
     x, target = data.draw(targets(x))
@@ -190,5 +190,5 @@ def test_zoneout_of_any_two_arrays(data, shape, dtype, stream):
 
 
 def bits_of(array):
-    """The bytes in logical order, in which one nan is as good as another."""
+    """The bytes in logical order. All nans become the same nan."""
     return np.where(np.isnan(array), array.dtype.type(np.nan), array).tobytes()

@@ -1,1 +1,1 @@
-"""What goes wrong around a call is reported, nothing hangs, and generators and arrays stay as they were."""
+"""Errors outside a call are reported, nothing hangs, and generators and arrays stay unchanged."""

@@ -1,4 +1,4 @@
-"""A wrong argument is named before anything is written or drawn."""
+"""An error names a wrong argument before anything is written or drawn."""
 
 import re
 
@@ -15,14 +15,14 @@ NOT_A_NUMBER += [np.complex64(0.5), np.array(None), float]
 NOT_AN_ARRAY = [None, 1.0, [1.0], np.ma.masked_array(np.ones(3, np.float32)), np.ndarray]
 OF_OTHER_DTYPES = [int, np.uint8, bool, complex, object, ">f4", ">f8", np.longdouble, "U3", "S4", "V4", "M8[s]"]
 OF_OTHER_DTYPES += [[("a", "<f4")], [("a", "<f4"), ("b", "<i4")]]
-# What other libraries call the arguments, and the end of the error.
+# Other libraries' names for the arguments, with the end of the error message.
 UNKNOWN = {"q": "", "keep_prob": "; p is the probability of dropping, so give p=0.25", "rate": "; did you mean 'p'\\?"}
 UNKNOWN |= {"seed": "; did you mean 'rng'\\?", "activatoin": "; did you mean 'activation'\\?"}
 RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or None, got "
 
 
 def wrong(cls):
-    """(what is changed in a right call, the error, and how its message begins)"""
+    """Yield (changes of a valid call, the error, the beginning of its message)."""
     x, *previous = arrays_of(cls)
     strength = cls.strength()
     for p in NOT_A_NUMBER:
@@ -50,7 +50,7 @@ def wrong(cls):
         yield {unknown: 0.75}, TypeError, rf"{name}(_vjp)?\(\) got an unexpected keyword argument '{unknown}'{hint}$"
     for training in ("eval", "", None, 2, np.ones(2)):
         yield {"training": training}, ValueError, "training must be True or False, got "
-    for array in NOT_AN_ARRAY[1:]:  # None is no array to write to
+    for array in NOT_AN_ARRAY[1:]:  # None means no out
         yield {"out": array}, TypeError, "out must be a NumPy, CuPy or Numba array"
     for array in (x.astype(np.float64), x[..., :-1].copy(), x.astype(">f4"), x.reshape(-1), np.float32(1)):
         yield {"out": array}, ValueError, "out must be a NumPy array of dtype float32 and shape "
@@ -78,8 +78,8 @@ def call_layer(cls, x=None, previous=None, **options):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_what_is_wrong_is_told_before_anything_is_written_or_drawn(cls):
-    """In a function, its vjp and, as far as it takes the argument, a layer."""
+def test_errors_are_raised_before_anything_is_written_or_drawn(cls):
+    """In the function, in its vjp and, if it has the argument, in the layer."""
     rng = Generator(8)
     for changes, error, message in wrong(cls):
         before = {name: np.array(array) for name, array in changes.items() if name in ("x", "previous", "out")}
@@ -99,7 +99,7 @@ def test_what_is_wrong_is_told_before_anything_is_written_or_drawn(cls):
 
 @pytest.mark.parametrize("activation", few(["relu", "gelu"], "gelu"))
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_wrong_gradient_is_told_before_anything_is_written(cls, activation):
+def test_errors_of_backprop_are_raised_before_anything_is_written(cls, activation):
     y, backprop = call(cls, cls.function.vjp, activation=activation, rng=Stream(0, 0))
     dy, line = np.ones_like(y), np.ones(y.size + 1, np.float32)
     want = [np.array(gradient) for gradient in np.atleast_2d(backprop(dy))]
@@ -169,7 +169,7 @@ X = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
         (ValueError, "unknown backend 'gpu'", lambda: gpudrop.warmup(["relu"], backend="gpu")),
     ],
 )
-def test_the_other_functions_tell_what_is_wrong_and_draw_nothing(error, message, call):
+def test_errors_of_the_other_functions_draw_nothing(error, message, call):
     before, state = X.copy(), gpudrop.manual_seed(0).state_dict()
     with pytest.raises(error, match=f"^({message})"):
         call()
@@ -186,15 +186,15 @@ def test_a_probability_is_checked_where_dropout_is_off():
 
 
 @pytest.mark.parametrize("p", [True, np.True_, 1, np.uint8(1), np.float16(1), np.array(1.0), np.array(1)])
-def test_whatever_numpy_and_pytorch_take_as_a_number_is_one(p):
+def test_p_may_be_any_number_that_numpy_and_pytorch_accept(p):
     np.testing.assert_array_equal(gpudrop.dropout(X, p), np.zeros_like(X))
     assert gpudrop.Dropout(p).p == 1.0 and type(gpudrop.Dropout(p).p) is float
 
 
 @pytest.mark.parametrize("turned", [lambda x: x.T, lambda x: x[::-1], lambda x: x.T[::-1]])
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_the_elements_of_x_in_another_order_are_not_x_itself(turned, activation):
-    """Though they may begin at the same address, and have the same shape."""
+def test_out_must_not_be_a_reordered_view_of_x(turned, activation):
+    """Even if both begin at the same address and have the same shape."""
     x = np.arange(1, 26, dtype=np.float32).reshape(5, 5)
     before = x.copy()
     for function in (gpudrop.dropout, gpudrop.dropout_vjp):
@@ -219,8 +219,8 @@ INTERLEAVED = {
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("views", INTERLEAVED)
-def test_interleaved_arrays_that_share_no_element_are_apart(views, activation):
-    """Between the bounds of x as they are, they are neither x nor overlap it."""
+def test_interleaved_arrays_do_not_overlap(views, activation):
+    """These arrays lie within the bounds of x, but share no memory with it."""
     base = np.arange(1, 81, dtype=np.float32).reshape(8, 10)
     (take, target), keep = INTERLEAVED[views], {"activation": activation, "rng": Stream(2, 2)}
     x, out = take(base), target(base)

@@ -1,4 +1,4 @@
-"""Numba's cache on disk: where it can't be written or read, everything works and one warning says so."""
+"""Numba's cache on disk: if it can't be written or read, everything works, with one warning."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ import resource, sys, warnings
 import numba.core.caching as caching
 import numpy as np
 import gpudrop
-if sys.argv[1] == "full":  # from here on, files longer than that can't be written
+if sys.argv[1] == "full":  # larger files can't be written from here on
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 if sys.argv[1] == "nowhere":
     for locator in caching.CacheImpl._locator_classes:
@@ -34,25 +34,25 @@ def warned_once(done):
 
 
 @pytest.mark.slow
-def test_without_a_place_for_the_cache_it_works_and_says_so_once():
+def test_without_a_folder_for_the_cache_it_works_and_warns_once():
     warned_once(run(CACHE, "nowhere", clean=False))
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_in_its_folder_is_elsewhere_or_nowhere(tmp_path):
-    """Beneath a file there is no folder, whoever the user is. Numba then takes its default place, if it can."""
+def test_with_an_impossible_cache_folder_it_works_and_warns_at_most_once(tmp_path):
+    """No user can create a folder within a file. Numba then uses its default folder, if it can."""
     (tmp_path / "file").write_text("")
     done = run(CACHE, "as it is", clean=False, NUMBA_CACHE_DIR=tmp_path / "file" / "folder")
     if done.stderr:
         warned_once(done)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits for files")
-@pytest.mark.parametrize("room", few([0, 1000, 20_000]))
-def test_a_full_disk_is_told_once(tmp_path, room):
-    """Room for nothing, for indices alone, and for half of a kernel."""
-    warned_once(run(CACHE, "full", room, clean=False, NUMBA_CACHE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > max(room, 1)]
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of file sizes")
+@pytest.mark.parametrize("limit", few([0, 1000, 20_000]))
+def test_a_full_disk_warns_once(tmp_path, limit):
+    """The limits allow no file at all, only indices, and half of a kernel."""
+    warned_once(run(CACHE, "full", limit, clean=False, NUMBA_CACHE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > max(limit, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", few(DAMAGES))
-def test_damaged_files_of_the_cache_are_told_once(cache, tmp_path, damage):
+def test_damaged_cache_files_warn_once(cache, tmp_path, damage):
     kind, change = DAMAGES[damage]
     folder = shutil.copytree(cache, tmp_path / "cache")
     damaged = list(folder.rglob(f"*.{kind}"))

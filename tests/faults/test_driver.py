@@ -1,4 +1,4 @@
-"""CUDA drivers that don't work: the reason is told, and the CPU's kernels go on."""
+"""CUDA drivers that don't work: the reason is reported, and the CPU kernels still work."""
 
 import ctypes
 import os
@@ -32,7 +32,7 @@ int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned
 }
 #endif
 """
-# How each is made, or what it says; and what CuPy and Numba then say.
+# How each driver is built, or its file's content; then the reasons that CuPy and Numba report.
 DRIVERS = {
     "no device": (["STATUS=100", "VERSION=13000"], "no CUDA-capable device", "CUDA_ERROR_NO_DEVICE"),
     "another kernel module": (["STATUS=803", "VERSION=13000"], "unsupported display driver", "DRIVER_MISMATCH"),
@@ -57,7 +57,7 @@ class Device:
 class Exporter:
     __dlpack_device__ = staticmethod(lambda: (2, 0))
     def __dlpack__(self, **options):
-        raise BufferError("nothing there")
+        raise BufferError("no data")
 for of, protocol in ((Device, "__cuda_array_interface__"), (Exporter, "DLPack")):
     for name, call in {
         "x": lambda: gpudrop.dropout(of()),
@@ -88,9 +88,9 @@ def has_driver():
         return False
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a driver is a library by another name elsewhere")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the driver library has this name only on Linux")
 @pytest.mark.parametrize("name", few(DRIVERS, "no device"))
-def test_a_driver_that_does_not_work_is_explained(tmp_path, name):
+def test_the_reason_why_a_driver_does_not_work_is_reported(tmp_path, name):
     pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
     made, *said = DRIVERS[name]
@@ -102,7 +102,7 @@ def test_a_driver_that_does_not_work_is_explained(tmp_path, name):
         command = ["cc", "-shared", "-fPIC", *defined, "-D_GNU_SOURCE", "-x", "c", "-", "-o", library, "-ldl"]
         subprocess.run(command, input=DRIVER, text=True, check=True)
     elif has_driver():
-        pytest.skip("this machine has a driver, which is then found")
+        pytest.skip("this machine's own driver would be found")
     elif made is not None:
         library.write_text(made)
     libraries = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])
@@ -118,7 +118,7 @@ def test_a_driver_that_does_not_work_is_explained(tmp_path, name):
 
 
 @pytest.mark.parametrize("error", [ImportError("no such symbol"), OSError("cannot open"), AttributeError("cuInit")])
-def test_whatever_the_import_of_a_backend_raises_is_its_reason(monkeypatch, error):
+def test_an_error_on_importing_a_backend_is_its_reason(monkeypatch, error):
     def fail(name):
         raise error
 

@@ -1,4 +1,4 @@
-"""A forked child goes on, whatever the parent's other threads did at that moment."""
+"""A forked child works, whatever the parent's other threads were doing at that moment."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def busy(own):
         rng.load_state_dict(rng.state_dict())
 
 def child():
-    signal.alarm(100)  # which ends it, if it hangs
+    signal.alarm(100)  # ends a child that hangs
     right = np.array_equal(gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5)), want)
     state = rng.state_dict()
     mask = gpudrop.keep_mask(99, 0.5, rng)
@@ -57,8 +57,8 @@ for thread in threads:
 """
 
 
-def test_a_child_forked_in_the_midst_of_other_threads_calls_goes_on():
-    run(FORKS, clean=False)  # Python itself warns of it
+def test_a_child_forked_during_calls_of_other_threads_works():
+    run(FORKS, clean=False)  # Python itself warns about such a fork
 
 
 FORK_WHILE_LOCKED = """
@@ -69,7 +69,7 @@ from numba.core.compiler_lock import global_compiler_lock
 lock = global_compiler_lock if sys.argv[1] == "compiling" else gpudrop.generator.lock
 rng, forking, locked = gpudrop.Generator(3), threading.Event(), threading.Event()
 gpudrop.dropout(np.ones(9, np.float32), activation="softplus", training=False)
-# Hooks are called last first, so that the other thread lets go when the package's already wait.
+# Hooks run last first, so the other thread releases its lock while the package's hooks already wait.
 os.register_at_fork(before=forking.set)
 
 def hold():
@@ -88,12 +88,12 @@ if process == 0:
     os._exit(0 if rng.next() == gpudrop.Stream(3, 1) else 3)
 assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 thread.join()
-gpudrop.dropout(np.ones(9, np.float32), rng=rng)  # and so does the parent
+gpudrop.dropout(np.ones(9, np.float32), rng=rng)  # the parent works too
 """
 
 
 @pytest.mark.parametrize("lock", few(["drawing", "compiling"], "drawing"))
-def test_a_fork_waits_for_what_a_child_would_wait_for_in_vain(lock):
+def test_a_fork_waits_for_locks_that_would_block_the_child(lock):
     run(FORK_WHILE_LOCKED, lock, clean=False)
 
 
@@ -102,7 +102,7 @@ import os
 import numpy as np
 import gpudrop
 x = np.ones(1 << 22, np.float32)
-for _ in range(os.cpu_count()):  # so that the parent has all threads that it ever starts
+for _ in range(os.cpu_count()):  # starts all threads that the parent ever uses
     gpudrop.dropout(x, 0.5)
 threads = len(os.listdir("/proc/self/task"))
 process = os.fork()
@@ -115,8 +115,8 @@ assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="nothing tells the threads of a process here")
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to count the threads of a process")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="needs more than one thread")
 def test_a_forked_child_starts_threads_of_its_own():
     run(FORK_WITH_THREADS, clean=False)
 
@@ -126,7 +126,7 @@ import os, sys
 import gpudrop
 if sys.argv[1] == "seeded":
     gpudrop.manual_seed(7)
-gpudrop.keep_mask(64, 0.5, gpudrop.Stream(0, 0))  # compiled before the children need it
+gpudrop.keep_mask(64, 0.5, gpudrop.Stream(0, 0))  # compiled before the children are forked
 reads = []
 for _ in range(3):
     read, write = os.pipe()
@@ -141,7 +141,7 @@ print(len(set(reads)))
 
 
 @pytest.mark.parametrize(("seeded", "masks"), [("unseeded", 4), ("seeded", 1)])
-def test_forked_processes_draw_masks_of_their_own_unless_somebody_has_seeded(seeded, masks):
+def test_forked_processes_draw_different_masks_unless_seeded(seeded, masks):
     assert run(FORKED, seeded).stdout == f"{masks}\n"
 
 
@@ -151,7 +151,7 @@ import numpy as np
 import gpudrop
 
 def draw(k):
-    time.sleep(0.3)  # so that another worker takes the next one
+    time.sleep(0.3)  # lets another worker take the next item
     return os.getpid(), gpudrop.keep_mask(64, 0.5).tobytes()
 
 def call(layer):
@@ -179,7 +179,7 @@ class Items:
 
 if __name__ == "__main__":
     kind = sys.argv[1]
-    gpudrop.keep_mask(64, 0.5, gpudrop.Stream(0, 0))  # compiled before the workers need it
+    gpudrop.keep_mask(64, 0.5, gpudrop.Stream(0, 0))  # compiled before the workers start
     masks = drawn(kind, 6)
     assert len({pid for pid, _ in masks}) == 2, masks
     assert len({mask for _, mask in masks}) == len(masks)
@@ -194,7 +194,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fork", "spawn", "joblib", "DataLoader"])
-def test_workers_draw_masks_of_their_own_as_the_readme_says(kind, tmp_path):
+def test_workers_draw_different_masks_unless_seeded(kind, tmp_path):
     if kind == "joblib":
         pytest.importorskip("joblib", reason="joblib is not installed")
     if kind == "DataLoader":
@@ -205,7 +205,7 @@ def test_workers_draw_masks_of_their_own_as_the_readme_says(kind, tmp_path):
     assert done.stdout == "ok\n", done.stderr
 
 
-def test_a_layer_that_is_sent_to_workers_draws_the_same_in_all_and_spawned_ones_do_not():
+def test_copies_of_a_layer_draw_the_same_masks_but_spawned_generators_differ():
     x, layer = np.ones(64), layers.Dropout(0.5, rng=Generator(3))
     sent = [pickle.loads(pickle.dumps(layer)) for _ in range(3)]
     assert len({twin(x).tobytes() for twin in sent}) == 1

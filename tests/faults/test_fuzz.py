@@ -1,4 +1,4 @@
-"""The fuzz target finds nothing, and would find what it is for; what it has found stays mended."""
+"""The fuzz target finds no fault, detects faults put in on purpose, and its earlier findings stay fixed."""
 
 import itertools
 import math
@@ -15,12 +15,12 @@ from gpudrop.kernels import cpu
 from tests import fuzz, fuzz_arguments
 from tests.sampling import few
 
-ENOUGH = 4000  # calls, for everything public to be called and to return
+ENOUGH = 4000  # enough calls for every public function to be called and to return
 
 
 @pytest.fixture(autouse=True)
 def few_kernels(request, monkeypatch):
-    """Of one dtype, number of bits and activation, but for what runs long enough for all to be worth compiling."""
+    """Limit calls to one dtype, width and activation. Only slow tests run long enough to compile more kernels."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(fuzz_arguments, "SETTINGS", fuzz_arguments.SETTINGS[:1])
 
@@ -47,7 +47,7 @@ def test_every_argument_has_a_pool():
     assert {(call, name) for call, name in names if not {name, f"{call}.{name}"} & {*fuzz_arguments.POOLS}} == set()
 
 
-def test_an_argument_without_a_pool_fails_loudly():
+def test_an_argument_without_a_pool_raises():
     def function(x, novelty):
         raise AssertionError("must not be called")
 
@@ -55,13 +55,13 @@ def test_an_argument_without_a_pool_fails_loudly():
         fuzz.Case(0, 0).arguments(fuzz.Call("function", function))
 
 
-def test_a_call_by_its_number_is_the_same_call_again():
+def test_a_number_always_selects_the_same_call():
     for number in range(30):
         first, second = fuzz.Trial(5, number), fuzz.Trial(5, number)
         assert (first.text, first.outcome) == (second.text, second.outcome)
 
 
-# Faults that it must see, each as another launch(launch, kernel, inputs, outputs, draw) instead of the kernels'.
+# Faults that the fuzz target must detect. Each replaces the kernels' launch(launch, kernel, inputs, outputs, draw).
 
 
 def raises(launch, kernel, inputs, outputs, draw):
@@ -129,17 +129,17 @@ def problems(monkeypatch, calls=FEW, numbers=300):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_in_the_kernels_is_seen(monkeypatch, fault):
+def test_a_fault_in_the_kernels_is_detected(monkeypatch, fault):
     launch = cpu.launch
     monkeypatch.setattr(cpu, "launch", lambda *arguments: fault(launch, *arguments))
     assert any(problem.startswith(FAULTS[fault]) for problem in problems(monkeypatch))
 
 
-def test_nothing_is_seen_where_nothing_is_wrong(monkeypatch):
+def test_correct_kernels_cause_no_findings(monkeypatch):
     assert problems(monkeypatch) == set()
 
 
-def test_a_stream_that_is_drawn_too_early_is_seen(monkeypatch):
+def test_a_stream_that_is_drawn_too_early_is_detected(monkeypatch):
     rng_of = plan.rng_of
 
     def early(rng, context):
@@ -153,7 +153,7 @@ def test_a_stream_that_is_drawn_too_early_is_seen(monkeypatch):
     assert "a generator or a state moved on before an error" in found and "2 streams were drawn" in found
 
 
-def test_a_refusal_of_what_is_right_is_seen(monkeypatch):
+def test_an_error_for_valid_arguments_is_detected(monkeypatch):
     def check_p(p):
         raise ValueError("p is never right")
 
@@ -161,7 +161,7 @@ def test_a_refusal_of_what_is_right_is_seen(monkeypatch):
     assert "refuses what is right: p is never right" in problems(monkeypatch)
 
 
-def test_a_result_of_another_kind_is_seen(monkeypatch):
+def test_a_result_of_another_type_is_detected(monkeypatch):
     monkeypatch.setattr(gpudrop.Generator, "next", lambda self: self._take())
     calls = [call for call in fuzz.CALLS if call.last == "next"]
     assert "returned tuple, not Stream" in problems(monkeypatch, calls, 5)
@@ -178,7 +178,7 @@ def test_numbas_bounds_check_reaches_the_kernels(tmp_path, wanted):
     assert done.stdout == f"{wanted == '1'}\n", done.stderr
 
 
-# What it has found
+# Earlier findings
 
 
 @pytest.mark.parametrize("std", [1.5, 1e30])
@@ -193,7 +193,7 @@ def test_noise_of_any_strength_can_be_switched_off(std):
 
 
 @pytest.mark.filterwarnings("error")
-def test_moments_of_infinite_results_warn_of_nothing():
+def test_moments_of_infinite_results_do_not_warn():
     x = np.float32([[1, np.inf], [np.nan, 3e38]])
     mean, variance = gpudrop.mc_samples(lambda x: x, x, 3, Stream(0, 0))
     assert mean[0, 0] == 1 and mean[1, 1] == np.float32(3e38) and not np.isfinite(mean[[0, 1], [1, 0]]).any()
@@ -238,8 +238,8 @@ def undefined_at_a_half(x):
         (SyntaxError, "slope is nested too deeply", LONG),
     ],
 )
-def test_a_formula_that_no_processor_would_compile_is_refused_at_once(error, message, formula):
-    """Whatever the limit of recursion is, which mypy, say, raises for its process."""
+def test_a_formula_that_can_not_be_compiled_is_refused_at_once(error, message, formula):
+    """Recursion limits differ between processes: mypy, for example, raises its own."""
     limit = sys.getrecursionlimit()
     for recursion in (limit, 2**14):
         sys.setrecursionlimit(recursion)

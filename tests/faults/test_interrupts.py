@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: no slice is written after it, and everything can be used again."""
+"""Ctrl-C at any moment: after it no slice is written, and everything remains usable."""
 
 import functools
 import os
@@ -19,19 +19,19 @@ import gpudrop
 from gpudrop import Stream
 from gpudrop.context import DEFAULT, current
 from gpudrop.kernels import cpu, threads
-from tests.processes import HEEDS, run
+from tests.processes import RESTORE_SIGINT, run
 from tests.sampling import few
 
-helpers = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one thread alone")
-SIZE = 2 * threads.SHARED  # worth sharing out to threads
+helpers = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="needs more than one thread")
+SIZE = 2 * threads.SHARED  # large enough to be divided among threads
 
 
 class Interrupt(BaseException):
-    """What Ctrl-C raises here, instead of KeyboardInterrupt, which would end pytest."""
+    """The exception that Ctrl-C raises in these tests. KeyboardInterrupt would end pytest."""
 
 
 class Alternating:
-    """The caller of `threads.share_out`, its one helper, and who waits for whom."""
+    """Coordinates the caller of `threads.share_out` with its one helper thread, and records which one waits."""
 
     def __init__(self):
         self.caller = threading.get_ident()
@@ -39,7 +39,7 @@ class Alternating:
         self.begun, self.inside = [], []
 
     def lock(self):
-        """As `threads.Lock`, but tells when the caller begins to wait for a lock of the helper's."""
+        """A replacement of `threads.Lock` that reports when the caller begins to wait for a lock of the helper."""
         return _Lock(self) if threading.get_ident() != self.caller else threading.Lock()
 
     def interrupt(self):
@@ -55,7 +55,7 @@ class Alternating:
             self.waiting.clear()
             self.arrived.clear()
             self.interrupt()
-            while not self.arrived.wait(0.1):  # one that comes just before the wait is noticed after it
+            while not self.arrived.wait(0.1):  # an interrupt that comes just before the wait is noticed after it
                 self.interrupt()
 
 
@@ -75,7 +75,7 @@ class _Lock:
 @pytest.fixture
 def two(monkeypatch):
     if not hasattr(signal, "pthread_kill") or threading.current_thread() is not threading.main_thread():
-        pytest.skip("nobody can interrupt this thread")
+        pytest.skip("this thread can't be interrupted")
     alternating = Alternating()
     monkeypatch.setattr(threads, "team", None)
     monkeypatch.setattr(threads, "Lock", alternating.lock)
@@ -88,13 +88,13 @@ def two(monkeypatch):
 
 @helpers
 @pytest.mark.parametrize("where", ["in a slice of its own", "as it calls for help", "as it waits for the last slice"])
-def test_an_interrupted_call_ends_when_nobody_writes_any_more(two, monkeypatch, where):
+def test_an_interrupted_call_returns_after_all_writing_has_stopped(two, monkeypatch, where):
     slices = []
 
     def part(lo, hi):
         two.begun.append(lo)
         if threading.get_ident() == two.caller:
-            assert two.holding.wait(100)  # so that the helper has a slice
+            assert two.holding.wait(100)  # wait until the helper has a slice
             if where == "in a slice of its own":
                 two.interrupt()
             if len(two.begun) == len(slices):
@@ -128,7 +128,7 @@ def test_an_interrupted_call_ends_when_nobody_writes_any_more(two, monkeypatch, 
 
 
 @helpers
-def test_who_comes_to_help_an_interrupted_call_finds_nothing_to_do(two, monkeypatch):
+def test_a_late_helper_of_an_interrupted_call_does_nothing(two, monkeypatch):
     late, begun = [], []
 
     class Pool:
@@ -148,8 +148,8 @@ def test_who_comes_to_help_an_interrupted_call_finds_nothing_to_do(two, monkeypa
 
 @helpers
 @pytest.mark.parametrize("compiled", ["a kernel", "blocks"])
-def test_an_interrupt_never_reaches_numba_as_it_compiles(two, monkeypatch, compiled):
-    """It is raised at once; what is compiled is done all the same, and the next call finds it."""
+def test_an_interrupt_never_reaches_numbas_compiler(two, monkeypatch, compiled):
+    """The interrupt is raised at once. The compilation still completes, and the next call finds its result."""
     x, met = np.ones((2, 3, 9, 9), np.float32), []
 
     class AsItCompiles(numba.core.event.Listener):
@@ -197,8 +197,8 @@ print(gpudrop.dropout(x, 0).sum())
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
-def test_an_interrupt_as_the_first_call_imports_numba_leaves_it_whole():
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't send SIGINT to a single process")
+def test_an_interrupt_while_numba_is_imported_leaves_it_usable():
     assert run(AS_IT_IMPORTS, "numba.core.typing").stdout == "interrupted\n9.0\n"
 
 
@@ -225,10 +225,10 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
-def test_a_process_ends_well_whose_first_call_was_interrupted(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't send SIGINT to a single process")
+def test_a_process_whose_first_call_was_interrupted_exits_normally(tmp_path):
     assert run(AT_EXIT, NUMBA_CACHE_DIR=tmp_path).stdout == "interrupted\n"
-    assert list(tmp_path.rglob("*.nbc"))  # what was compiled as it was interrupted
+    assert list(tmp_path.rglob("*.nbc"))  # compiled although the call was interrupted
 
 
 INTERRUPTED = """
@@ -236,7 +236,7 @@ import sys
 import numpy as np
 import gpudrop
 if sys.argv[1] == "torch":
-    import gpudrop.torch  # whose threads the kernels then run on
+    import gpudrop.torch  # the kernels then run on PyTorch's threads
 from gpudrop.context import DEFAULT, current
 x = np.ones(1 << 22, np.float32)
 y, rng, word, calls = np.empty_like(x), gpudrop.Generator(0), "ready", 0
@@ -256,37 +256,38 @@ while True:
     mask = gpudrop.keep_mask(999, 0.5, rng)
     assert np.array_equal(mask, gpudrop.keep_mask(999, 0.5, gpudrop.Stream(0, calls)))
     assert np.array_equal(gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(5, 5)), want)
-    assert (y == 7).all(), "what was interrupted went on"
+    assert (y == 7).all(), "the interrupted call went on"
     word = "again"
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't send SIGINT to a single process")
 @pytest.mark.parametrize("of", few(["own", "torch"], "own"))
 def test_interrupts_at_any_moment_leave_everything_usable(pytestconfig, tmp_path, of):
     if of == "torch":
         pytest.importorskip("torch", reason="PyTorch is not installed")
     moments = random.Random(0)
-    # To a file, for ctypes writes much there of interrupts that come where it can't raise them, and nobody reads it.
+    # To a file, because nothing reads a pipe here. ctypes writes much about interrupts that come where it can't raise
+    # them.
     with (tmp_path / "errors").open("w") as errors:
-        command = [sys.executable, "-c", HEEDS + INTERRUPTED, of]
-        # Not measured by coverage.py, in whose lock an interrupt would leave the process waiting for ever.
+        command = [sys.executable, "-c", RESTORE_SIGINT + INTERRUPTED, of]
+        # coverage.py is off: an interrupt within its lock would make the process wait forever.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         assert process.stdout.readline() == "ready\n", (tmp_path / "errors").read_text()
         for _ in range(200 if pytestconfig.getoption("--full") else 50):
-            time.sleep(0.01 * moments.random())  # which is not for anything to happen
+            time.sleep(0.01 * moments.random())  # a random delay before the interrupt, not a wait for an event
             process.send_signal(signal.SIGINT)
             answered, _, _ = select.select([process.stdout], [], [], 100)
-            assert answered, "hangs"
+            assert answered, "the process hangs"
             assert process.stdout.readline() == "again\n", (tmp_path / "errors").read_text()
     finally:
         process.kill()
         process.communicate()
 
 
-def test_an_interrupt_as_dropout_is_switched_off_leaves_it_on():
+def test_an_interrupt_on_entering_no_dropout_leaves_dropout_on():
     moments = ["set"]
 
     def interrupt(frame, event, function):
@@ -294,7 +295,7 @@ def test_an_interrupt_as_dropout_is_switched_off_leaves_it_on():
             moments.remove(function.__name__)
             raise Interrupt
 
-    sys.setprofile(interrupt)  # which is called after the context variable has changed
+    sys.setprofile(interrupt)  # is called after the context variable has changed
     try:
         with pytest.raises(Interrupt), gpudrop.no_dropout():
             pytest.fail("went on after the interrupt")
@@ -323,9 +324,9 @@ while True:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process alone")
-def test_no_interrupt_is_lost_where_blocks_begin_and_end():
-    process = subprocess.Popen([sys.executable, "-c", HEEDS + BLOCKS], stdout=subprocess.PIPE, text=True)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't send SIGINT to a single process")
+def test_no_interrupt_is_lost_on_entering_or_leaving_a_block():
+    process = subprocess.Popen([sys.executable, "-c", RESTORE_SIGINT + BLOCKS], stdout=subprocess.PIPE, text=True)
     moments = random.Random(0)
     try:
         assert process.stdout.readline() == "ready\n"
@@ -333,7 +334,7 @@ def test_no_interrupt_is_lost_where_blocks_begin_and_end():
             time.sleep(0.001 * moments.random())
             process.send_signal(signal.SIGINT)
             answered, _, _ = select.select([process.stdout], [], [], 100)
-            assert answered, "swallowed"
+            assert answered, "the interrupt was lost"
             assert process.stdout.readline() == "again\n"
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""Memory that runs out leaves generators where they were, and what can still be computed is."""
+"""After an allocation fails, generators are unchanged, and calls that need no memory still work."""
 
 import sys
 
@@ -13,12 +13,12 @@ from tests.processes import run
 
 
 def huge(shape):
-    """As many axes, with more elements than any memory, all in one place that may be written to."""
+    """An array with as many axes and too many elements for any memory. All share one writable address."""
     return np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2**48, *shape[1:]), (0,) * len(shape))
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_no_memory_for_the_result_leaves_the_generator_where_it_was(cls):
+def test_without_memory_for_the_result_the_generator_is_unchanged(cls):
     rng, x = Generator(1), huge(SHAPES[cls.variant.name])
     changes = dict.fromkeys(cls.variant.inputs, x) | {"rng": rng}
     for function in (cls.function, cls.function.vjp):
@@ -31,11 +31,11 @@ def test_no_memory_for_the_result_leaves_the_generator_where_it_was(cls):
 
 
 @pytest.mark.parametrize("name", ["drop_path", "embedding_dropout", "token_dropout", "dropblock1d", "dropblock2d"])
-def test_no_memory_for_the_mask_leaves_the_generator_where_it_was(name, monkeypatch):
-    monkeypatch.setattr("gpudrop.arrays.overlaps_itself", lambda array: False)  # such an out is refused, else
+def test_without_memory_for_the_mask_the_generator_is_unchanged(name, monkeypatch):
+    monkeypatch.setattr("gpudrop.arrays.overlaps_itself", lambda array: False)  # otherwise such an out is refused
     rng, cls, x = Generator(1), layers.VARIANTS[name], huge(SHAPES[name])
     with pytest.raises(MemoryError):
-        call(cls, x=x, out=x, rng=rng)  # in place, so that the mask alone needs memory
+        call(cls, x=x, out=x, rng=rng)  # in place: only the mask needs memory
     assert rng.state_dict() == {"seed": 1, "call": 0} and x[0].max() == 0
     with pytest.raises(MemoryError):
         gpudrop.keep_mask(x.shape, 0.5, rng)
@@ -72,13 +72,13 @@ for name, call in calls.items():
         continue
     raise AssertionError(name)
 assert rng.state_dict() == {"seed": 1, "call": 0} and (y[::999] == 7).all()
-gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(2, 2), out=y)  # which needs none
+gpudrop.dropout(x, 0.5, rng=gpudrop.Stream(2, 2), out=y)  # needs no memory
 resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 assert {name: zlib.crc32(call()) for name, call in calls.items()} == want
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_after_memory_has_run_out_all_goes_on_as_before():
-    run(OUT_OF_MEMORY, MALLOC_ARENA_MAX=1)  # other threads' arenas have room that counts already
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's memory limits")
+def test_everything_works_again_after_memory_has_run_out():
+    run(OUT_OF_MEMORY, MALLOC_ARENA_MAX=1)  # the arenas of other threads already count as used

@@ -1,4 +1,4 @@
-"""Saved states and pickles: read in another process, refused from a newer version."""
+"""Saved states and pickles: another process can read them, and states of a newer version are refused."""
 
 import copy
 import json
@@ -30,8 +30,8 @@ pickle.dump(results, open(sys.argv[2], "wb"))
 """
 
 
-def test_layers_go_on_in_another_process(tmp_path):
-    """Pickled, or from a state in JSON, with a schedule and without, at the next mask."""
+def test_layers_continue_in_another_process(tmp_path):
+    """Pickled or restored from a state in JSON, with and without a schedule, layers continue at the next mask."""
     saved, want = [], []
     for cls in CLASSES:
         for p in (0.4, schedules.linear(0.1, 0.5, 10)):
@@ -52,7 +52,7 @@ def test_layers_go_on_in_another_process(tmp_path):
         assert state == layer.state_dict() and text == repr(layer)
 
 
-def test_generators_go_on_in_another_process(tmp_path):
+def test_generators_continue_in_another_process(tmp_path):
     rng = Generator(2**64 - 1)
     rng.load_state_dict({"seed": 2**64 - 1, "call": 2**63 + 5})
     saved = [pickle.dumps(rng), pickle.dumps(copy.deepcopy(rng)), pickle.dumps(rng.next())]
@@ -81,7 +81,7 @@ NEWER = [
 
 
 @pytest.mark.parametrize(("of", "loader", "state"), NEWER)
-def test_a_newer_versions_state_is_refused_by_name_and_changes_nothing(of, loader, state):
+def test_a_state_of_a_newer_version_is_refused_and_changes_nothing(of, loader, state):
     before = copy.deepcopy(loader.state_dict())
     state = before | state
     words = (
@@ -100,7 +100,7 @@ def test_a_newer_versions_state_is_refused_by_name_and_changes_nothing(of, loade
         ("Dropout layer", layers.Dropout(), lambda state: {**state, "rounds": 7}),
     ],
 )
-def test_what_a_newer_version_pickled_is_refused_by_name(monkeypatch, of, saved, change):
+def test_a_pickle_of_a_newer_version_is_refused(monkeypatch, of, saved, change):
     cls, state = type(saved), getattr(saved, "__getstate__", lambda: vars(saved))()
     assert pickle.loads(pickle.dumps(saved)) is not saved
     monkeypatch.setattr(cls, "__getstate__", lambda self: change(state), raising=False)
@@ -110,7 +110,7 @@ def test_what_a_newer_version_pickled_is_refused_by_name(monkeypatch, of, saved,
 
 
 @pytest.mark.parametrize("state", [None, [], "seed", 3, {"seed": 3}, {"call": 3}, {}, {3: 4, "seed": 1, "call": 0}])
-def test_what_is_no_state_is_refused_and_changes_nothing(state):
+def test_an_invalid_state_is_refused_and_changes_nothing(state):
     rng, layer = Generator(1), layers.Dropout(0.5, rng=Generator(2))
     before = layer.state_dict()
     for load in (rng.load_state_dict, rng.__setstate__, layer.load_state_dict):
@@ -125,7 +125,7 @@ PLAIN = (int, float, str, bool, type(None))
 
 
 def plain(state):
-    """Whether a state has nothing but what JSON has, with Python's own types exactly."""
+    """Whether a state contains only what JSON can represent, in exactly Python's own types."""
     if type(state) is dict:
         return all(type(key) is str and plain(value) for key, value in state.items())
     return all(map(plain, state)) if type(state) is list else type(state) in PLAIN
@@ -136,8 +136,8 @@ NUMPYS["mask_shape"] = [None, np.int8(1)]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_state_goes_through_json_and_holds_nothing_else(cls):
-    """Whatever the layer was made with, and its training loop has set."""
+def test_a_state_contains_only_json_types(cls):
+    """This holds for any types that the layer's arguments have, and that a training loop has set."""
     options = {name: value for name, value in NUMPYS.items() if name in cls.defaults()}
     for p in (np.float32(0.3), np.array(0.25), 0, schedules.linear(np.float16(0), np.float32(0.5), np.int8(10))):
         layer = cls(p, rng=Generator(np.uint64(7)), bits=np.int64(32), activation="relu", **options)
@@ -150,8 +150,8 @@ def test_a_state_goes_through_json_and_holds_nothing_else(cls):
         assert twin.state_dict() == state and not twin.training and twin.step == 2
 
 
-def test_a_state_of_another_layer_is_refused_by_name_and_changes_nothing():
-    """All that changes what is computed, but for p, which is restored."""
+def test_a_state_of_another_layer_is_refused_and_changes_nothing():
+    """Everything that changes results is checked, except p, which is restored."""
     layer = layers.LockedDropout(0.5, rng=Generator(3), activation="relu", time_axis=0)
     others = {
         "the state is of 'dropout', and this layer is 'locked_dropout'": layers.Dropout(rng=Generator(1)),
@@ -173,8 +173,8 @@ def test_a_state_of_another_layer_is_refused_by_name_and_changes_nothing():
         layer.load_state_dict(before | {"time_axis": False})
 
 
-def test_layers_with_generators_of_their_own_are_never_restored_into_the_default_one():
-    """Where the one that comes last would decide what all draw from."""
+def test_a_state_with_its_own_generator_is_never_restored_into_the_default_one():
+    """Otherwise the last restored state would decide the masks of all layers."""
     saved = [layers.Dropout(0.5, rng=Generator(seed)).state_dict() for seed in (1, 2)]
     default = gpudrop.manual_seed(5)
     for state in saved:

@@ -1,4 +1,4 @@
-"""Many threads and asyncio tasks at once: each gets its own masks, and switches dropout off for itself."""
+"""Many threads and asyncio tasks at once: each draws its own masks, and `no_dropout` affects only its caller."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from gpudrop.context import DEFAULT, current
 
 
 def at_once(count, call):
-    """call(number) in so many threads that begin together: the results, or the first exception."""
+    """Run call(number) in `count` threads that start together. Return the results, or raise the first exception."""
     barrier = threading.Barrier(count)
 
     def begin(number):
@@ -25,7 +25,7 @@ def at_once(count, call):
 
 
 def numbers_of(masks, seed):
-    """The calls whose masks they are, all of one shape."""
+    """The calls that drew these masks, which all have one shape."""
     calls = {gpudrop.keep_mask(masks[0].shape, 0.5, Stream(seed, call)).tobytes(): call for call in range(len(masks))}
     assert len(calls) == len(masks)
     return sorted(calls.get(mask.tobytes(), -1) for mask in masks)
@@ -34,7 +34,7 @@ def numbers_of(masks, seed):
 @pytest.mark.parametrize("rng", ["one generator", "the default generator"])
 def test_32_threads_get_each_mask_of_a_generator_once(rng):
     source = Generator(6) if rng == "one generator" else gpudrop.manual_seed(6)
-    x = np.ones(500, np.float32)  # all of them read it
+    x = np.ones(500, np.float32)  # read by all threads
 
     def draw(number):
         y, backprop = gpudrop.dropout_vjp(x, 0.5, rng=source if rng == "one generator" else None)
@@ -50,7 +50,7 @@ def test_32_threads_write_parts_of_one_array():
     x, out = np.arange(1, 32 * 4099 + 1, dtype=np.float32), np.full(32 * 4099, np.nan, np.float32)
 
     def write(number):
-        mine = slice(number * 4099, (number + 1) * 4099)  # next to another's, in the same line of the cache
+        mine = slice(number * 4099, (number + 1) * 4099)  # neighbours share a cache line
         gpudrop.dropout(x[mine], 0.5, rng=Stream(3, number), out=out[mine])
         gpudrop.dropout(x[mine], 0.5, rng=Stream(3, number), out=x[mine])
 
@@ -61,7 +61,7 @@ def test_32_threads_write_parts_of_one_array():
     np.testing.assert_array_equal(x, want)
 
 
-def test_each_thread_switches_dropout_off_for_itself():
+def test_no_dropout_affects_only_its_own_thread():
     x = np.ones(300, np.float32)
 
     def half_of_them(number):
@@ -73,13 +73,13 @@ def test_each_thread_switches_dropout_off_for_itself():
     assert at_once(32, half_of_them) == [300, 0] * 16
 
 
-def test_tasks_switch_dropout_off_for_themselves():
+def test_no_dropout_affects_only_its_own_task():
     x = np.ones(300, np.float32)
 
     async def off(inside, outside):
         with gpudrop.no_dropout():
             inside.set()
-            await outside.wait()  # for the other task, which has run meanwhile
+            await outside.wait()  # waits until the other task has called dropout
             return [gpudrop.dropout(x, 1).sum(), await asyncio.to_thread(lambda: gpudrop.dropout(x, 1).sum())]
 
     async def on(inside, outside):

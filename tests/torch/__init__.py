@@ -1,1 +1,1 @@
-"""The PyTorch face."""
+"""Tests of gpudrop.torch."""

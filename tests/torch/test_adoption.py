@@ -1,4 +1,4 @@
-"""accelerate and convert: models that exist get gpudrop's masks, and nothing else about them changes."""
+"""accelerate and convert: existing models draw gpudrop's masks, and nothing else about them changes."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ TORCHS = {name: getattr(F, name) for name in (*functional.REPLACED, ATTENTION)}
 
 
 def ran(function):
-    """Which of the operators that draw a mask ran."""
+    """The operators that drew a mask while a function ran."""
     with torch.profiler.profile() as profile:
         function()
     names = {event.key for event in profile.key_averages()}
@@ -96,7 +96,7 @@ def output(model, inputs):
 
 
 def trained(model, inputs, steps=3):
-    """The weights after a few steps from one seed."""
+    """The weights after a few steps, from one seed."""
     torch.manual_seed(5)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for _ in range(steps):
@@ -121,7 +121,7 @@ def test_an_accelerated_model_never_draws_from_torchs_dropout(name):
 
 
 @pytest.mark.parametrize("name", few(MODELS, "encoder", "convolutional"))
-def test_a_model_that_drops_nothing_computes_what_it_did(name):
+def test_a_model_without_dropout_computes_the_same(name):
     build, inputs = MODELS[name]
     for model in (build().eval(), build(0.0).train()):
         want = output(model, inputs)
@@ -163,7 +163,7 @@ def test_checkpointed_layers_repeat_their_masks():
 
 
 @pytest.mark.parametrize("name", functional.REPLACED)
-def test_a_rerouted_function_is_gpudrops(name):
+def test_a_rerouted_function_equals_gpudrops(name):
     x = (
         numbers(3, 4, 5, 2, 2)
         if name == "dropout3d"
@@ -181,19 +181,19 @@ def test_a_rerouted_function_is_gpudrops(name):
         for p in (-0.1, 1.1):
             with pytest.raises(
                 ValueError, match="dropout probability has to be between 0 and 1, but got"
-            ):  # as torch's
+            ):  # torch raises the same
                 getattr(F, name)(x, p, True)
 
 
-def test_what_only_torch_serves_goes_to_torch():
+def test_inputs_that_only_torch_supports_go_to_torch():
     ragged = torch.nested.nested_tensor([torch.ones(3), torch.ones(5)], layout=torch.jagged)
     with accelerate():
         assert F.dropout(ragged, 0.5).is_nested
-        with pytest.raises(NotImplementedError, match="not implemented for 'ComplexFloat'"):  # torch's own refusal
+        with pytest.raises(NotImplementedError, match="not implemented for 'ComplexFloat'"):  # raised by torch
             F.dropout(torch.ones(3, dtype=torch.complex64), 0.5)
 
 
-def test_how_long_it_holds():
+def test_scopes_of_accelerate():
     assert is_torchs()
     with accelerate():
         with accelerate():
@@ -248,7 +248,7 @@ INPUTS = st.sampled_from(
 
 
 def outcome(function, args, kwargs):
-    """What a call gives or raises, what it warns of, and whether it draws."""
+    """The result or the error of a call, its warnings, and its first argument after the call."""
     torch.manual_seed(0)
     args = [x.clone() if isinstance(x, torch.Tensor) and x.is_leaf and not x.requires_grad else x for x in args]
     with warnings.catch_warnings(record=True) as caught:
@@ -261,7 +261,7 @@ def outcome(function, args, kwargs):
 
 
 def assert_same_outcome(name, args, kwargs, exact):
-    """exact: whether nothing is dropped, so that values are the same as well."""
+    """Check that both calls have the same outcome. exact: nothing is dropped, so the values must be equal too."""
     want, warned, overwritten = outcome(TORCHS[name], args, kwargs)
     with accelerate():
         got, said, mine = outcome(getattr(F, name), args, kwargs)
@@ -278,14 +278,14 @@ def assert_same_outcome(name, args, kwargs, exact):
 
 @pytest.mark.filterwarnings("ignore")
 @hypothesis.given(st.data())
-def test_accelerated_functions_take_and_refuse_what_torchs_do(data):
+def test_accelerated_functions_accept_and_refuse_the_same_as_torchs(data):
     name, x = data.draw(st.sampled_from(functional.REPLACED)), data.draw(INPUTS)
     values = [data.draw(st.sampled_from(NUMBERS)), data.draw(FLAGS), data.draw(st.sampled_from([False, False, True]))]
     count = data.draw(st.integers(0, 3))
     names = ["p", "training", "inplace"]
     kwargs = {n: v for n, v in list(zip(names, values, strict=True))[count:] if data.draw(st.booleans())}
     if data.draw(st.integers(0, 9)) == 0:
-        kwargs["activation"] = "relu"  # which torch's has not
+        kwargs["activation"] = "relu"  # torch's functions have no such argument
     p, training = [*values[:count], *(None,) * 3][:2]
     training = kwargs.get("training", training if count > 1 else name not in functional.OFF_BY_DEFAULT)
     p = kwargs.get("p", p if count else 0.5)
@@ -315,7 +315,7 @@ def attentions(draw):
 
 @pytest.mark.filterwarnings("ignore")
 @hypothesis.given(attentions())
-def test_accelerated_attention_takes_and_refuses_what_torchs_does(drawn):
+def test_accelerated_attention_accepts_and_refuses_the_same_as_torchs(drawn):
     args, kwargs = drawn
     assert_same_outcome(ATTENTION, args, kwargs, exact=kwargs["dropout_p"] == 0.0)
 
@@ -345,7 +345,7 @@ def test_functions_stay_visible_to_modes_and_subclasses():
         assert seen[:1] == ["dropout"] and seen[-1] == ATTENTION
         seen.clear()
         y = F.dropout(x.as_subclass(Logged), 0.5)
-        assert type(y) is Logged and seen[0] is TORCHS["dropout"]  # by which a subclass may have a table
+        assert type(y) is Logged and seen[0] is TORCHS["dropout"]  # a subclass may look this function up in a table
         assert type(F.dropout(x.as_subclass(Plain), 0.5)) is Plain
         assert ran(lambda: F.dropout(x.as_subclass(Plain), 0.5)) == {"gpudrop::forward"}
         with torch.device("cpu"):
@@ -358,7 +358,7 @@ def test_functions_stay_visible_to_modes_and_subclasses():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_somebody_elses_function_comes_back(monkeypatch):
+def test_a_function_patched_by_others_is_restored(monkeypatch):
     def patched(*args, **kwargs):
         return "patched"
 
@@ -387,7 +387,7 @@ def test_modes_see_torchs_function_where_nothing_is_dropped():
     assert seen.count(TORCHS["dropout"]) == 2
 
 
-def test_scripts_are_of_torchs_functions():
+def test_scripts_use_torchs_functions():
     class Attending(nn.Module):
         def forward(self, x):
             return F.scaled_dot_product_attention(x, x, x, dropout_p=0.0) + F.alpha_dropout(x, 0.5, False)
@@ -400,7 +400,7 @@ def test_scripts_are_of_torchs_functions():
 
 
 def on_cuda(x):
-    """Says that it is on a GPU, to whoever asks."""
+    """A tensor that reports that it is on a GPU."""
 
     class OnCuda(torch.Tensor):
         is_cuda, is_cpu, device = True, False, torch.device("cuda", 0)
@@ -409,7 +409,7 @@ def on_cuda(x):
     return x.as_subclass(OnCuda)
 
 
-def test_attention_on_cuda_stays_torchs_unless_it_is_asked_for(monkeypatch):
+def test_attention_on_cuda_stays_torchs_unless_requested(monkeypatch):
     asked = []
     own = "gpudrop.torch.attention.scaled_dot_product_attention"
     monkeypatch.setattr(own, lambda q, *args, **kw: asked.append(q) or q)
@@ -432,7 +432,7 @@ def test_attention_on_cuda_stays_torchs_unless_it_is_asked_for(monkeypatch):
         accelerate(True)
         assert rerouted(host) and not rerouted(gpu)
         with accelerate(attention=True):
-            accelerate(False)  # which ends what holds for the process, not the block
+            accelerate(False)  # ends the setting of the process, not of the block
             assert rerouted(gpu)
         assert is_torchs()
     finally:
@@ -440,7 +440,7 @@ def test_attention_on_cuda_stays_torchs_unless_it_is_asked_for(monkeypatch):
     assert is_torchs()
 
 
-def test_without_cupy_cuda_tensors_are_torchs_with_one_warning(monkeypatch):
+def test_without_cupy_torch_computes_cuda_tensors_with_one_warning(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     functional._have_cupy.cache_clear()
     try:
@@ -500,7 +500,7 @@ def test_attention_drops_torchs_weights(case, dtype):
     if dtype != torch.float32 and case == "added":
         options = {"attn_mask": options["attn_mask"].to(dtype)}
     assert torch.equal(attend(q, k, v, **options), F.scaled_dot_product_attention(q, k, v, **options))
-    # With values that are the identity the result is the weights themselves, dropped.
+    # If the values are the identity, the result is the weights themselves after dropout.
     eye = torch.eye(7, dtype=dtype).expand(3, heads, 7, 7)
     weights = F.scaled_dot_product_attention(q, k, eye, **options)
     torch.manual_seed(2)
@@ -511,7 +511,7 @@ def test_attention_drops_torchs_weights(case, dtype):
     assert torch.equal(got == 0, want == 0)
 
 
-def test_attention_with_a_mask_that_learns():
+def test_attention_with_a_mask_that_requires_a_gradient():
     q, k, v, bias = numbers(3, 4, 5, 8), numbers(3, 4, 7, 8), numbers(3, 4, 7, 8), numbers(4, 5, 7).requires_grad_()
     torch.manual_seed(3)
     kept = functional.dropout(torch.ones(3, 4, 5, 7), 0.4)
@@ -539,7 +539,7 @@ def test_attention_refuses_the_masks_that_torch_refuses(dtype):
             with pytest.raises(RuntimeError) as own:
                 attend(q, q, q, attn_mask=mask, dropout_p=0.5)
             assert str(own.value) == str(torchs.value)
-    half, wide = numbers(1, 1, 2, 4).bfloat16(), torch.zeros(2, 2)  # a mask of float32 goes with any query
+    half, wide = numbers(1, 1, 2, 4).bfloat16(), torch.zeros(2, 2)  # a mask of float32 is allowed with any query
     assert gpudrop.torch.scaled_dot_product_attention(half, half, half, wide, dropout_p=0.5).dtype == torch.bfloat16
 
 
@@ -552,17 +552,17 @@ def test_attention_under_autocast_has_torchs_dtype():
     assert q.grad.dtype == torch.float32
 
 
-def test_attention_keeps_no_mask():
+def test_attention_saves_no_mask():
     q = numbers(2, 4, 64, 8).requires_grad_()
 
     def saved(attend):
-        """How many arrays of as many elements as there are weights."""
+        """The number of saved arrays with as many elements as there are weights."""
         found = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t), lambda t: t):
             attend(q, q, q, dropout_p=0.5)
         return sum(t.numel() == 2 * 4 * 64 * 64 for t in found.values())
 
-    assert saved(gpudrop.torch.scaled_dot_product_attention) == 1  # before dropout
+    assert saved(gpudrop.torch.scaled_dot_product_attention) == 1  # the weights before dropout
     assert saved(F.scaled_dot_product_attention) == 3
 
 
@@ -646,7 +646,7 @@ def test_modules_follow_a_schedule():
     assert repr(copy.deepcopy(model)) == repr(model)
 
 
-# What a review found
+# Findings of a review
 
 
 def test_calls_by_keywords_in_any_order():
@@ -655,10 +655,10 @@ def test_calls_by_keywords_in_any_order():
         assert F.dropout(p=0.5, input=q, training=True).shape == q.shape
         assert F.scaled_dot_product_attention(attn_mask=None, query=q, key=q, value=q, dropout_p=0.1).shape == q.shape
         with pytest.warns(UserWarning, match="2-D input"):
-            F.dropout2d(torch.ones(3, 4), 0.5)  # which torch takes with a warning, and does itself
+            F.dropout2d(torch.ones(3, 4), 0.5)  # torch accepts this with a warning, and computes it itself
 
 
-def test_attention_notices_a_mask_that_was_changed_and_has_finite_second_derivatives():
+def test_attention_detects_a_changed_mask_and_has_finite_second_derivatives():
     q, k, v = (numbers(2, 3, 4).double().requires_grad_() for _ in range(3))
     mask = torch.zeros(3, 3, dtype=torch.float64)
     y = gpudrop.torch.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.1)
@@ -672,7 +672,7 @@ def test_attention_notices_a_mask_that_was_changed_and_has_finite_second_derivat
     assert all(of.isfinite().all() for of in torch.autograd.grad(gradient.square().sum() + y.sum(), (q, k, v)))
 
 
-def test_attention_in_unusual_surroundings():
+def test_attention_in_unusual_contexts():
     q = numbers(2, 3, 4).requires_grad_()
     attend = gpudrop.torch.scaled_dot_product_attention
     y = attend(q, q, q, dropout_p=0.5)

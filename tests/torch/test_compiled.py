@@ -1,4 +1,4 @@
-"""torch.compile, checkpoints, and both together: what is computed again draws what the forward pass drew."""
+"""torch.compile, checkpoints, and both together: a recomputation draws the same masks as its forward pass."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ def network():
 
 
 def step(model, x, seed=0):
-    """Output and gradients, from one seed."""
+    """The output and the gradients, from one seed."""
     model.zero_grad()
     torch.manual_seed(seed)
     y = model(x)
@@ -66,7 +66,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_without_a_break_and_with_the_same_masks(backend):
+def test_compiled_without_a_graph_break_and_with_the_same_masks(backend):
     own = [modules.Dropout(0.5, activation="relu"), modules.Dropout(0.5), modules.AlphaDropout(0.2)]
     model = nn.Sequential(nn.Linear(8, 16), *own)
     compiled, x = torch.compile(model, fullgraph=True, backend=backend), numbers(6, 8)
@@ -95,7 +95,7 @@ def test_compiled_and_checkpointed(backend, way, reentrant):
 @pytest.mark.parametrize("budget", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("activation", few([None, "relu", "gelu"], "gelu"))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_with_any_memory_budget_the_gradient_goes_through_the_mask_of_the_output(backend, activation, budget):
+def test_gradients_use_the_mask_of_the_output_with_any_memory_budget(backend, activation, budget):
     w = torch.linspace(0.1, 2, 64, requires_grad=True)
 
     def function(x):
@@ -108,8 +108,8 @@ def test_with_any_memory_budget_the_gradient_goes_through_the_mask_of_the_output
     assert 0 < (y != 0).sum() < 64 and torch.equal(y != 0, w.grad != 0)
 
 
-def test_a_policy_of_what_is_kept():
-    """Selective checkpoints, which ask about each operator."""
+def test_selective_checkpoints():
+    """Selective checkpoints call a policy for each operator."""
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
     def keep(context, operator, *args, **kwargs):
@@ -130,7 +130,7 @@ def test_a_policy_of_what_is_kept():
     assert_alike(step(torch.compile(again, backend="aot_eager", fullgraph=True), x), want)
 
 
-# A number that changes, and blocks
+# A changing p, and blocks that change the context
 
 
 @pytest.mark.parametrize("make", [modules.Dropout, lambda p: modules.DropPath(p, activation="gelu"), nn.Dropout])
@@ -144,7 +144,7 @@ def test_a_compiled_module_follows_its_p(make):
         y = compiled(x)
         torch.manual_seed(1)
         assert torch.equal(y, module(x)) and abs((y == 0).float().mean() - p) < 0.04
-    assert counter.frame_count <= 6  # as for torch's own
+    assert counter.frame_count <= 6  # the same limit holds for torch's own module
     module.p = 0.0
     torch.testing.assert_close(compiled(x), module(x))
     module.p = 1.5
@@ -152,7 +152,7 @@ def test_a_compiled_module_follows_its_p(make):
         compiled(x)
 
 
-def test_options_of_numpys_in_a_compiled_module():
+def test_numpy_options_of_a_compiled_module():
     module, x = modules.DropBlock2d(0.2, block_size=np.int64(3)), torch.ones(2, 3, 9, 9)
     torch.manual_seed(1)
     want = module(x)
@@ -160,7 +160,7 @@ def test_options_of_numpys_in_a_compiled_module():
     assert torch.equal(torch.compile(module, backend="aot_eager", fullgraph=True)(x), want)
 
 
-def test_a_compiled_model_obeys_the_blocks_it_runs_in():
+def test_a_compiled_model_follows_the_context():
     module, x = modules.Dropout(0.5), torch.ones(8, 40)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     for _ in range(2):
@@ -176,7 +176,7 @@ def test_a_compiled_model_obeys_the_blocks_it_runs_in():
 
 
 def test_a_compiled_model_refuses_a_context_that_it_was_not_compiled_for():
-    """Which one asyncio task can bring about for another."""
+    """One asyncio task can cause this for another."""
     from gpudrop import context
 
     compiled, x = torch.compile(modules.Dropout(0.5), backend="aot_eager"), torch.ones(8)
@@ -196,7 +196,7 @@ def test_a_compiled_model_refuses_a_context_that_it_was_not_compiled_for():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("activation", few([None, "relu", "gelu"], None, "gelu"))
-def test_a_recomputation_is_in_the_context_of_its_forward_pass(activation, reentrant):
+def test_a_recomputation_uses_the_context_of_its_forward_pass(activation, reentrant):
     x = torch.linspace(0.5, 2, 8, requires_grad=True)
 
     def function(x):
@@ -230,7 +230,7 @@ GENERATORS = {
 @pytest.mark.parametrize("preserve", [True, False])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_recomputation_draws_the_streams_of_its_forward_pass(name, preserve, reentrant):
-    """Of any generator, nested as well, and none of them moves on for it."""
+    """This holds for any generator, and for nested checkpoints. No generator advances in a recomputation."""
     options, x = GENERATORS[name], torch.ones(50, requires_grad=True)
 
     def inner(x):
@@ -294,7 +294,7 @@ def test_a_checkpoint_within_mc_samples():
     assert torch.equal(got.mean, want.mean) and want.variance.any()
 
 
-def test_a_checkpoint_that_fails_leaves_no_trace():
+def test_a_failed_checkpoint_restores_the_context():
     def function(x):
         functional.dropout(x, 0.5)
         raise KeyError("mine")
@@ -352,7 +352,7 @@ def test_export():
 
 
 @pytest.mark.parametrize("way", ["convert", "own"])
-def test_prediction_exports_no_operator_of_gpudrops(way):
+def test_an_exported_prediction_has_no_operator_of_gpudrop(way):
     model = convert(network()) if way == "convert" else modules.Dropout(0.5, activation="gelu")
     program = torch.export.export(model.eval(), (numbers(4, 3, 8),)).run_decompositions()
     assert not any("gpudrop" in str(node.target) for node in program.graph.nodes)

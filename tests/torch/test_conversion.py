@@ -1,4 +1,4 @@
-"""convert: but for masks and speed, a converted model does what the model did, and revert makes it that model again."""
+"""convert: a converted model differs from the original only in masks and speed, and revert restores the original."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ def numbers(*shape, seed=1):
 
 
 def forwards(function):
-    """How many passes of gpudrop's run, and with which activations."""
+    """The activation of each gpudrop forward pass that a function runs."""
     found = []
 
     class Seen(torch.utils._python_dispatch.TorchDispatchMode):
@@ -45,10 +45,10 @@ def forwards(function):
     return found
 
 
-# What becomes of the modules
+# The modules of a converted model
 
 
-def test_modules_stay_the_objects_that_they_are():
+def test_conversion_keeps_the_module_objects():
     shared, alone = nn.Dropout(0.2), nn.Dropout(0.1, inplace=True)
     model = nn.ModuleDict(
         {
@@ -76,7 +76,7 @@ def test_modules_stay_the_objects_that_they_are():
     assert convert(alone) is alone and type(alone) is modules.AlphaDropout
 
 
-def test_revert_leaves_what_torch_has_no_module_for():
+def test_revert_keeps_modules_that_torch_does_not_have():
     own = [modules.DropPath(0.1), modules.Dropout(0.1, activation="gelu")]
     own += [modules.Dropout(0.1, generator=torch.Generator()), modules.Dropout(gpudrop.schedules.linear(0, 1, 10))]
     model = revert(nn.Sequential(*own, modules.Dropout(0.2)))
@@ -84,7 +84,7 @@ def test_revert_leaves_what_torch_has_no_module_for():
     assert model[4](torch.ones(4000)).mean().item() == pytest.approx(1, abs=0.1)
 
 
-def test_subclasses_are_left_alone():
+def test_subclasses_are_not_converted():
     class Own(nn.Dropout):
         pass
 
@@ -98,7 +98,7 @@ def test_subclasses_are_left_alone():
     assert (y[y != 0] == 2 * x[y != 0]).all()
 
 
-# Where it fuses, and where it doesn't
+# Modules that are fused, and modules that are not
 
 
 FUSED = [row[:3] for row in ACTIVATIONS]
@@ -137,7 +137,7 @@ UNFUSED = {
 
 
 @pytest.mark.parametrize("case", UNFUSED)
-def test_what_could_be_told_is_not_fused(case):
+def test_modules_are_not_fused_if_a_user_could_notice(case):
     model = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)))
     x = numbers(4, 8).requires_grad_()
     assert forwards(lambda: model(x)) == ["relu"]
@@ -152,7 +152,7 @@ def test_hooks_of_all_modules_and_modes_see_every_module():
         assert forwards(lambda: model(x)) == ["identity"] and seen == ["Linear", "GELU", "Dropout", "Sequential"]
     finally:
         handle.remove()
-    with torch.device("cpu"):  # a mode of torch's own, which only tells where new tensors are made
+    with torch.device("cpu"):  # a mode of torch that only selects the device of new tensors
         assert forwards(lambda: model(x)) == ["gelu"]
 
     class Seen(torch.overrides.TorchFunctionMode):
@@ -166,7 +166,7 @@ def test_hooks_of_all_modules_and_modes_see_every_module():
 
 
 @pytest.mark.parametrize(("after", "kept"), [([], False), ([nn.Linear(16, 4)], True), ([nn.Identity()], False)])
-def test_relu_keeps_its_output_only_where_nobody_can_write_into_it(after, kept):
+def test_relu_saves_its_output_only_if_it_can_not_be_overwritten(after, kept):
     model, found = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), *after)), []
     with SAVED(lambda t: found.append(t) or t, lambda t: t):
         model(numbers(4, 8))
@@ -204,8 +204,8 @@ def test_the_output_may_be_overwritten(activation, operation):
     torch.testing.assert_close(gradient(False), gradient(True))
 
 
-def test_the_input_may_be_overwritten_where_torch_lets_it():
-    """Torch keeps the output of these activations, so what they got may change."""
+def test_the_input_may_be_overwritten_if_torch_allows_it():
+    """Torch saves the output of these activations, so their input may be overwritten."""
     for before, cls in itertools.product(([], [nn.Identity()]), (nn.ReLU, nn.Sigmoid, nn.Tanh)):
         model = convert(nn.Sequential(*before, cls(), nn.Dropout(0.5)))
         x = numbers(50).requires_grad_()
@@ -216,21 +216,21 @@ def test_the_input_may_be_overwritten_where_torch_lets_it():
         assert torch.equal(x.grad != 0, y != 0)
 
 
-def test_an_in_place_dropout_writes_into_what_the_activation_made():
+def test_an_in_place_dropout_overwrites_only_the_activations_output():
     for training in (True, False):
         model, x = convert(nn.Sequential(nn.GELU(), nn.Dropout(0.5, inplace=True))).train(training), numbers(40)
         before = x.clone()
         model(x)
         assert torch.equal(x, before)
-        model(x.requires_grad_()).sum().backward()  # a leaf, which could not be written to
+        model(x.requires_grad_()).sum().backward()  # a leaf, which must not be overwritten
         alone = convert(nn.Dropout(0.5, inplace=True)).train(training)
         z = before.clone()
         assert alone(z) is z
     alpha, x = convert(nn.AlphaDropout(0.5, inplace=True)), numbers(40)
-    assert torch.equal(x, numbers(40)) and alpha(x) is not x  # as torch's, which ignores it
+    assert torch.equal(x, numbers(40)) and alpha(x) is not x  # torch's module ignores inplace too
 
 
-# The property
+# A property test
 
 
 ACTIVATION_MODULES = [cls for cls, *_ in ACTIVATIONS] + [nn.Hardtanh, nn.PReLU, nn.ReLU6, nn.Identity]
@@ -250,7 +250,7 @@ class Residual(nn.Module):
 
 @st.composite
 def models(draw):
-    """A function that makes a model, always the same one, and a shape of its input."""
+    """A function that always makes the same model, and the kind of transformer layer in it, or None."""
     parts = []
     for _ in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(["linear", "norm", "activation", "activation", "dropout", "dropout", "conv"]))
@@ -292,7 +292,7 @@ def models(draw):
 
 
 def ran(make, layer, p, mode, convert=lambda m: m, seed=7):
-    """Output, gradients and records of the hooks; or the error."""
+    """The output, the gradients and the records of the hooks. After an error, None and the records."""
     model, records = make(p)
     model = convert(model.double().train(mode))
     x = numbers(2, 4, 6).double().requires_grad_()
@@ -310,7 +310,7 @@ def ran(make, layer, p, mode, convert=lambda m: m, seed=7):
 
 def assert_alike(got, want):
     (values, records), (wanted, wanted_records) = got, want
-    if wanted is not None:  # else torch's own refuses what overwrites what a gradient needs
+    if wanted is not None:  # otherwise torch itself raises: a tensor that a gradient needs is overwritten
         assert values is not None
         for a, b in zip(values, wanted, strict=True):
             torch.testing.assert_close(a, b)
@@ -321,21 +321,21 @@ def assert_alike(got, want):
 
 
 @hypothesis.given(models())
-def test_a_converted_model_does_what_the_model_did(drawn):
+def test_a_converted_model_computes_the_same_as_the_original(drawn):
     make, layer = drawn
     for p, mode in ((0.0, True), (None, False), (0.5, False)):
         want = ran(make, layer, p, mode)
         assert_alike(ran(make, layer, p, mode, convert), want)
         assert_alike(ran(make, layer, p, mode, lambda model: revert(convert(model))), want)
-    with accelerate():  # the same masks, by torch's own modules
+    with accelerate():  # torch's own modules with the same masks
         want = ran(make, layer, None, True)
     assert_alike(ran(make, layer, None, True, convert), want)
 
 
-# Beyond eager tensors on the host
+# Beyond eager tensors on the CPU
 
 
-def test_slices_and_indices_are_the_models():
+def test_slices_and_indices_return_the_original_modules():
     model, x = convert(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.Linear(4, 2))), numbers(3, 4)
     torch.testing.assert_close(model[:2](x), F.gelu(model[0](x)))
     assert type(model[1]) is nn.GELU and (model[2](torch.ones(100)) == 0).any()
@@ -356,7 +356,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("case", OTHERS)
-def test_torch_serves_what_gpudrop_does_not(case, mode):
+def test_torch_computes_what_gpudrop_does_not_support(case, mode):
     cls, make = OTHERS[case]
 
     def told(module):
@@ -455,7 +455,7 @@ def test_a_gradient_of_relu_shows_nan():
 
 
 @pytest.mark.parametrize("kind", ["nested", "attention", "device"])
-def test_off_is_off_for_what_torch_serves_too(kind):
+def test_no_dropout_applies_to_calls_that_torch_computes(kind):
     x = numbers(5, 3, 8)
     if kind == "nested":
         module, call = nn.Dropout(0.5), lambda m: m(torch.nested.nested_tensor(ROWS)).to_padded_tensor(1)
@@ -471,10 +471,10 @@ def test_off_is_off_for_what_torch_serves_too(kind):
             assert torch.equal(call(module), call(module)) and torch.equal(function(), function())
             assert not torch.equal(call(module), masked)
     torch.manual_seed(1)
-    assert torch.equal(call(module), masked)  # the same mask, whatever modes there are
+    assert torch.equal(call(module), masked)  # modes do not change the mask
 
 
-def test_scripts_are_refused_in_so_many_words():
+def test_scripting_raises_an_error_that_names_revert():
     sequential = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     for model in (sequential, nn.TransformerEncoderLayer(4, 1), nn.MultiheadAttention(4, 1)):
         convert(model)
@@ -483,7 +483,7 @@ def test_scripts_are_refused_in_so_many_words():
         torch.jit.script(revert(model))
 
 
-def test_state_dicts_go_both_ways():
+def test_state_dicts_are_interchangeable():
     def build():
         return nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1), nn.MultiheadAttention(4, 2))
 
@@ -493,11 +493,11 @@ def test_state_dicts_go_both_ways():
     assert all(map(torch.equal, plain.state_dict().values(), converted.state_dict().values()))
 
 
-def test_copies_of_a_module_with_a_generator_have_other_masks():
+def test_copies_of_a_module_with_a_generator_draw_other_masks():
     module = modules.Dropout(0.5, generator=torch.Generator().manual_seed(0))
     copies = [copy.deepcopy(module) for _ in range(4)]
     assert len({tuple(twin(torch.ones(64)).tolist()) for twin in copies}) == 4
-    again = pickle.loads(pickle.dumps(module))  # goes on alike
+    again = pickle.loads(pickle.dumps(module))  # draws the same masks
     assert torch.equal(again(torch.ones(64)), module(torch.ones(64)))
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
     model.layers[0].dropout = model.layers[0].dropout1 = module

@@ -1,4 +1,4 @@
-"""The demo of gpudrop.torch: three networks that differ in their dropout alone, and what is said of them."""
+"""The demo of gpudrop.torch: three networks that differ only in their dropout, and the printed conclusion."""
 
 import dataclasses
 import io
@@ -34,7 +34,7 @@ def ran(small):
 
 
 def numbers(validation, times=((1, 1), (2, 2), (1.5, 1.5))):
-    """A result with these validation losses, over the ways and the seeds."""
+    """A Result with these validation losses, by way and by seed."""
     validation = np.array(validation, float)
     return demo.Result(np.array(times)[..., None] / 1e3, np.stack([validation / 2, validation], axis=-1), 1.0)
 
@@ -73,7 +73,7 @@ def test_all_ways_see_the_same_batches_in_turn(monkeypatch):
     assert not torch.equal(inputs[0], inputs[3])
 
 
-def test_batches_are_pieces_of_the_text_and_what_follows():
+def test_batches_are_pieces_of_the_text_and_their_next_bytes():
     text = torch.arange(50)
     (x, y), _ = demo.batches(text, 0, 2)
     assert x.shape == y.shape == (demo.BATCH, demo.LENGTH)
@@ -81,7 +81,7 @@ def test_batches_are_pieces_of_the_text_and_what_follows():
     assert torch.equal(x, x[:, :1] + torch.arange(demo.LENGTH))
 
 
-def test_no_guess_sees_what_it_guesses():
+def test_predictions_do_not_depend_on_later_bytes():
     network = demo.networks(0)[0]
     x = torch.randint(256, (1, demo.LENGTH))
     other = x.clone()
@@ -111,28 +111,28 @@ def test_each_way_draws_through_its_own_operators(way):
     assert F.dropout is torchs
 
 
-def test_run_gives_finite_figures(ran):
+def test_run_returns_finite_figures(ran):
     result, printed = ran
     assert result.times.shape == (3, 2, 6)
     assert (result.times > 0).all()
     assert result.losses.shape == (3, 2, 2)
     assert np.isfinite(result.losses).all()
-    assert (result.losses < np.log(256) + 0.1).all()  # better than knowing nothing
-    assert len({*result.losses[:, 0, 1]}) == 3  # each way has masks of its own
+    assert (result.losses < np.log(256) + 0.1).all()  # better than uniform guesses
+    assert len({*result.losses[:, 0, 1]}) == 3  # each way draws its own masks
     assert result.slowdowns[0] == 1
     for text in (*demo.WAYS, demo.conclusion(result), "2 seeds of 6 steps"):
         assert text in printed
 
 
 @pytest.mark.slow
-def test_run_is_reproducible_and_leaves_torchs_generator_alone(ran):
+def test_run_is_reproducible_and_leaves_torchs_generator_unchanged(ran):
     before = torch.get_rng_state()
     again = demo.run(1, Console(file=io.StringIO()), steps=6)
     np.testing.assert_allclose(again.losses[:, 0], ran[0].losses[:, 0], rtol=1e-4)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_sentence_follows_the_numbers():
+def test_the_conclusion_follows_the_numbers():
     agreeing = numbers([[3, 3], [2, 2.2], [2.1, 2.14]])
     assert agreeing.error == pytest.approx(np.sqrt((0.02 + 0.0008) / 2))
     assert demo.conclusion(agreeing) == (
@@ -150,7 +150,7 @@ def test_the_sentence_follows_the_numbers():
     assert "neither is below the 1.000 without dropout" in demo.conclusion(worse)
 
 
-def test_a_single_seed_tells_nothing_of_the_spread():
+def test_the_spread_of_a_single_seed_is_unknown():
     result = numbers([[3], [2], [2.1]], times=[[1], [2], [1.5]])
     assert np.isnan(result.error)
     assert demo.conclusion(result).startswith(
@@ -158,7 +158,7 @@ def test_a_single_seed_tells_nothing_of_the_spread():
     )
 
 
-def test_lost_losses_never_count_as_equally_good():
+def test_losses_of_nan_never_count_as_equally_good():
     lost = numbers([[3, 3], [2, 2.2], [np.nan, 2]])
     assert "are not equally good" in demo.conclusion(lost)
 
@@ -170,7 +170,7 @@ def test_the_slowdown_is_of_medians():
 
 
 @pytest.mark.parametrize("options, given", [((), {}), (("--seeds", "5"), {"seeds": 5})], ids=["default", "seeds"])
-def test_the_command_line_reaches_it(monkeypatch, options, given):
+def test_the_command_line_runs_it(monkeypatch, options, given):
     calls = []
     monkeypatch.setattr(demo, "run", lambda **options: calls.append(options))
     done = CliRunner().invoke(app, ["demo", "--torch", *options])

@@ -1,4 +1,4 @@
-"""GPT-2 and BERT of transformers: one training, whether compiled, checkpointed or both, accelerated or converted."""
+"""GPT-2 and BERT of transformers train alike whether compiled, checkpointed or both, accelerated or converted."""
 
 import contextlib
 
@@ -25,8 +25,8 @@ def build(kind, attention_p):
 
 
 def trained(kind, way, compiled, checkpointed):
-    """The costs of 5 steps, and the weights after them."""
-    # The attention of these models is a function, which convert does not reach; its masks depend on the compiler.
+    """The losses of 5 steps, and the weights after them."""
+    # The attention of these models is a function, which convert does not replace. Its masks depend on the compiler.
     model = build(kind, 0.2 if way == "accelerate" else 0.0).train()
     model = convert(model) if way == "convert" else model
     if checkpointed:
@@ -47,7 +47,7 @@ def trained(kind, way, compiled, checkpointed):
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 @pytest.mark.parametrize("way", ["accelerate", "convert"])
-def test_every_way_of_running_it_is_one_training(kind, way):
+def test_compiled_and_checkpointed_models_train_alike(kind, way):
     torch._dynamo.reset()
     want = trained(kind, way, compiled=False, checkpointed=None)
     assert want[0][0] != want[0][1]

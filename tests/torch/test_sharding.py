@@ -1,4 +1,4 @@
-"""Sharded tensors: one seed gives one network on 1, 2 and 4 ranks, real processes that talk through gloo."""
+"""Sharded tensors: one seed trains one network on 1, 2 and 4 ranks. Ranks are processes connected by gloo."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ import gpudrop.torch  # noqa: E402
 from gpudrop.torch import functional, modules  # noqa: E402
 from gpudrop.variants import FAMILY  # noqa: E402
 
-SHAPE = (5, 4, 6, 16)  # of which the first divides by no number of ranks
+SHAPE = (5, 4, 6, 16)  # the first size is not divisible by 2 or 4
 SHAPES = {3: (5, 4, 16), 4: SHAPE, 5: (5, 4, 6, 2, 8)}  # by the number of dimensions
 
 
@@ -44,7 +44,7 @@ def placements_of(world, ndim):
 
 
 def check_every_variant(world):
-    """Forward and backward, each rank's part of the whole result, wherever the tensors are cut."""
+    """Forward and backward, each rank computes its slice of the whole result, for any placement of the tensors."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor
 
@@ -70,7 +70,7 @@ def check_every_variant(world):
 
 
 def check_partial_sums(world):
-    """A sum that is still to be made is made first."""
+    """A partial sum is reduced before dropout."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial
 
@@ -102,7 +102,7 @@ def trained(network, gather=lambda p: p, steps=5):
 
 
 def check_tensor_parallel_training(world):
-    """The hidden layer is cut by its columns, and with it its dropout; nn.Dropout is rerouted."""
+    """The hidden layer is sharded by columns, and its dropout with it. nn.Dropout is rerouted."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -135,7 +135,7 @@ CHECKS = [check_every_variant, check_partial_sums, check_tensor_parallel_trainin
 
 
 def run(rank, world, folder):
-    """A rank: what failed in it is written to a file."""
+    """Run all checks on a rank. A failure is written to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     for check in CHECKS:
@@ -148,8 +148,8 @@ def run(rank, world, folder):
 
 
 @pytest.mark.parametrize("rank", range(4))
-def test_a_rank_draws_its_part_of_the_mask(rank):
-    """In one process: what a rank computes by itself is its part of the whole, and needs no other."""
+def test_a_rank_draws_its_slice_of_the_mask(rank):
+    """Runs in one process: each rank computes its slice of the whole result without the other ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -180,7 +180,7 @@ def test_a_rank_draws_its_part_of_the_mask(rank):
 
 
 @pytest.mark.parametrize("row", FAMILY.values(), ids=FAMILY)
-def test_what_needs_the_whole_tensor_is_computed_of_it(row):
+def test_variants_that_need_the_whole_tensor_are_replicated(row):
     from torch.distributed.tensor import Replicate, Shard
 
     from gpudrop.torch import sharding
@@ -193,9 +193,9 @@ def test_what_needs_the_whole_tensor_is_computed_of_it(row):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo's file store")
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo's file store does not work on Windows")
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_one_network_on_any_number_of_ranks(world):
+def test_training_is_the_same_on_any_number_of_ranks(world):
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.multiprocessing.spawn(run, (world, folder), nprocs=world)

@@ -1,4 +1,4 @@
-"""The PyTorch face: gpudrop's values and masks on tensors, through autograd, compilation, checkpoints and vmap."""
+"""gpudrop.torch: gpudrop's values and masks on tensors, with autograd, compilation, checkpoints and vmap."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ def inputs(name, dtype=torch.float32, grad=False):
 
 
 def on(name):
-    """alpha dropout is off unless it is told, as in torch."""
+    """alpha dropout is off by default, as in torch."""
     return {"training": True} if name in functional.OFF_BY_DEFAULT else {}
 
 
@@ -50,8 +50,8 @@ def test_every_variant_is_here():
         assert getattr(gpudrop.torch, row.layer).variant == name and row.layer in gpudrop.torch.__all__
 
 
-def test_what_stands_for_torchs_is_as_torchs():
-    """Who is replaced and which are off by default, as this version of torch has it."""
+def test_replacements_match_torchs_functions():
+    """Compares the replaced functions, and their defaults, with this version of torch."""
     for name, row in FAMILY.items():
         assert (row.torchs is not None) == hasattr(torch.nn.functional, name)
     assert functional.OFF_BY_DEFAULT == ("alpha_dropout", "feature_alpha_dropout")
@@ -74,7 +74,7 @@ assert {cls.__module__ for cls in gpudrop.layers.VARIANTS.values()} == {"gpudrop
 """
 
 
-def test_a_users_own_layers_are_no_part_of_the_family():
+def test_a_users_own_layers_are_not_part_of_the_family():
     done = subprocess.run([sys.executable, "-c", LAYERS_OF_A_USER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -84,14 +84,14 @@ def as_numpy(array):
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says it is on a GPU."""
+    """A tensor that reports that it is on a GPU."""
 
     is_cuda = True
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_tensor_on_a_device_is_read_though_it_requires_grad(monkeypatch, dtype):
-    """As seen from here: DLPack hands on no tensor that does, on whatever device and below autograd, too."""
+def test_a_gpu_tensor_that_requires_grad_can_be_read(monkeypatch, dtype):
+    """DLPack exports no tensor that requires a gradient, on any device, even below autograd. Runs without a GPU."""
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=np.from_dlpack))
     x = tensor((3, 5), dtype)
     array = operators.as_array(x.as_subclass(OnDevice).requires_grad_())
@@ -99,7 +99,7 @@ def test_a_tensor_on_a_device_is_read_though_it_requires_grad(monkeypatch, dtype
     assert array.ctypes.data == x.data_ptr()
 
 
-def test_what_cupy_allocates_in_a_call_is_torchs(monkeypatch):
+def test_cupy_allocates_torchs_memory_in_a_call(monkeypatch):
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     monkeypatch.setattr(cupy.cuda, "ExternalStream", lambda stream, device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
@@ -123,11 +123,11 @@ def test_what_cupy_allocates_in_a_call_is_torchs(monkeypatch):
 
 CALLS = list(itertools.product(NAMES, DTYPES, [None, "relu", "gelu"]))
 SOME = [call for call in CALLS if call[0] == "dropout" or (call[1] is torch.float32 and call[2] != "relu")]
-"""Dtypes and activations are translated alike for all variants."""
+"""Dtypes and activations are converted in the same way for all variants."""
 
 
 @pytest.mark.parametrize(("name", "dtype", "activation"), few(CALLS, *SOME))
-def test_a_function_is_gpudrops(name, dtype, activation):
+def test_a_function_equals_gpudrops(name, dtype, activation):
     tensors = inputs(name, dtype, grad=True)
     y = getattr(functional, name)(*tensors, 0.4, activation=activation, rng=STREAM, **on(name))
     want, backprop = getattr(gpudrop, name).vjp(*map(as_numpy, tensors), 0.4, activation=activation, rng=STREAM)
@@ -162,7 +162,7 @@ def test_layouts(name, layout, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_off_is_the_activation_alone_and_draws_nothing(name):
+def test_without_dropout_only_the_activation_is_applied_and_nothing_drawn(name):
     function, tensors = getattr(functional, name), inputs(name)
     state = torch.get_rng_state()
     if FAMILY[name].prediction is PLAIN:
@@ -208,7 +208,7 @@ def test_axes_of_a_tensor_share_a_mask():
 # Randomness
 
 
-def test_torchs_generator_decides():
+def test_torchs_generator_determines_the_masks():
     x = torch.ones(100)
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -228,7 +228,7 @@ def test_torchs_generator_decides():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_gpudrops_own_randomness():
+def test_gpudrops_streams_and_generators():
     x = torch.ones(100)
     np.testing.assert_array_equal(
         functional.dropout(x, 0.5, rng=STREAM).numpy(), gpudrop.dropout(x.numpy(), 0.5, rng=STREAM)
@@ -318,7 +318,7 @@ def test_the_advice_about_tensors_is_for_tensors_of_any_class():
     assert isinstance(y, torch.Tensor) and y.tolist() == [-2.0]
 
 
-def test_streams_are_of_128_bits():
+def test_streams_have_128_random_bits():
     drawn = torch.stack([torch.ops.gpudrop.stream(device="cpu") for _ in range(2000)])
     assert len(set(drawn.flatten().tolist())) == 4000
     bits = np.unpackbits(drawn.numpy().view(np.uint8), axis=1).mean(axis=0)
@@ -340,7 +340,7 @@ def test_gradcheck(name, activation):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_y_tells_is_what_the_kernels_take_it_to_tell(name):
+def test_kernels_read_y_if_the_family_says_that_it_suffices(name):
     arrays = [t.numpy() for t in inputs(name)]
     prepared = getattr(gpudrop, name).prepare(*arrays, 0.4, activation="relu", rng=STREAM)
     assert (prepared.plan.saves == "y") == FAMILY[name].by_sign
@@ -348,7 +348,7 @@ def test_what_y_tells_is_what_the_kernels_take_it_to_tell(name):
 
 @pytest.mark.parametrize(("activation", "wanted"), [(None, 0), ("relu", 1), ("gelu", 1)])
 def test_no_mask_is_saved(activation, wanted):
-    """Of float32: the identity saves nothing, relu its output, gelu its input."""
+    """In float32: the identity saves nothing, relu saves its output, and gelu its input."""
     sizes = []
     x = tensor((100, 100)).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
@@ -356,7 +356,7 @@ def test_no_mask_is_saved(activation, wanted):
     assert sum(sizes) == wanted * x.nbytes
 
 
-def test_a_backward_pass_is_that_of_its_forward_pass_wherever_it_runs():
+def test_a_backward_pass_uses_the_context_of_its_forward_pass():
     x = tensor((4, 50)).requires_grad_()
     y = functional.dropout(x, 0.5, rng=STREAM)
     (want,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
@@ -394,7 +394,7 @@ def test_checkpoints_repeat_the_mask(reentrant):
         assert torch.equal(a, b)
 
 
-def test_autocast_leaves_the_dtype_alone():
+def test_autocast_leaves_the_dtype_unchanged():
     with torch.autocast("cpu", torch.bfloat16):
         for dtype in (torch.float32, torch.bfloat16):
             assert functional.dropout(tensor((3, 4), dtype), 0.5, activation="gelu").dtype == dtype
@@ -424,7 +424,7 @@ def test_export():
 
 
 @pytest.mark.parametrize("row", [row for row in FAMILY.values() if row.torchs], ids=lambda row: row.name)
-def test_a_module_stands_for_torchs(row):
+def test_a_module_replaces_torchs(row):
     own, torchs = getattr(modules, row.layer), getattr(torch.nn, row.torchs)
     assert isinstance(own(), torchs)
     for arguments in ((), (0.3,), (0.3, True)):
@@ -437,7 +437,7 @@ def test_a_module_stands_for_torchs(row):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_is_its_function(name):
+def test_a_module_equals_its_function(name):
     module = modules.MODULES[name](0.4, activation="gelu")
     tensors = inputs(name)
     torch.manual_seed(1)
@@ -458,7 +458,7 @@ def test_repr_and_options():
     with pytest.raises(TypeError, match=r"drop_path\(\) got an unexpected keyword argument 'block_size'"):
         functional.drop_path(torch.ones(3), block_size=3)
     for call in (modules.DropConnect, lambda **options: functional.drop_connect(torch.ones(3), **options)):
-        with pytest.raises(TypeError, match="samples"):  # whose result is of another shape
+        with pytest.raises(TypeError, match="samples"):  # its result would have another shape
             call(samples=2)
     with pytest.raises(ValueError, match="unknown activation 'gelo'"):
         modules.Dropout(activation="gelo")
@@ -466,7 +466,7 @@ def test_repr_and_options():
         functional.dropout(torch.ones(3), 0.5, rng=STREAM, generator=torch.Generator())
 
 
-def test_inputs_without_samples_are_read_as_torch_reads_them():
+def test_inputs_without_samples_are_interpreted_as_in_torch():
     for name, shape in (("dropout1d", (4, 5)), ("dropout3d", (4, 2, 3, 2))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -545,7 +545,7 @@ def test_kernels_run_on_torchs_threads(environment):
 # Arguments and memory
 
 
-def test_modules_check_a_mask_shape_when_they_are_made():
+def test_modules_check_a_mask_shape_at_construction():
     for shape in ("Invalid", (0.5, 1), (-1, 4)):
         with pytest.raises((TypeError, ValueError), match="mask_shape must"):
             modules.Dropout(0.5, mask_shape=shape)
@@ -565,7 +565,7 @@ def test_p_may_be_any_number_and_change():
         functional.dropout(x, torch.tensor(1.5))
 
 
-def test_options_may_be_numpys_and_are_checked_as_there():
+def test_options_may_be_numpy_scalars_and_errors_are_the_same():
     x = torch.ones(2, 3, 8, 8)
     for call in (
         lambda: functional.dropblock2d(x, 0.1, block_size=np.int64(3)),
@@ -585,8 +585,8 @@ def test_options_may_be_numpys_and_are_checked_as_there():
 
 @pytest.mark.parametrize("dtype", few(DTYPES, torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("name", few(NAMES, "dropout", "zoneout", "dropblock2d"))
-def test_memory_stays_torchs(name, dtype):
-    """What went through a kernel can be resized, freed and used again as out=."""
+def test_memory_remains_torchs(name, dtype):
+    """A tensor that a kernel has read or written can be resized, freed and used again as out=."""
     tensors = inputs(name, dtype, grad=True)
     y = getattr(functional, name)(*tensors, 0.4, activation="gelu", rng=STREAM, **on(name))
     dy = torch.ones_like(y)
@@ -598,7 +598,7 @@ def test_memory_stays_torchs(name, dtype):
         tensor_.untyped_storage().resize_(0)
 
 
-def test_the_default_device_is_not_the_streams():
+def test_streams_ignore_the_default_device():
     x = torch.ones(100)
     torch.manual_seed(1)
     want = functional.dropout(x, 0.5)

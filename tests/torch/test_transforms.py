@@ -1,4 +1,4 @@
-"""The transforms of torch.func, and derivatives of every order: as torch's activation times the mask has them."""
+"""Transforms of torch.func, and derivatives of every order, compared with torch's activation times the mask."""
 
 import pytest
 
@@ -42,7 +42,7 @@ MOST = ("grad", "jvp", "hessian", "forward over forward", "third, per sample")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("transform", few(TRANSFORMS, *MOST))
 @pytest.mark.parametrize("activation", few(ACTIVATIONS, "identity", "relu", "leaky_relu", "gelu", "silu"))
-def test_derivatives_are_those_of_torchs_activation_under_the_mask(activation, transform):
+def test_derivatives_equal_torchs_activation_times_the_mask(activation, transform):
     mask = functional.dropout(torch.ones_like(X), 0.4, rng=STREAM)
 
     def torchs(x):
@@ -66,7 +66,7 @@ def test_both_modes_of_every_variant(name, activation):
 
 
 def test_dual_numbers():
-    """Forward mode without torch.func, of one input of two as well, and over the backward pass."""
+    """Forward mode without torch.func, also for one input of two, and over the backward pass."""
     x, t = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, t)
@@ -86,8 +86,11 @@ def test_dual_numbers():
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
-def test_derivatives_of_what_follows_the_dropout_count_too(activation):
-    """At each level of the transforms: the second derivative of a square is that of the dropout's output as well."""
+def test_derivatives_include_the_operations_after_dropout(activation):
+    """This holds at each level of the transforms.
+
+    The second derivative of a square, for example, includes dropout's output.
+    """
     torch.manual_seed(0)
     layer = nn.Linear(7, 7, dtype=torch.float64)
     torchs = TORCHS[activation].value if activation in TORCHS else nn.Identity()
@@ -139,7 +142,7 @@ def test_second_derivatives_of_a_users_activation_are_refused():
     del ACTIVATIONS[name]
 
 
-# vmap: randomness is decided where a stream is drawn
+# vmap: its randomness mode applies where a stream is drawn
 
 
 class Network(nn.Module):
@@ -174,7 +177,7 @@ def accelerated(call):
 
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("name", CALLS)
-def test_vmap_asks_for_a_mask_for_each_sample_or_one_for_all(name, batched):
+def test_vmaps_randomness_selects_a_mask_for_each_sample_or_one_for_all(name, batched):
     call, numbers = CALLS[name], X_OF_ALL.expand(4, *X_OF_ALL.shape)
 
     def sample(x):
@@ -194,8 +197,8 @@ def test_vmap_asks_for_a_mask_for_each_sample_or_one_for_all(name, batched):
         assert empty.shape == (0, *same.shape[1:])
 
 
-def test_the_operator_itself_refuses_where_vmap_does():
-    """As compiled graphs call it."""
+def test_the_operator_itself_raises_in_vmaps_error_mode():
+    """Compiled graphs call the operator directly."""
     with pytest.raises(RuntimeError, match="called random operation while in randomness error mode"):
         func.vmap(lambda _: torch.ops.gpudrop.stream(device="cpu"))(torch.arange(3))
     compiled = torch.compile(func.vmap(lambda x: functional.dropout(x, 0.5)), backend="aot_eager")
@@ -204,7 +207,7 @@ def test_the_operator_itself_refuses_where_vmap_does():
 
 
 def test_a_stream_is_not_random():
-    """The caller has drawn: each sample gets its own of one, or all of them the same."""
+    """The caller has drawn the stream: each sample gets its own stream derived from it, or all share it."""
     want = functional.dropout(X_OF_ALL[0], 0.5, rng=STREAM)
 
     def call(x):
@@ -224,7 +227,7 @@ def test_a_stream_is_not_random():
 
 @pytest.mark.parametrize("outer", ["same", "different"])
 @pytest.mark.parametrize("inner", ["same", "different"])
-def test_nested(outer, inner):
+def test_nested_vmaps(outer, inner):
     def row(_):
         return func.vmap(lambda _: functional.dropout(torch.ones(40), 0.5), randomness=inner)(torch.arange(3))
 
@@ -235,7 +238,7 @@ def test_nested(outer, inner):
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("activation", few([None, "relu", "gelu"], "gelu"))
-def test_gradients_per_sample_go_through_the_masks_of_the_outputs(activation, randomness):
+def test_gradients_per_sample_use_the_masks_of_the_outputs(activation, randomness):
     layer = nn.Linear(6, 8, dtype=torch.float64)
     parameters, x = dict(layer.named_parameters()), torch.randn(5, 6, dtype=torch.float64)
 
@@ -266,7 +269,7 @@ def test_ensembles_by_functional_call():
 
 @pytest.mark.parametrize("randomness", ["error", "same"])
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
-def test_vmap_over_the_gradient_has_the_mask_of_the_forward_pass(activation, randomness):
+def test_vmap_over_the_gradient_uses_the_mask_of_the_forward_pass(activation, randomness):
     x = torch.randn(6, 5).requires_grad_()
     y = functional.dropout(x, 0.5, rng=STREAM, activation=activation)
 

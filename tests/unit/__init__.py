@@ -1,1 +1,1 @@
-"""Parts by themselves: the reference, formulas, schedules, statistics, arguments and states, the command line."""
+"""Unit tests: the reference, formulas, schedules, statistics, arguments, states and the command line."""

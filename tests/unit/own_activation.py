@@ -1,9 +1,9 @@
-"""A user's activation, as plain as they come: numbers are bare, one function calls another."""
+"""A plain activation of a user: its constants are Python numbers, and one function calls another."""
 
 QUARTER = 0.25
 
 
-def double(x):  # a name that C++ keeps for itself
+def double(x):  # double and register are keywords of C++
     register = x + x
     return register
 

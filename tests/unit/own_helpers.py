@@ -1,4 +1,4 @@
-"""Another module with formulas of the same names as own_activation's."""
+"""Another module, whose formulas have the same names as in own_activation."""
 
 from math import tanh as hyperbolic
 

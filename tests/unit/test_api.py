@@ -1,4 +1,4 @@
-"""What users are told: errors by their text, states, kinds of arrays, and what an error leaves untouched."""
+"""Behaviour that users see: error messages, states, and kinds of arrays. An error changes nothing."""
 
 import copy
 import gc
@@ -106,7 +106,7 @@ def test_errors_name_the_argument_and_change_nothing(error, message, call):
     with pytest.raises(error, match=message):
         call()
     np.testing.assert_array_equal(X, before)
-    if "dy must" not in message:  # there the forward pass was right, and drew
+    if "dy must" not in message:  # that forward pass is valid, and draws a mask
         assert gpudrop.generator.check_rng(None).state_dict() == state
 
 
@@ -116,8 +116,8 @@ def test_bits_may_be_any_integer(bits):
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-def test_subclasses_of_arrays_come_back_as_numpys_functions_return_them(tmp_path):
-    """np.matrix, which stays two-dimensional when it is reshaped, as one; np.memmap as an array."""
+def test_results_of_subclasses_have_the_type_that_numpy_returns(tmp_path):
+    """np.matrix, which stays two-dimensional when it is reshaped, stays np.matrix. np.memmap becomes an array."""
     memory = np.full((64, 4), -1, np.float32)
     x = X.reshape(2, 4)
     want = gpudrop.dropout(x, rng=Stream(0, 0))
@@ -136,19 +136,19 @@ def test_subclasses_of_arrays_come_back_as_numpys_functions_return_them(tmp_path
     np.testing.assert_array_equal(y, want)
     assert [type(dx) for dx in gpudrop.zoneout.vjp(matrix, matrix)[1](matrix)] == [np.matrix] * 2
     assert type(gpudrop.Dropout(0.5)(matrix)) is np.matrix
-    assert type(gpudrop.drop_connect(matrix, samples=2)) is np.ndarray  # no matrix has three axes
+    assert type(gpudrop.drop_connect(matrix, samples=2)) is np.ndarray  # a matrix can't have three axes
     assert type(gpudrop.keep_mask((2, 4), 0.5, like=matrix)) is np.matrix
     assert type(gpudrop.keep_mask(4, 0.5, like=matrix)) is np.ndarray
 
 
 class Quantity(np.ndarray):
-    """A user's subclass with something of its own."""
+    """A user's subclass with an attribute."""
 
     def __array_finalize__(self, of):
         self.unit = getattr(of, "unit", None)
 
 
-def test_a_subclass_keeps_what_is_its_own():
+def test_a_subclass_keeps_its_attributes():
     x = X.view(Quantity)
     x.unit = "m"
     y, backprop = gpudrop.dropout_vjp(x, activation="silu", rng=Stream(0, 0))
@@ -158,7 +158,7 @@ def test_a_subclass_keeps_what_is_its_own():
 
 
 @pytest.mark.parametrize("arguments", ["array", "array, context", "array, context=None, return_scalar=False"])
-def test_a_subclass_may_make_its_results_in_the_ways_of_any_numpy(arguments):
+def test_array_wrap_may_have_the_signature_of_any_numpy_version(arguments):
     namespace = {"np": np}
     text = f"class Own(np.ndarray):\n    def __array_wrap__(self, {arguments}):\n        return array.view(Own)\n"
     exec(text.replace("array, context)", "array, context, return_scalar)"), namespace)
@@ -166,8 +166,8 @@ def test_a_subclass_may_make_its_results_in_the_ways_of_any_numpy(arguments):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
-def test_numpys_scalars_are_arrays_without_axes_and_come_back_as_scalars(dtype):
-    """As what np.float32(3) * 2 gives."""
+def test_numpy_scalars_are_accepted_and_returned(dtype):
+    """The type is the same as for np.float32(3) * 2."""
     x = dtype(3)
     y, backprop = gpudrop.dropout_vjp(x, 0.25, activation="gelu", rng=Stream(0, 0))
     want, want_backprop = gpudrop.dropout_vjp(np.array(x), 0.25, activation="gelu", rng=Stream(0, 0))
@@ -217,12 +217,12 @@ HINTS = [
             "sigmiod": "sigmoid",
         }.items()
     ),
-    (ValueError, "softplus, tanh", lambda: gpudrop.dropout(X, activation="xyz")),  # nothing is near
+    (ValueError, "softplus, tanh", lambda: gpudrop.dropout(X, activation="xyz")),  # no name is similar
 ]
 
 
 @pytest.mark.parametrize(("error", "end", "call"), HINTS)
-def test_errors_end_with_what_was_meant(error, end, call):
+def test_errors_end_with_a_suggestion(error, end, call):
     with pytest.raises(error) as told:
         call()
     assert str(told.value).endswith(end)
@@ -251,7 +251,7 @@ def test_read_only_input():
     np.testing.assert_array_equal(backprop(x), want_backprop(X))
 
 
-def test_a_failed_allocation_leaves_the_generator_where_it_was(monkeypatch):
+def test_a_failed_allocation_leaves_the_generator_unchanged(monkeypatch):
     rng = Generator(1)
 
     def out_of_memory(operand):
@@ -282,7 +282,7 @@ def test_a_generator_hands_out_calls_and_a_stream_repeats():
     assert not np.array_equal(first, second)
 
 
-def test_a_generator_of_ones_own_decides_what_comes_next():
+def test_a_subclass_of_generator_chooses_the_streams():
     class Sevens(gpudrop.Generator):
         def next(self):
             return Stream(7, 7)
@@ -326,7 +326,7 @@ def test_a_bad_state_changes_nothing():
         assert rng.state_dict() == {"seed": 3, "call": 0}
 
 
-def test_the_last_call_is_the_last():
+def test_a_generator_raises_after_its_last_call():
     rng = Generator(0)
     rng.load_state_dict({"seed": 0, "call": 2**64 - 1})
     assert rng.next() == Stream(0, 2**64 - 1)
@@ -362,7 +362,7 @@ def test_threads_never_share_a_call():
     assert sorted(seen) == list(range(1600))
 
 
-def test_no_dropout_is_of_its_own_thread():
+def test_no_dropout_affects_only_its_own_thread():
     outside = []
     with gpudrop.no_dropout():
         worker = threading.Thread(target=lambda: outside.append(gpudrop.dropout(X, 1)))
@@ -390,7 +390,7 @@ def test_layer_trains_and_evaluates():
     assert repr(gpudrop.Dropout(keep_prob=0.8)) == "Dropout(p=0.2, keep_prob=0.8, activation=None, bits=16)"
 
 
-def test_foreign_arrays_come_back_as_their_own_kind():
+def test_results_of_foreign_arrays_are_of_their_kind():
     y, backprop = gpudrop.dropout_vjp(Foreign(X), rng=Stream(0, 1))
     assert isinstance(y, Foreign)
     np.testing.assert_array_equal(y.array, gpudrop.dropout(X, rng=Stream(0, 1)))
@@ -401,7 +401,7 @@ def test_foreign_arrays_come_back_as_their_own_kind():
 
 
 def test_devices_of_dlpack(monkeypatch):
-    monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (3, 0))  # pinned: the host's memory
+    monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (3, 0))  # pinned CPU memory
     assert isinstance(gpudrop.dropout(Foreign(X)), Foreign)
     monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (8, 0))
     with pytest.raises(TypeError, match="x must be on the host or on a CUDA device, got DLPack's device type 8"):
@@ -442,13 +442,13 @@ print("ok")
 """
 
 
-def test_everything_on_the_host_works_without_cupy_and_without_a_gpu():
+def test_everything_on_the_cpu_works_without_cupy_and_without_a_gpu():
     done = subprocess.run([sys.executable, "-c", WITHOUT_CUPY], capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
 
 
 @pytest.mark.parametrize("use", ["", "gpudrop.dropout(numpy.ones(8)); "])
-def test_importing_and_using_it_on_the_host_loads_no_optional_package(use):
+def test_importing_and_using_it_on_the_cpu_loads_no_optional_package(use):
     names = ("cupy", "torch", "rich", "typer", "numba.cuda")
     code = f"import gpudrop, numpy, sys; {use}print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

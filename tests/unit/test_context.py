@@ -1,4 +1,4 @@
-"""What holds for a block: entered again, nested, and as a decorator of everything that Python can call."""
+"""Blocks that change the context: entered again, nested, and as decorators of every kind of function."""
 
 import asyncio
 import threading
@@ -52,7 +52,7 @@ def test_one_block_in_several_threads_at_once():
     assert sorted(seen) == [False, False, True, True] and drops()
 
 
-def test_what_is_not_changed_stays():
+def test_a_block_changes_only_its_own_settings():
     rng = Generator(3)
     with Changes(rng=rng, first=2), gpudrop.no_dropout():
         assert (current().on, current().rng, current().first) == (False, rng, 2)
@@ -71,7 +71,7 @@ def test_decorated_functions_keep_their_names_arguments_and_results():
     assert decorated(1, 2, scale=3) == (9, False) and drops()
 
 
-def test_decorated_generator_functions_are_within_whenever_their_body_runs():
+def test_the_body_of_a_decorated_generator_function_runs_within_the_block():
     ended = []
 
     @gpudrop.no_dropout()
@@ -106,7 +106,7 @@ def test_decorated_generator_functions_are_within_whenever_their_body_runs():
         batches(5).throw(ValueError("mine"))
 
 
-def test_decorated_coroutines_are_within_until_they_return_and_others_are_not():
+def test_a_decorated_coroutine_runs_within_the_block_and_others_do_not():
     @gpudrop.no_dropout()
     async def off():
         before = drops()
@@ -128,8 +128,8 @@ def test_decorated_coroutines_are_within_until_they_return_and_others_are_not():
             yield 1
 
 
-def test_an_interrupt_as_a_block_ends_leaves_it():
-    """Between the last line within the block and the first one of __exit__."""
+def test_an_interrupt_at_the_end_of_a_block_leaves_it():
+    """The interrupt comes between the last line of the block and the first line of __exit__."""
 
     class Interrupted(Changes):
         def __exit__(self, *error):
@@ -141,8 +141,8 @@ def test_an_interrupt_as_a_block_ends_leaves_it():
     assert current() is DEFAULT
 
 
-def test_blocks_end_once_and_alone_in_whatever_order():
-    """In a context that was copied, as that of a new task is, and between generators that wait within blocks."""
+def test_blocks_may_end_in_any_order():
+    """This includes a copied context, as a new task has, and generators that are suspended within blocks."""
     import contextvars
 
     with gpudrop.no_dropout():
@@ -167,11 +167,11 @@ def test_blocks_end_once_and_alone_in_whatever_order():
     second.close()
     assert current() is DEFAULT
     block = gpudrop.no_dropout()
-    block.__exit__(None, None, None)  # that was never entered
+    block.__exit__(None, None, None)  # it was never entered
     assert current() is DEFAULT and drops()
 
 
-def test_a_generator_in_a_block_draws_in_the_place_of_all_others():
+def test_the_generator_of_a_block_replaces_all_others():
     with Changes(rng=Generator(7)):
         first, second = gpudrop.keep_mask(50, 0.5, Generator(1)), gpudrop.keep_mask(50, 0.5, Stream(9, 9))
     np.testing.assert_array_equal(first, gpudrop.keep_mask(50, 0.5, Stream(7, 0)))

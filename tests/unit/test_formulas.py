@@ -1,4 +1,4 @@
-"""Formulas: what the printer prints, what it refuses, and that Numba computes the same from them."""
+"""Formulas: their text in C++, the errors for code without such a text, and the same results from Numba."""
 
 import math
 import subprocess
@@ -78,7 +78,7 @@ def _quotient(a: int64, b: int64) -> Location:
 
 
 @pytest.mark.parametrize("formula", [everything, truths, same_names, numbers, integers])
-def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
+def test_python_numba_and_cpp_compute_the_same_from_a_formula(formula, tmp_path):
     from gpudrop.kernels.cpu import jit
     from gpudrop.kernels.host_math import HOST_MATH
 
@@ -94,7 +94,7 @@ def test_a_formula_means_the_same_to_python_numba_and_cpp(formula, tmp_path):
     done = subprocess.run([tmp_path / "formula"], input=text, capture_output=True, text=True, check=True)
     in_numba = compiled(formula, np.float64, HOST_MATH["float64"], jit())
     for x, result in zip(values, done.stdout.split(), strict=True):
-        # Casts to a float are casts to the type of the arithmetic.
+        # A cast to float converts to the type of the arithmetic.
         python = formula(x) if formula is not numbers else float(x / 3 + 7 + 6 * x)
         python = min(python, 7, 2 * x) + 1e20 if formula is numbers else python
         assert float(result) == pytest.approx(python, rel=1e-15)
@@ -235,7 +235,7 @@ def uncounted(x):
         (table, r"line \d+: 'UNITS' has no CUDA spelling"),
     ],
 )
-def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
+def test_code_without_a_cuda_spelling_is_refused_with_its_line(formula, message):
     with pytest.raises(SyntaxError, match=message) as caught:
         gpudrop.register_activation(f"refused_{formula.__name__}", formula, formula)
     line = int(str(caught.value).partition(":")[0].removeprefix("line "))
@@ -244,7 +244,7 @@ def test_what_has_no_cuda_spelling_is_refused_by_its_line(formula, message):
     assert f"refused_{formula.__name__}" not in gpudrop.formulas.activations.ACTIVATIONS
 
 
-def test_what_has_no_source_is_refused():
+def test_a_function_without_source_is_refused():
     namespace = {}
     exec(compile("def typed(x):\n    return x", "<nowhere>", "exec"), namespace)
     with pytest.raises(SyntaxError, match="the source of typed can't be read; put it into a file"):
@@ -252,12 +252,12 @@ def test_what_has_no_source_is_refused():
 
 
 @pytest.mark.parametrize("formula", [lambda x: x, math.exp, 3])
-def test_what_is_no_function_is_refused(formula):
+def test_other_objects_than_functions_are_refused(formula):
     with pytest.raises(TypeError, match="written with def"):
         gpudrop.register_activation("refused", formula, formula)
 
 
-def test_a_digest_changes_with_everything_a_formula_is_made_of():
+def test_a_digest_depends_on_every_function_of_a_formula():
     def make(inner):
         def outer(x):
             return inner(x) + 1
@@ -282,7 +282,7 @@ def test_a_digest_changes_with_everything_a_formula_is_made_of():
 
 
 def in_cpp(printed_by, tmp_path, rows):
-    """The known answers' counters and keys through the printed C++."""
+    """Compute the words of the known answers' counters and keys with the printed C++."""
     loop = """
 int main() {
   unsigned int c[4], k[2];
@@ -314,8 +314,8 @@ def test_known_answers_on_every_processor(tmp_path):
         assert cpp == answer
 
 
-def test_the_hosts_own_radius_is_the_formulas(monkeypatch):
-    """At both ends of the words, where a float32 near 1 or a small word loses most, and in between."""
+def test_the_cpu_kernels_radius_equals_the_formulas(monkeypatch):
+    """Covers both ends of the words, where a float32 near 1 or a small word loses most, and the middle."""
     from gpudrop.kernels import host_math
     from gpudrop.kernels.cpu import jit
 

@@ -1,4 +1,4 @@
-"""Imports point one way: each module of the package imports those alone that stand before it here."""
+"""Imports point one way: each module of the package imports only modules that FLOORS lists before it."""
 
 import ast
 
@@ -22,11 +22,11 @@ FLOORS = (
     "torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
 )
 ORDER = [name for floor in FLOORS for name in floor.split()]
-"""The lowest floor first; the package itself is a dot, and its names are those that users import."""
+"""The lowest floor comes first. A dot is the package itself, whose names users import."""
 
 
 def modules():
-    """The files of the package, by their names without its own."""
+    """The files of the package, with their module names relative to it."""
     for folder, prefix in (("gpudrop", ""), ("kernels", "kernels.")):
         for path in (ROOT / folder).rglob("*.py"):
             if "kernels" not in path.relative_to(ROOT).parts[1:-1]:
@@ -35,7 +35,7 @@ def modules():
 
 
 def imported(path):
-    """What a file imports of the package, also within functions and for type checkers."""
+    """The modules of the package that a file imports, also within functions and for type checkers."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gpudrop":
             module = node.module.removeprefix("gpudrop").lstrip(".")

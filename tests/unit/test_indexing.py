@@ -1,4 +1,4 @@
-"""Index arithmetic of CUDA kernels, as plain Python: what Numba and CuPy make of the same formulas."""
+"""Index arithmetic of CUDA kernels, run as plain Python. Numba and CuPy compile the same formulas."""
 
 import threading
 
@@ -14,7 +14,7 @@ GEOMETRY = {"period": st.integers(1, 40), "repeat": st.integers(1, 5), "run": st
 
 
 def python(formula, **primitives):
-    """A formula as a function of Python's."""
+    """A formula as a Python function."""
     return compiled(formula, np.float32, primitives, lambda function: function)
 
 
@@ -23,18 +23,18 @@ first_turn, next_turn = python(indexing.first_turn), python(indexing.next_turn)
 
 
 def at(i, period, repeat, run):
-    """What `gpudrop.kernels.spec.Mask` says of element i."""
+    """The index of element i's value in the mask, by the definition of `gpudrop.kernels.spec.Mask`."""
     return i // (run * period * repeat) * period + i // run % period
 
 
 @given(i=st.integers(0, 2**40), **GEOMETRY)
-def test_an_element_is_located_where_the_mask_has_it(i, period, repeat, run):
+def test_locate_finds_the_mask_value_of_an_element(i, period, repeat, run):
     geometry = tuple(map(np.int64, (period, repeat, run)))
     assert index_of(locate(np.int64(i), *geometry)) == at(i, period, repeat, run)
 
 
 @given(i=st.integers(0, 2**40), by=st.integers(0, 2**40), **GEOMETRY)
-def test_a_location_is_brought_on_by_another_one(i, by, period, repeat, run):
+def test_advance_adds_two_locations(i, by, period, repeat, run):
     geometry = tuple(map(np.int64, (period, repeat, run)))
     there = advance(locate(np.int64(i), *geometry), locate(np.int64(by), *geometry), *geometry)
     assert there == locate(np.int64(i + by), *geometry)
@@ -50,7 +50,7 @@ def test_a_chunk_has_the_bits_of_its_elements(chunk, i, seed, period, repeat, ru
 
 
 @given(i=st.integers(0, 2**40), by=st.integers(0, 2**40), turns=st.integers(1, 2**20))
-def test_a_window_is_gone_through_row_by_row(i, by, turns):
+def test_a_window_is_traversed_row_by_row(i, by, turns):
     turns = np.int64(turns)
     assert first_turn(np.int64(i), turns) == (i // turns, i % turns, 0, 0)
     there = next_turn(first_turn(np.int64(i), turns), first_turn(np.int64(by), turns), turns)
@@ -59,7 +59,7 @@ def test_a_window_is_gone_through_row_by_row(i, by, turns):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_threads_of_a_warp_exchange_the_words_of_their_chunks(parts):
-    """Of n accesses, thread t's number s is part t % n of chunk s * 32 / n + t // n."""
+    """With n accesses per thread, access s of thread t is part t % n of chunk s * 32 / n + t // n."""
     held, barrier, results = [0] * WARP, threading.Barrier(WARP), [()] * WARP
     own_chunk = python(indexing.own_chunk(parts))
 

@@ -1,4 +1,4 @@
-"""The reference against published answers and mathematics, and gpudrop's masks against the reference, bit by bit."""
+"""Compares the reference with published answers and mathematics, and gpudrop's masks with the reference, bit by bit."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -13,7 +13,7 @@ from gpudrop.testing import reference
 from tests.sampling import few
 
 BITS = [8, 16, 32]
-STREAMS = [  # (seed, call): every word of the key and of the call's half of the counter is set by one of them
+STREAMS = [  # (seed, call): together they set every word of the key, and of the call's half of the counter
     (0, 0),
     (0, 1),
     (1, 0),
@@ -32,13 +32,13 @@ probability = st.floats(0, 1) | st.builds(lambda k, bits: k / 2**bits, st.intege
 
 
 def starts(bits):
-    """First elements, chosen where a 32-bit word of the element, or of the chunk's counter, carries."""
+    """First elements near which a 32-bit word of the element's index, or of the chunk's counter, carries."""
     lanes = 128 // bits
     return [0, 1, lanes - 1, 2**32 - 3, 2**32 * lanes - 5, 2**40 + 7, 2**64 - SIZE - 1, 2**64 - SIZE]
 
 
 def stream_cases(bits):
-    """Cases are the arguments of keep_mask: (shape, p, seed, call, bits, start)."""
+    """A case is the arguments of keep_mask: (shape, p, seed, call, bits, start)."""
     return [(SIZE, p, *stream, bits, start) for start in starts(bits) for stream in STREAMS for p in PROBABILITIES]
 
 
@@ -47,7 +47,7 @@ def shape_cases(bits):
 
 
 def probe_cases(bits):
-    """Single elements at thresholds just below, at and above their own field: these see the field's last bit."""
+    """Single elements with thresholds just below, at and above their own field. They show the field's last bit."""
     elements = [(m, *stream) for m in (0, 21, 2**40 + 7) for stream in STREAMS]
     fields = [(reference.field(seed, call, m, bits), m, seed, call) for m, seed, call in elements]
     return [
@@ -71,7 +71,7 @@ def disagreements(keep_mask, cases):
 
 
 @pytest.mark.parametrize("rounds, counter, key, expected", reference.known_answers())
-def test_philox_gives_the_published_answers(rounds, counter, key, expected):
+def test_philox_computes_the_published_answers(rounds, counter, key, expected):
     assert reference.philox4x32(counter, key, rounds) == expected
 
 
@@ -80,14 +80,14 @@ def test_the_answers_cover_ten_rounds():
 
 
 def test_first_words_become_fields_in_little_endian_order():
-    # By hand from the first known answer, 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+    # Computed by hand from the first known answer, 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
     assert [reference.field(0, 0, m, 32) for m in range(3)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C]
     assert [reference.field(0, 0, m, 16) for m in range(3)] == [0xE8D5, 0x6627, 0xC58D]
     assert [reference.field(0, 0, m, 8) for m in range(3)] == [0xD5, 0xE8, 0x27]
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_vectorised_fields_are_the_fields(bits):
+def test_vectorised_fields_equal_single_fields(bits):
     for start in starts(bits):
         for stream in STREAMS:
             expected = [reference.field(*stream, m, bits) for m in range(start, start + 37)]
@@ -95,7 +95,7 @@ def test_vectorised_fields_are_the_fields(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_vectorised_mask_is_the_mask(bits):
+def test_a_vectorised_mask_equals_single_elements(bits):
     for p in PROBABILITIES:
         expected = [reference.keep(42, 3, m, bits, p) for m in range(100, 160)]
         assert reference.keep_mask((6, 10), p, 42, 3, bits, start=100).ravel().tolist() == expected
@@ -106,7 +106,7 @@ def test_slope_is_the_derivative(name):
     value, slope = reference.ACTIVATIONS[name]
     h = 2.0**-8
     x = np.linspace(-8, 8, 999)
-    x = x[np.min(np.abs(x[:, None] - [-3, 0, 3]), axis=1) > 2 * h]  # no difference reaches over a kink
+    x = x[np.min(np.abs(x[:, None] - [-3, 0, 3]), axis=1) > 2 * h]  # no difference spans a kink
     difference = (8 * (value(x + h) - value(x - h)) - (value(x + 2 * h) - value(x - 2 * h))) / (12 * h)
     # The truncation error is h**4 / 30 = 8e-12 fifth derivatives, which are below 100 here.
     np.testing.assert_allclose(slope(x), difference, rtol=0, atol=1e-9)
@@ -135,11 +135,11 @@ DEFINITIONS = {
 
 
 @pytest.mark.parametrize("name", reference.ACTIVATIONS)
-def test_values_and_slopes_hold_in_the_tails(name):
+def test_values_and_slopes_are_accurate_in_the_tails(name):
     mpmath = pytest.importorskip("mpmath")
     value, slope = reference.ACTIVATIONS[name]
     x = np.array([-37.3, -20.1, -12.7, -8.2, -5.9, -1.1, -(2.0**-30), 2.0**-30, 0.3, 1.9, 5.9, 8.2, 20.1, 37.3])
-    with mpmath.workdps(400):  # 1 + tanh(-305) is 1e-265, and the difference that gives its slope 1e-60 of that
+    with mpmath.workdps(400):  # 1 + tanh(-305) is 1e-265, and the difference for its slope is 1e-60 of that
         exact = [DEFINITIONS[name](mpmath, mpmath.mpf(t)) for t in x.tolist()]
         exact_slope = [mpmath.diff(lambda t: DEFINITIONS[name](mpmath, t), mpmath.mpf(t), h=1e-60) for t in x.tolist()]
     # The rounding of t costs exp(-t) a relative error of t * 2**-53, and t < 745 in float64: 8e-14.
@@ -173,18 +173,18 @@ def test_dropout_selects_and_never_multiplies():
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kind", [stream_cases, shape_cases, probe_cases])
-def test_masks_are_the_reference(kind, bits):
+def test_masks_equal_the_reference(kind, bits):
     assert list(disagreements(package_mask, kind(bits))) == []
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_large_mask_is_the_reference(bits):
-    # Many blocks and every thread, begun within a chunk, and with a carry of the chunk's low word in the middle.
+def test_a_large_mask_equals_the_reference(bits):
+    # Covers many blocks and every thread, begins within a chunk, and has a carry of the chunk's low word in the middle.
     assert list(disagreements(package_mask, [((1031, 1025), 0.3, 42, 3, bits, 2**32 * (128 // bits) - 500_003)])) == []
 
 
 @given(uint64, uint64, uint64, st.integers(0, 300), probability, st.sampled_from(BITS))
-def test_any_mask_is_the_reference(seed, call, start, size, p, bits):
+def test_any_mask_equals_the_reference(seed, call, start, size, p, bits):
     case = (size, p, seed, call, bits, min(start, 2**64 - size))
     np.testing.assert_array_equal(package_mask(*case), reference.keep_mask(*case))
 
@@ -219,7 +219,7 @@ def test_forward_and_backward_use_the_mask(bits):
     )
 
 
-# The cases above must see each of these mistakes, at every number of bits
+# The cases above must detect each of these mistakes, at every width
 
 
 def with_words(words):
@@ -272,5 +272,5 @@ MISTAKES = {
 
 @pytest.mark.parametrize("bits", few(BITS, 16))
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_would_be_seen(mistake, bits):
+def test_each_mistake_is_detected(mistake, bits):
     assert any(disagreements(MISTAKES[mistake], cases(bits)))

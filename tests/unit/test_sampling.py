@@ -1,4 +1,4 @@
-"""A covering sample has every pair of values, of every product, and little more."""
+"""A covering sample of any product contains every pair of values, and few rows more than that needs."""
 
 from itertools import combinations, product
 
@@ -20,11 +20,11 @@ def test_every_pair_of_values_occurs(sizes):
     assert first * second <= len(sample) <= 1.5 * first * second + 2
 
 
-def test_of_rows_that_are_left_out_nothing_is_wanted():
+def test_pairs_that_occur_in_no_row_are_not_required():
     rows = [row for row in product(range(3), repeat=3) if row[:2] != (0, 0)]
     assert pairs(rows[k] for k in covering(rows)) == pairs(rows)
 
 
 @pytest.mark.parametrize("rows", [[], [()], [(1,), (2,), (3,)], list(product(range(3), range(4)))])
-def test_of_one_or_two_parameters_nothing_is_left_out(rows):
+def test_all_rows_of_one_or_two_parameters_are_taken(rows):
     assert covering(rows) == list(range(len(rows)))

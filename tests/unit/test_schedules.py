@@ -1,4 +1,4 @@
-"""Schedules are the papers' curves, and values: equal, hashable, saved and restored."""
+"""Schedules follow the papers' curves. They are values: comparable, hashable, saved and restored."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""gpudrop selftest: it passes here, and a kernel that is wrong in whatever way is named by a line of Python."""
+"""gpudrop selftest passes here. For any wrong kernel it prints a line of Python that repeats the failure."""
 
 import inspect
 import json
@@ -40,8 +40,8 @@ def test_it_passes_here(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
-def test_without_a_backend_all_that_serve_are_tested_and_the_others_say_why():
+@pytest.mark.skipif(SIMULATED, reason="starts a process that tests the CPU")
+def test_by_default_all_usable_backends_are_tested_and_others_have_a_reason():
     command = [sys.executable, "-m", "gpudrop", "selftest", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in backends.BACKENDS:
@@ -53,7 +53,7 @@ def test_without_a_backend_all_that_serve_are_tested_and_the_others_say_why():
     assert done.stderr == ""  # no warnings
 
 
-@pytest.mark.skipif(SIMULATED, reason="a subset there")
+@pytest.mark.skipif(SIMULATED, reason="the simulator runs a subset")
 def test_the_full_plan_has_all_checks():
     cases = list(selftest.plan("cpu"))
     functions = {
@@ -73,11 +73,11 @@ def _parameters(of):
 
 
 @pytest.mark.parametrize("name", selftest.VARIANTS)
-def test_the_variants_pass_which_quick_leaves_out(name):
+def test_the_variants_that_quick_leaves_out_pass(name):
     assert selftest.Case("variant", {"backend": ON, "name": name}).run() == ([], None)
 
 
-def test_on_another_device_the_cases_say_so():
+def test_cases_name_another_device():
     case = next(iter(selftest.plan(ON, device=3)))
     assert case.line == (
         f"from gpudrop.testing import selftest; selftest.known_answer(backend={ON!r}, device=3, counter=(0, 0, 0, 0), "
@@ -85,7 +85,7 @@ def test_on_another_device_the_cases_say_so():
     )
 
 
-# Each mistake: what is put instead of what, and the function or the check that names it first
+# Each mistake replaces a part of the package. MISTAKES names the function or check that detects it first.
 
 
 def fields_of_another_width(monkeypatch):
@@ -99,7 +99,7 @@ def wrong_seed(monkeypatch):
 
 
 def wrong_tail(monkeypatch):
-    """The last element of a large array is forgotten."""
+    """The last element of a large array is wrong."""
     vjp = gpudrop.dropout.vjp
 
     def forgetful(x, *args, **options):
@@ -138,7 +138,7 @@ def gradients_in_another_order(monkeypatch):
 
 
 def wrong_values(monkeypatch):
-    """gelu's approximation by tanh instead of gelu."""
+    """gelu is replaced by its approximation with tanh."""
     dropout_vjp = gpudrop.dropout_vjp
 
     def approximate(*args, activation, **options):
@@ -148,7 +148,7 @@ def wrong_values(monkeypatch):
 
 
 def another_p(monkeypatch):
-    """Half as much is dropped, and scaled for it: the expected value is kept."""
+    """Half as many elements are dropped. The scale is adjusted, so the expected value is right."""
     right = gpudrop.dropout
 
     def dropout(x, p, **options):
@@ -178,11 +178,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.skipif(SIMULATED, reason="minutes there; what is tested does not know the backend")
+@pytest.mark.skipif(SIMULATED, reason="takes minutes in the simulator, and does not depend on the backend")
 @pytest.mark.parametrize(
     ("mistake", "function"), few(MISTAKES, *MISTAKES[2:3]), ids=[of.__name__ for of, _ in MISTAKES]
 )
-def test_a_mistake_is_named_by_a_line_that_repeats_it(monkeypatch, mistake, function):
+def test_a_mistake_is_reported_with_a_line_that_repeats_it(monkeypatch, mistake, function):
     with monkeypatch.context() as patch:
         mistake(patch)
         done = invoke("--quick")
@@ -192,10 +192,10 @@ def test_a_mistake_is_named_by_a_line_that_repeats_it(monkeypatch, mistake, func
         assert line.startswith("from gpudrop.testing import selftest") and function in line
         with pytest.raises((AssertionError, RuntimeError)):
             exec(line, {})
-    exec(line, {})  # it is the mistake that the line sees
+    exec(line, {})  # passes without the mistake
 
 
-def test_what_cannot_be_tested_is_told_in_one_line(tmp_path, monkeypatch):
+def test_wrong_arguments_are_reported_in_one_line(tmp_path, monkeypatch):
     for arguments, message in (
         (["--backend", "cuda"], "unknown backend 'cuda'; known: cpu, cupy_elementwise, numba_cuda"),
         (["--json", str(tmp_path / "no" / "such.json")], "the folder of the results must exist, got "),
@@ -205,16 +205,16 @@ def test_what_cannot_be_tested_is_told_in_one_line(tmp_path, monkeypatch):
             main()
 
 
-@pytest.mark.skipif(SIMULATED, reason="the simulator serves")
-def test_a_backend_that_was_asked_for_must_serve():
+@pytest.mark.skipif(SIMULATED, reason="the simulator makes the backend usable")
+def test_a_requested_backend_must_be_usable():
     if not isinstance(reason := backends.load("numba_cuda"), str):
-        pytest.skip("numba_cuda serves here")
+        pytest.skip("numba_cuda is usable here")
     with pytest.raises(RuntimeError, match=re.escape(f"backend 'numba_cuda' can't serve: {reason}")):
         selftest.run("numba_cuda")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(SIMULATED, reason="a process of its own, for the host alone")
+@pytest.mark.skipif(SIMULATED, reason="starts a process that tests the CPU")
 def test_the_self_test_refuses_to_run_without_its_assertions():
     code = (
         "import sys; from gpudrop.cli import main; sys.argv[1:] = ['selftest', '--quick', '--backend', 'cpu']; main()"

@@ -1,4 +1,4 @@
-"""A formula is the function that was given: its text is the one that it was compiled from, or it is refused."""
+"""A formula is the function that was passed. If its source differs from its compiled code, an error is raised."""
 
 import asyncio
 import functools
@@ -30,7 +30,7 @@ def own_table(monkeypatch):
 
 
 def values(value, slope=None):
-    """What gpudrop makes of a function, or of two."""
+    """The results of gpudrop with an activation made of a function, or of two."""
     name = f"own_{next(CELLS)}"
     gpudrop.register_activation(name, value, slope or value)
     y, backprop = gpudrop.dropout_vjp(X, 0, activation=name)
@@ -52,7 +52,7 @@ class Edited:
     def write(self, text):
         later = self.file.stat().st_mtime + 10 if self.file.exists() else 1e9
         self.file.write_text(text)
-        os.utime(self.file, (later, later))  # nobody's clock is finer than that
+        os.utime(self.file, (later, later))  # more than the resolution of any file system's clock
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ CHANGED = [
 
 
 @pytest.mark.parametrize("text", MOVED)
-def test_a_function_that_was_moved_in_its_file_since_the_import_is_the_function(edited, text):
+def test_a_function_that_was_moved_within_its_file_is_found(edited, text):
     module = edited(TWO)
     module.write(text)
     agrees(module.module.act)
@@ -89,7 +89,7 @@ def test_a_function_that_was_moved_in_its_file_since_the_import_is_the_function(
 
 
 @pytest.mark.parametrize("text", CHANGED)
-def test_a_function_that_was_changed_in_its_file_since_the_import_is_refused(edited, text):
+def test_a_function_that_was_changed_in_its_file_is_refused(edited, text):
     module = edited(TWO)
     module.write(text)
     refused = (
@@ -103,7 +103,7 @@ def test_a_function_that_was_changed_in_its_file_since_the_import_is_refused(edi
     agrees(module.module.act)
 
 
-def test_the_lines_of_an_edited_file_are_named_as_they_stand_there(edited):
+def test_errors_name_the_present_lines_of_an_edited_file(edited):
     module = edited("def act(x):\n    return (\n        x +\n        int(x))\n")
     module.write("\n\n" + module.file.read_text())
     with pytest.raises(SyntaxError, match=r"^line 6: 'int' has no CUDA spelling"):
@@ -118,7 +118,7 @@ def test_constants_of_another_type_or_sign_are_another_formula(edited):
             formulas.parse(module.module.act)
 
 
-def test_functions_that_differ_in_their_annotations_alone_are_told_apart_or_refused(edited):
+def test_functions_that_differ_only_in_annotations_are_distinguished_or_refused(edited):
     text = "def make(truth):\n    if truth:\n        def f(r: bool):\n            return r\n        return f\n"
     text += "    def f(r):\n        return r\n    return f\n"
     module = edited(text)
@@ -138,7 +138,7 @@ def twice(function):
 
 
 def counted(function):
-    """A decorator that gives back the function."""
+    """A decorator that returns the same function."""
     function.calls = 0
     return function
 
@@ -167,7 +167,7 @@ def closure(factor):
     return act
 
 
-def test_a_decorated_function_is_what_the_decorator_made():
+def test_a_decorated_function_is_the_result_of_its_decorator():
     for function in (square, nested, marked, closure(3.0), closure(0.5)):
         agrees(function)
     assert square(3) == 18
@@ -181,7 +181,7 @@ def logged(function):
     return inner
 
 
-def test_a_decorator_that_takes_whatever_comes_is_refused():
+def test_a_decorator_with_variable_arguments_is_refused():
     for decorated in (logged(square), functools.cache(square), functools.partial(square)):
         with pytest.raises(TypeError, match=r"^(value must take one number|a formula must be a function written with)"):
             gpudrop.register_activation("refused", decorated, decorated)
@@ -204,13 +204,13 @@ def of_a_truth(x: bool):
     return x
 
 
-def test_an_annotation_that_is_no_real_number_is_refused():
+def test_an_annotation_that_is_not_a_real_number_is_refused():
     with pytest.raises(TypeError, match="value must take a real number, of_a_truth takes bool"):
         gpudrop.register_activation("refused", of_a_truth, square)
 
 
 def cell(text, flags=0):
-    """What a notebook does to run a cell: its namespace, and a name for the text."""
+    """Run a cell as a notebook does, under a new file name. Returns its namespace."""
     name = f"<cell {next(CELLS)}>"
     linecache.cache[name] = len(text), None, text.splitlines(True), name
     namespace = {"__name__": "__main__", "math": math}
@@ -225,14 +225,14 @@ def test_functions_of_a_notebook_are_read_from_their_cells():
     again = cell("def act(x):\n    return 3 * x\n")["act"]
     agrees(first)
     agrees(again)
-    annotations = importlib.import_module("__future__").annotations.compiler_flag  # from a cell before
+    annotations = importlib.import_module("__future__").annotations.compiler_flag  # set by an earlier cell
     agrees(cell("def act(x: float):\n    return math.exp(-x * x)\n", annotations)["act"])
-    text = "def act(x):\n    return x + 1\n\nasync def more():\n    pass\n\nawait more()\n"  # which no module may have
+    text = "def act(x):\n    return x + 1\n\nasync def more():\n    pass\n\nawait more()\n"  # modules forbid it
     agrees(cell(text, importlib.import_module("ast").PyCF_ALLOW_TOP_LEVEL_AWAIT)["act"])
 
 
-def test_a_cell_that_has_other_text_by_now_is_refused():
-    """Some notebooks give each cell one name, whatever stands in it."""
+def test_a_cell_whose_text_has_changed_is_refused():
+    """Some notebooks use one file name for a cell, whatever its text."""
     function = cell("def act(x):\n    return x * x\n")["act"]
     name, text = function.__code__.co_filename, "def act(x):\n    return x + x\n"
     linecache.cache[name] = len(text), None, text.splitlines(True), name
@@ -240,8 +240,8 @@ def test_a_cell_that_has_other_text_by_now_is_refused():
         gpudrop.register_activation("refused", function, function)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python keeps what is typed at its prompt from 3.13 on")
-def test_what_is_typed_at_the_prompt_is_read():
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python before 3.13 discards the source typed at its prompt")
+def test_functions_typed_at_the_prompt_are_read():
     typed = "import gpudrop, numpy as np\ndef act(x):\n    return x * x\n\n"
     typed += "_ = gpudrop.register_activation('typed', act, act)\n"
     typed += "print(gpudrop.dropout(np.ones(1) * 3, 0, activation='typed'))\n"
@@ -260,8 +260,11 @@ def through_another(x):
     return scaled(x) + 1
 
 
-def test_a_formula_is_settled_when_it_is_registered(monkeypatch):
-    """Numbers of its module, and functions that it calls, as they are then; those that change later change nothing."""
+def test_a_formula_is_fixed_when_it_is_registered(monkeypatch):
+    """Registration fixes the module's constants, and the functions that the formula calls.
+
+    Later changes have no effect.
+    """
     names = []
 
     def register(value):
@@ -281,7 +284,7 @@ def test_a_formula_is_settled_when_it_is_registered(monkeypatch):
     assert results == [7, 7, 16, 19, 7]
 
 
-def test_a_replaced_activation_is_the_new_one_everywhere():
+def test_a_replaced_activation_is_replaced_everywhere():
     gpudrop.register_activation("mine", square, square)
     layer = layers.Dropout(0, activation="mine")
     _, backprop = gpudrop.dropout_vjp(X, 0, activation="mine")
@@ -293,7 +296,7 @@ def test_a_replaced_activation_is_the_new_one_everywhere():
     gpudrop.register_activation("mine", nested, marked, replace=True)
     np.testing.assert_array_equal(layer.eval()(X), 4 * (X + 1))
     np.testing.assert_array_equal(layer.backward(np.ones_like(X)), X * X - 1)
-    np.testing.assert_array_equal(backprop(X), old_gradient)  # of a call before
+    np.testing.assert_array_equal(backprop(X), old_gradient)  # from a call before the replacement
     with pytest.raises(SyntaxError):
         gpudrop.register_activation("mine", calls_helper_with_default, square, replace=True)
     np.testing.assert_array_equal(layer(X), 4 * (X + 1))
@@ -304,7 +307,7 @@ def test_a_replaced_activation_is_the_new_one_everywhere():
     np.testing.assert_array_equal(layer(X), before)
 
 
-def test_the_built_in_activations_stay():
+def test_built_in_activations_can_not_be_replaced_or_removed():
     for name in activations.BUILT_IN:
         with pytest.raises(ValueError, match=f"^activation '{name}' exists already; a built-in one can't be replaced"):
             gpudrop.register_activation(name, square, square, replace=True)
@@ -352,7 +355,7 @@ with open(sys.argv[1], "rb") as file:
 
 
 @pytest.mark.parametrize("face", ["layers", "torch"])
-def test_a_layer_whose_activation_is_not_registered_here_is_refused_as_it_is_loaded(face, tmp_path):
+def test_unpickling_a_layer_with_an_unregistered_activation_raises(face, tmp_path):
     if face == "torch":
         pytest.importorskip("torch", reason="PyTorch is not installed")
         layers = importlib.import_module("gpudrop.torch")
@@ -367,7 +370,7 @@ def test_a_layer_whose_activation_is_not_registered_here_is_refused_as_it_is_loa
     assert "activation='far'" in shown
 
 
-def test_a_row_of_the_table_may_be_given_to_a_layer_and_is_its_name():
+def test_a_layer_accepts_a_row_of_the_table_of_activations():
     row = gpudrop.register_activation("as_a_row", square, square)
     assert layers.Dropout(activation=row).activation == "as_a_row"
     gpudrop.unregister_activation(row)
@@ -375,7 +378,7 @@ def test_a_row_of_the_table_may_be_given_to_a_layer_and_is_its_name():
         layers.Dropout(activation=row)
 
 
-def test_a_function_without_a_closures_value_is_refused():
+def test_a_function_with_an_unset_closure_variable_is_refused():
     def make():
         def act(x):
             return later * x
@@ -392,7 +395,7 @@ async def coroutine(x):
     return x
 
 
-def test_a_coroutine_is_no_formula():
+def test_a_coroutine_is_not_a_formula():
     with pytest.raises(TypeError, match=r"^a formula must be a function written with def, got <function coroutine"):
         gpudrop.register_activation("refused", coroutine, square)
 
@@ -401,7 +404,7 @@ __x = 100.0
 
 
 class Mangled:
-    """Where Python has other names for those that begin with two underscores."""
+    """A class, in which Python mangles names that begin with two underscores."""
 
     @staticmethod
     def parameter(__x):  # noqa: PYI063
@@ -420,7 +423,7 @@ def test_names_that_python_mangles_are_refused():
 
 
 def test_helpers_that_many_functions_share_are_read_once():
-    """Along all ways there would be 2**30 of them."""
+    """Otherwise 2**30 paths through the calls would be read."""
     text = "def a0(x):\n    return x\n\n\ndef b0(x):\n    return x\n"
     for n in range(30):
         for name in "ab":

@@ -1,6 +1,6 @@
-"""The battery of `gpudrop.testing.statistics` passes the package, and each known-bad generator fails a check by name.
+"""gpudrop passes the battery of `gpudrop.testing.statistics`, and each known-bad generator fails a named check.
 
-Seeds are fixed: a red check is a defect, or a reason to compute a p-value by hand.
+Seeds are fixed. A failing check is a defect, or a reason to compute a p-value by hand.
 """
 
 from functools import lru_cache, partial
@@ -15,7 +15,7 @@ from gpudrop.testing.statistics import ALPHA, BITS, SEED, Source
 from tests.sampling import few
 
 N = 2**20
-LUCK = 1e-12  # no mistake is caught by luck
+LUCK = 1e-12  # too small to occur by chance
 
 
 @pytest.mark.parametrize("size", few([2**12, 2**14, N], 2**14))
@@ -27,15 +27,15 @@ def test_masks_are_random(size):
     assert enough == set(statistics.CHECKS) or size < N
 
 
-def test_as_many_are_adjusted_as_there_are():
-    # By hand: 4 * 0.01, 3 * 0.02, 2 * 0.03 raised to the one before, and 0.5.
+def test_holm_matches_values_computed_by_hand():
+    # Computed by hand: 4 * 0.01, 3 * 0.02, 2 * 0.03 raised to the value before it, and 0.5.
     assert statistics.holm([0.5, 0.01, 0.03, 0.02]).tolist() == pytest.approx([0.5, 0.04, 0.06, 0.06])
     assert statistics.holm([]).tolist() == []
     assert statistics.holm([0.9, 0.8]).tolist() == [1, 1]
 
 
 def test_false_alarms_are_as_rare_as_stated():
-    """10,000 batteries of 100 dependent p-values, at a rate that so many can show."""
+    """Runs 10,000 batteries of 100 dependent p-values, at a rate that this many can show."""
     z = np.random.default_rng(5).standard_normal((10_000, 101))
     p_values = statistics.two_sided((z[:, :1] + z[:, 1:]) / np.sqrt(2))
     alarms = sum(statistics.holm(row).min() < 0.05 for row in p_values)
@@ -43,7 +43,7 @@ def test_false_alarms_are_as_rare_as_stated():
 
 
 def test_p_values_of_correlations_are_uniform():
-    """Of masks by NumPy's generator, of known rates: neither too small nor too large."""
+    """The masks are from NumPy's generator, with known rates. Their p-values are neither too small nor too large."""
     rng = np.random.default_rng(6)
     for p in (0.1, 0.5):
         found = [statistics.correlation(*(rng.random((2, 2000)) >= p), p) for _ in range(1000)]
@@ -63,7 +63,7 @@ def test_masks_of_one_stream_are_nested(bits):
 
 
 class Mistake(Source):
-    """The contract, but for what a subclass overrides."""
+    """Follows the contract, except in the methods that a subclass overrides."""
 
     def __init__(self):
         self.fields = lru_cache(maxsize=2)(self.fields)  # checks compare the same fields with many thresholds
@@ -90,7 +90,7 @@ class Mistake(Source):
 
 
 class RowsRepeat(Mistake):
-    """Tiles of 128 rows draw 32 rows and repeat them: a row forgotten in the counter (xformers)."""
+    """Tiles of 128 rows draw 32 rows and repeat them, because the counter omits the row (xformers)."""
 
     def keep_mask(self, shape, p, **stream):
         mask = super().keep_mask(shape, p, **stream)
@@ -119,28 +119,28 @@ class ChunkLowWord(Mistake):
 
 
 class CallsOverlapByFour(Mistake):
-    """The first four elements of a call are the last four of the one before."""
+    """The first four elements of a call are the last four of the call before."""
 
     def fields(self, size, seed, call, bits, start):
         return super().fields(size, seed, 0, bits, (start + (size - 4) * call) % 2**63)
 
 
 class CallsShiftByFour(Mistake):
-    """Every call goes on four elements after the one before began, instead of after it ended."""
+    """Every call begins four elements after the beginning of the call before, instead of after its end."""
 
     def fields(self, size, seed, call, bits, start):
         return super().fields(size, seed, 0, bits, (start + 4 * call) % 2**63)
 
 
 class CallsOverlapByHalf(Mistake):
-    """Every call begins halfway through the one before."""
+    """Every call begins halfway through the call before."""
 
     def fields(self, size, seed, call, bits, start):
         return super().fields(size, seed, 0, bits, start + size // 2 * (call & 0xFFFF))
 
 
 class ThresholdOff(Mistake):
-    """One part in 256 more is dropped, and the scale follows the p that was asked for."""
+    """An additional part of 1/256 is dropped, but the scale follows the requested p."""
 
     def threshold(self, p, bits):
         return min(reference.quantize(p, bits)[0] + 2**bits // 256, 2**bits)
@@ -150,7 +150,7 @@ class ThresholdOff(Mistake):
 
 
 class ScaleOfP(Mistake):
-    """The threshold is rounded to 8 bits and the scale is 1 / (1 - p) (FlashAttention)."""
+    """The threshold is rounded to 8 bits, but the scale is 1 / (1 - p) (FlashAttention)."""
 
     def scale(self, p, bits):
         return 1 / (1 - p)
@@ -174,7 +174,7 @@ class SixRounds(FewRounds):
 
 
 class Multiplies(Mistake):
-    """x * mask, which makes nan of a dropped infinity."""
+    """Computes x * mask, which turns a dropped infinity into nan."""
 
     def drop(self, scaled, mask):
         with np.errstate(invalid="ignore"):
@@ -182,14 +182,14 @@ class Multiplies(Mistake):
 
 
 class LayersShare(Mistake):
-    """Generators are spawned from a seed of their own number modulo eleven."""
+    """The seed of a spawned generator is its own number modulo eleven."""
 
     def spawn(self, n):
         return [SEED + i % 11 for i in range(n)]
 
 
 class PiecesBeginAnew(Mistake):
-    """A launch counts from its own first element: what is drawn in pieces is not what is drawn at once."""
+    """A launch counts from its own first element, so drawing in pieces differs from drawing at once."""
 
     def fields(self, size, seed, call, bits, start):
         return super().fields(size, seed, call, bits, 0)
@@ -203,7 +203,7 @@ class LanesShare(Mistake):
 
 
 class Alternates(Mistake):
-    """An element is kept more often after a dropped one: antithetic pairs."""
+    """An element is kept more often after a dropped one, because pairs are antithetic."""
 
     def fields(self, size, seed, call, bits, start):
         drawn = super().fields(size, seed, call, bits, start).copy()
@@ -217,7 +217,7 @@ class LowBitStuck(Mistake):
 
 
 class NarrowRange(Mistake):
-    """Fields modulo 2**bits - 1, an old way to a uniform float: the largest value never occurs."""
+    """Fields are taken modulo 2**bits - 1, an old way to make a uniform float. The largest value never occurs."""
 
     def fields(self, size, seed, call, bits, start):
         return super().fields(size, seed, call, bits, start) % (2**bits - 1)
@@ -261,17 +261,17 @@ SOON = ("rows", "seed_bits", "selection", "layers")
     few(CAUGHT, *(row for row in CAUGHT if row[1] in SOON)),
     ids=[f"{mistake.__name__}-{check}" for mistake, check in CAUGHT],
 )
-def test_a_mistake_is_caught(mistake, check):
-    size = 4 * N if mistake is ScaleOfP else N  # a scale that is wrong by 0.2% shows in so many
+def test_each_mistake_is_detected(mistake, check):
+    size = 4 * N if mistake is ScaleOfP else N  # to show an error of 0.2% in the scale
     assert statistics.worst(statistics.findings(check, mistake(), size)) < LUCK
 
 
-def test_each_check_has_a_mistake_that_it_must_see():
+def test_each_check_has_a_mistake_to_detect():
     assert {check for _, check in CAUGHT} == set(statistics.CHECKS)
 
 
 @pytest.mark.slow
-def test_the_contract_itself_is_not_caught():
-    """What the mistakes are made from passes: it is the mistake that a check sees."""
+def test_the_contract_itself_passes():
+    """The correct base class of all mistakes passes, so a check that fails has detected the mistake."""
     _, adjusted = statistics.battery(Mistake(), 2**17)
     assert adjusted.min() > ALPHA

@@ -1,4 +1,4 @@
-"""Errors in units in the last place, counted by hand."""
+"""Errors in units in the last place, compared with counts made by hand."""
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +9,7 @@ from gpudrop.testing import ulps
 
 @pytest.mark.parametrize("dtype", ulps.FINFO)
 @pytest.mark.parametrize("size", [1.0, 1.5, 8.0, -0.25])
-def test_steps_from_a_number_are_as_many_ulps(dtype, size):
+def test_each_step_to_the_next_number_is_one_ulp(dtype, size):
     exact = np.array([size], dtype)
     got, unit = exact.view(f"u{exact.itemsize}"), 2.0 ** (np.floor(np.log2(abs(size))) - ulps.FINFO[dtype].nmant)
     for steps in (0, 1, 2, 7):
@@ -18,10 +18,10 @@ def test_steps_from_a_number_are_as_many_ulps(dtype, size):
         assert abs(moved.astype(np.float64) - size) == steps * unit
 
 
-def test_what_is_rounded_to_the_nearest_has_no_error():
+def test_correctly_rounded_values_have_no_error():
     exact = np.array([0.1, 1e5, 1e-3, np.inf, np.nan])
     assert ulps.error(exact[:3].astype(ml_dtypes.bfloat16), exact[:3]).tolist() == [0, 0, 0]
-    assert ulps.error(np.array([np.inf], np.float16), np.array([1e5])) == 0  # which float16 rounds to
+    assert ulps.error(np.array([np.inf], np.float16), np.array([1e5])) == 0  # 1e5 rounds to inf in float16
 
 
 def test_below_a_floor_errors_are_counted_in_ulps_of_the_floor():

@@ -1,4 +1,4 @@
-// What gpudrop's kernels use of CUDA's header of this name, for g++.
+// The part of CUDA's header of this name that gpudrop's kernels use, for g++.
 #pragma once
 struct __half {
   _Float16 value;

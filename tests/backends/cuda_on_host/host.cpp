@@ -1,4 +1,4 @@
-// The threads of a warp, as threads of the host.
+// Runs the threads of a warp as threads of the CPU.
 #include <barrier>
 #include <thread>
 #include <vector>

@@ -1,4 +1,4 @@
-// The part of CUDA C++ that CuPy's kernels use, for g++: a grid of one block, of one thread or of a warp.
+// The part of CUDA C++ that CuPy's kernels use, for g++. The grid is one block of one thread or of one warp.
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -24,10 +24,10 @@ using std::min;
 #include <cuda_fp16.h>
 #include <cupy/carray.cuh>
 
-// The hardware's, which is 0 where the divisor's reciprocal is subnormal.
+// As on the GPU: the result is 0 where the reciprocal of the divisor is subnormal.
 inline float __fdividef(float a, float b) { return fabsf(b) > 0x1p126f && !isnan(a) && !isinf(a) ? 0 : a / b; }
 
-// In host.cpp, which is compiled once, for the headers of threads take long.
+// Defined in host.cpp, which is compiled once, because C++'s thread headers take long to compile.
 void run_threads(int threads, void (*run)(void* context, unsigned int thread), void* context);
 unsigned int exchange_in_warp(unsigned int thread, unsigned int value, unsigned int distance);
 
