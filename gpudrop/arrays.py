@@ -1,4 +1,4 @@
-"""Every question about an array: its kind, memory like it, checks of one against another, and views of it."""
+"""Everything that depends on the kind of an array: its kind, allocation, checks and views."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from gpudrop.hints import name_of
 
 KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
-"""The kinds of arrays, and what they are called."""
+"""The kinds of arrays, and their names in messages."""
 
 
 # DLPack's numbers of the devices whose memory is the host's (CPU, pinned for CUDA) and CUDA's.
@@ -19,7 +19,7 @@ _DLPACK_HOST, _DLPACK_CUDA = (1, 3), (2, 13)
 
 
 class Operand(NamedTuple):
-    """A user's array as kernels take it.
+    """A user's array in the form that kernels take.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Operand(NamedTuple):
         The same memory as a NumPy array, a CuPy array or a Numba device array.
     kind : {"numpy", "cupy", "numba"}
     give_back : callable
-        Turns a result of that kind into the user's own kind.
+        Converts a result of that kind to the user's own kind.
     """
 
     array: Any
@@ -35,17 +35,17 @@ class Operand(NamedTuple):
     give_back: Callable
 
     def likeness(self):
-        """What another array must have in common with this one to go with it; `describe` puts it in words."""
+        """The properties that another array must share with this one; `describe` puts them into words."""
         device = self.array.data.device_id if self.kind == "cupy" else None
         return self.kind, self.array.dtype, self.array.shape, device
 
     def on_device(self):
-        """The context in which memory is allocated and kernels run: CuPy's have the array's device current."""
+        """The context in which memory is allocated and kernels run. For CuPy the array's device is the current one."""
         return elsewhere(self.array) or nullcontext() if self.kind == "cupy" else nullcontext()
 
 
 def elsewhere(array):
-    """A CuPy array's device where that isn't the current one, else None: making it current again takes time."""
+    """A CuPy array's device if it is not the current one, else None, which avoids the time of switching devices."""
     return array.device if array.data.device_id != _get_device()() else None
 
 
@@ -75,7 +75,7 @@ def as_operand(name, x):
     Raises
     ------
     TypeError
-        If x, which the message calls `name`, is of no supported kind.
+        If x is of no supported kind. The message calls it `name`.
     """
     kind = _own_kind(type(x))  # type: ignore[arg-type]  # mypy takes no type[Any] for hashable
     if kind is not None:
@@ -84,10 +84,11 @@ def as_operand(name, x):
     if getattr(type(x), "__cuda_ndarray__", False):
         return Operand(_plain_numba(x), "numba", _unchanged)
     if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
-        return Operand(np.asarray(x), "numpy", partial(_as_subclass, x))  # of no subclass: np.matrix is never flat
+        # Kernels take the array without its subclass, because np.matrix is never one-dimensional.
+        return Operand(np.asarray(x), "numpy", partial(_as_subclass, x))
     if isinstance(x, np.generic):
         array = np.asarray(x)
-        array.flags.writeable = False  # as a scalar is, should it be an out
+        array.flags.writeable = False  # like the scalar, in case it is passed as out
         return Operand(array, "numpy", _as_scalar)
     if cupy is not None and isinstance(x, cupy.ndarray):
         return Operand(x, "cupy", _unchanged)
@@ -96,7 +97,7 @@ def as_operand(name, x):
         return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
     if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
         return Operand(_from_interface(name, x), "cupy", _unchanged)
-    advice = "; np.asarray(x, np.float32) makes one of it" if isinstance(x, (int, float, list, tuple)) else ""
+    advice = "; convert it with np.asarray(x, np.float32)" if isinstance(x, (int, float, list, tuple)) else ""
     raise TypeError(
         f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
         f"got {name_of(type(x))}{advice}"
@@ -105,7 +106,7 @@ def as_operand(name, x):
 
 @lru_cache(maxsize=256)
 def _own_kind(of):
-    """The kind of all arrays of a class, or None where more than the class must be looked at."""
+    """The kind of all arrays of a class, or None if the class does not determine it."""
     if of is np.ndarray:
         return "numpy"
     if getattr(of, "__cuda_ndarray__", False):
@@ -118,12 +119,12 @@ def _unchanged(result):
 
 
 def _as_subclass(x, result):
-    """The result as NumPy's own functions return it for x: np.matrix a matrix, np.memmap a plain array."""
+    """The result as NumPy's own functions return it: a matrix for np.matrix, a plain array for np.memmap."""
     if result.ndim != x.ndim:
         return result
     try:
         return x.__array_wrap__(result, None, False)
-    except TypeError:  # as subclasses had it before NumPy 2
+    except TypeError:  # the signature in subclasses from before NumPy 2
         return x.__array_wrap__(result)
 
 
@@ -136,7 +137,7 @@ def _cupy(name, x):
         import cupy
     except ImportError:
         raise TypeError(
-            f"{name} is a {type(x).__name__} on a device, which needs CuPy, and CuPy is not installed"
+            f"{name} is a {type(x).__name__} on a GPU, which needs CuPy, and CuPy is not installed"
         ) from None
     return cupy
 
@@ -155,7 +156,7 @@ def _exported(name, x):
     """x's memory as an array of NumPy's or CuPy's, or whatever error the other library raises."""
     device = int(x.__dlpack_device__()[0])
     if device not in _DLPACK_HOST + _DLPACK_CUDA:
-        raise TypeError(f"{name} must be on the host or on a CUDA device, got DLPack's device type {device}")
+        raise TypeError(f"{name} must be on the CPU or on a CUDA device, got DLPack's device type {device}")
     if _is_tensor(x) and x.is_neg():  # PyTorch exports its memory, where the numbers have the opposite sign
         raise BufferError("Can't export tensors with the negative bit set")
     library = np if device in _DLPACK_HOST else _cupy(name, x)
@@ -175,7 +176,7 @@ def _from_interface(name, x):
 
 
 def _plain_numba(x):
-    """Numba's managed and mapped arrays are NumPy arrays as well, and lack some of a device array's methods."""
+    """A plain device array. Numba's managed and mapped arrays are NumPy arrays too, and lack some of its methods."""
     if not isinstance(x, np.ndarray):
         return x
     from numba import cuda
@@ -184,13 +185,13 @@ def _plain_numba(x):
 
 
 def _through_dlpack(x, result):
-    """The result in x's namespace, or as it is where that has no from_dlpack."""
+    """The result in x's namespace, or unchanged if the namespace has no from_dlpack."""
     library = namespace(x)
     return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
 
 
 def namespace(x):
-    """The module of an array's functions, of the array API standard where it has one."""
+    """The module of an array's functions: its namespace of the array API standard, if it has one."""
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
     return sys.modules[type(x).__module__.partition(".")[0]]
@@ -203,8 +204,8 @@ def empty_like(operand):
     array = operand.array
     if operand.kind == "cupy":
         cupy = sys.modules["cupy"]
-        if array._c_contiguous and not elsewhere(array):  # flags.c_contiguous makes an object first
-            return cupy.ndarray(array.shape, array.dtype)  # empty_like does this, after as long a look at the order
+        if array._c_contiguous and not elsewhere(array):  # flags.c_contiguous would create an object
+            return cupy.ndarray(array.shape, array.dtype)  # what empty_like does, without its check of the memory order
         with operand.on_device():
             return cupy.empty_like(array)
     from numba import cuda
@@ -230,20 +231,20 @@ def empty(shape, dtype, like):
 
 
 def in_dtype(array, dtype):
-    """A view in another dtype of as many bytes; Numba's own refuses arrays without axes."""
+    """A view in another dtype of the same item size. Numba's own view method rejects arrays without axes."""
     if hasattr(array, "gpu_data"):
         return type(array)(array.shape, array.strides, dtype, stream=array.stream, gpu_data=array.gpu_data)
     return array.view(dtype)
 
 
 def to_host(array):
-    """A device array's copy in NumPy, after all that the device has been told to do."""
+    """Copy a device array to NumPy, after all work that is queued on the device."""
     finish(array)
     return array.get() if hasattr(array, "get") else array.copy_to_host()
 
 
 def overwrite(array, values):
-    """Copy a NumPy array into a device array, after all that the device has been told to do and before all else."""
+    """Copy a NumPy array into a device array, after all work that is queued on the device and before later work."""
     finish(array)
     array.set(values) if hasattr(array, "set") else array.copy_to_device(values)
     finish(array)
@@ -261,14 +262,14 @@ def finish(array):
 
 
 def stream_owner(operand, target):
-    """The one of two arrays whose stream the kernels run on: a Numba array may have one, the operand's comes first."""
+    """The one of two arrays whose stream the kernels use. Only a Numba array has one; the operand's comes first."""
     if operand.kind == "numba" and not operand.array.stream:
         return operand._replace(array=target)
     return operand
 
 
 def repeated(operand, copies):
-    """The operand so many times along a new first axis, in the same memory."""
+    """The operand, repeated `copies` times along a new first axis in the same memory."""
     x, shape = operand.array, (copies, *operand.array.shape)
     if operand.kind == "numpy":
         array = np.broadcast_to(x, shape)
@@ -282,7 +283,7 @@ def repeated(operand, copies):
 
 
 class _Device:
-    """Memory on a device by its interface, with no stream to wait for; it keeps its owner alive."""
+    """Device memory with an array interface, but without a stream to wait for. It keeps the memory's owner alive."""
 
     def __init__(self, interface, owner):
         self.__cuda_array_interface__ = interface
@@ -310,9 +311,9 @@ def _begin(array):
 
 
 def overlaps_itself(array):
-    """Whether elements of an array share memory; it takes those for such, too, whose axes are only interleaved."""
+    """Whether elements of an array share memory. It is also true for arrays whose axes are only interleaved."""
     if isinstance(array, np.ndarray) and array.flags.c_contiguous:
-        return False  # as the rest would find in a microsecond
+        return False  # a fast path: the rest takes a microsecond
     reach = array.dtype.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
@@ -330,7 +331,7 @@ def same_memory(x, y):
 
 
 def _interface(array):
-    """The CUDA array interface, with strides: Numba leaves out those of a broadcast array."""
+    """The CUDA array interface with strides: Numba leaves out the strides of a broadcast array."""
     interface = {key: array.__cuda_array_interface__[key] for key in ("shape", "data", "typestr", "version")}
     return interface | {"strides": tuple(array.strides)}
 
@@ -341,7 +342,7 @@ class _Addresses:
 
 
 def _addresses(array):
-    """A NumPy array with the same addresses, whose elements must not be touched."""
+    """A NumPy array with the same addresses. Its elements must not be accessed."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "__cuda_array_interface__"):
@@ -354,7 +355,7 @@ def is_writable(array):
 
 
 def viewer(kind):
-    """The function that views a device array of CuPy or Numba, in the same memory, as the other kind's."""
+    """The function that views a device array, in the same memory, as an array of CuPy or Numba."""
     if kind == "cupy":
         import cupy
 
@@ -365,9 +366,9 @@ def viewer(kind):
 
 
 def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:
-    """The user's array to write to, checked to be like the operand and apart from it.
+    """The user's array to write to. It is checked to be like the operand, and not to overlap it partially.
 
-    An Operand is not the user's: it was made to be so.
+    An Operand is returned without checks, because gpudrop itself made it from a checked array.
     """
     if type(out) is Operand:
         return out.array
@@ -390,5 +391,5 @@ def check_like(name: str, operand: Operand, likeness: Any) -> None:
     if operand.likeness() != likeness:
         wanted, got = describe(*likeness), describe(*operand.likeness())
         cast = likeness[1] != operand.array.dtype and likeness[2] == operand.array.shape and name != "out"
-        advice = f"; {name}.astype({likeness[1].name!r}) has that dtype" if cast else ""
+        advice = f"; convert it with {name}.astype({likeness[1].name!r})" if cast else ""
         raise ValueError(f"{name} must be {wanted}, got {got}{advice}")

@@ -1,4 +1,4 @@
-"""Which kernels run on an array, and how: the backends, and the views that one has of another's arrays."""
+"""The backends: which kernels run on an array, and views of one library's arrays as arrays of another."""
 
 import importlib
 from contextlib import contextmanager, nullcontext
@@ -8,30 +8,30 @@ from gpudrop import arrays
 from gpudrop.uninterrupted import uninterrupted
 
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
-"""The modules of gpudrop.kernels, and the kind of arrays that is each one's own."""
+"""The modules of gpudrop.kernels, and the kind of array that each one uses."""
 
 _OF_KIND = {kind: name for name, kind in BACKENDS.items()}
 
 
 def of(name, array):
-    """A NumPy array's copy in the memory of the current device, as a backend's own kind; for the host's, itself.
+    """Copy a NumPy array to the current device, as a backend's own kind. The CPU backend returns the array itself.
 
     Raises
     ------
     ValueError, RuntimeError
-        As from `choose`.
+        The errors of `choose`.
     """
     module = choose(BACKENDS.get(name), name)
     return array if BACKENDS[name] == "numpy" else arrays.in_dtype(module.put(array), array.dtype)
 
 
 def to_device(array):
-    """A NumPy array's copy in the memory of the current CUDA device, in CuPy's form or else in Numba's.
+    """Copy a NumPy array to the current CUDA device, as a CuPy array or, without CuPy, as a Numba device array.
 
     Raises
     ------
     RuntimeError
-        If neither can be used; the message says why.
+        If neither library can be used; the message says why.
     """
     reasons = []
     for name in ("cupy_elementwise", "numba_cuda"):
@@ -61,36 +61,36 @@ def as_kind(array, operand):
 
 @cache
 def load(backend):
-    """The kernel module of a backend, or the reason why it can't serve, as a sentence."""
-    try:  # An interrupt as Numba or CuPy are imported would leave them half imported.
+    """The kernel module of a backend, or the reason why it is not available, as a sentence."""
+    try:  # An interrupt during the import would leave Numba or CuPy half imported.
         module = uninterrupted(partial(importlib.import_module, f"gpudrop.kernels.{backend}"))
-    except Exception as error:  # whatever a library of a broken driver raises
+    except Exception as error:  # any error that a library with a broken driver raises
         return f"it can't be imported ({error})"
     return module.unavailable() or module
 
 
 def choose(kind, backend=None):
-    """The kernel module that serves arrays of a kind: by the kind, or forced by name.
+    """The kernel module for arrays of a kind, or the module of the named backend.
 
     Raises
     ------
     ValueError
-        If the name is unknown, or the backend works in other memory than the array's.
+        If the name is unknown, or the backend cannot access the array's memory.
     RuntimeError
-        If the backend can't serve on this machine; the message says why.
+        If the backend is not available on this machine; the message says why.
     """
     if backend is None:
         name = _OF_KIND[kind]
-    elif backend not in list(BACKENDS):  # a list, say, is not hashable
+    elif backend not in list(BACKENDS):  # the name may be of a type that is not hashable
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     elif (kind == "numpy") != (BACKENDS[backend] == "numpy"):
-        memory = "host" if kind == "numpy" else "device"
-        raise ValueError(f"backend {backend!r} can't serve a {arrays.KINDS[kind]}, which lives on the {memory}")
+        memory = "CPU" if kind == "numpy" else "GPU"
+        raise ValueError(f"backend {backend!r} does not support a {arrays.KINDS[kind]}, which is in {memory} memory")
     else:
         name = backend
     module = load(name)
     if isinstance(module, str):
-        raise RuntimeError(f"backend {name!r} can't serve: {module}")
+        raise RuntimeError(f"backend {name!r} is not available: {module}")
     return module
 
 
@@ -107,9 +107,9 @@ def launch(module, operand, kernel, inputs, outputs, draw):
 
 
 def _viewed(kernel, inputs, outputs, draw, view):
-    """The arguments of a launch by the function that views an array as the module's own kind."""
+    """The arguments of a launch, with all arrays viewed as the module's own kind."""
     full, masks = inputs[: kernel.num_inputs], inputs[kernel.num_inputs :]
-    # In a dtype that both libraries have, and one view per array.
+    # Use a dtype that both libraries have, and make one view per array.
     views = {id(array): view(arrays.in_dtype(array, kernel.storage)) for array in (*full, *outputs)}
     inputs, outputs = ([views[id(array)] for array in part] for part in (full, outputs))
     for mask in masks:
@@ -121,18 +121,18 @@ def _viewed(kernel, inputs, outputs, draw, view):
 
 
 def _own(module, kind):
-    """Whether a kind of arrays is a kernel module's own."""
+    """Whether a kernel module uses arrays of this kind without a view."""
     return BACKENDS[module.__name__[len("gpudrop.kernels.") :]] == kind
 
 
 def advance(module, operand, state, stream):
-    """Copy a generator's state to a stream, and move it on: see `gpudrop.kernels`. All are of the operand's kind."""
+    """Copy a generator's state to a stream and advance it: see `gpudrop.kernels`. All are of the operand's kind."""
     with _views(module, operand, operand.array) as view:
         module.advance(*((state, stream) if view is None else (view(state), view(stream))))
 
 
 def grow(module, operand, seeds, mask, block):
-    """DropBlock's blocks: see `gpudrop.kernels`. The count that is returned is of the operand's kind."""
+    """Set DropBlock's blocks: see `gpudrop.kernels`. The returned count is of the operand's kind."""
     if operand.kind == "numpy":
         return module.grow(seeds, mask, block)
     with _views(module, operand, mask) as view:
@@ -144,12 +144,12 @@ def grow(module, operand, seeds, mask, block):
 
 @contextmanager
 def _views(module, operand, out):
-    """Where kernels run: gives the function that views a device array as the module's own kind, or None."""
+    """The context of a launch. It yields the function that views a device array as the module's own kind, or None."""
     with operand.on_device():
         if _own(module, operand.kind):
             yield None
         elif operand.kind == "cupy":
-            # CuPy's interface names its current stream, which the views then carry.
+            # CuPy's array interface contains its current stream, so the views have the same stream.
             yield arrays.viewer("numba")
         else:
             import cupy

@@ -1,4 +1,4 @@
-"""Checks of arguments and saved states. A check returns the value in Python's own type, or raises what names it."""
+"""Checks of arguments and saved states. A check returns the value as a Python type, or raises an error."""
 
 import math
 import operator
@@ -11,8 +11,8 @@ from gpudrop.version import VERSION
 
 
 def check_number(name: str, value: Any, rule: str = "") -> float:
-    """value as a float, or a TypeError that names the argument; what overflows is infinite."""
-    # What float() would take besides: text, and the real part of NumPy's complex numbers.
+    """value as a float, or a TypeError that names the argument. A value that overflows becomes infinite."""
+    # float() would also accept text, and would take the real part of NumPy's complex numbers.
     text = isinstance(value, (str, bytes, bytearray, memoryview))
     text_or_complex = text or getattr(getattr(value, "dtype", None), "kind", None) in ("S", "U", "c")
     try:
@@ -43,7 +43,7 @@ def check_bits(bits: Any) -> int:
 
 
 def check_truth(name: str, value: Any) -> bool:
-    """value as a bool: True or False, NumPy's and other libraries', 1 or 0."""
+    """value as a bool. It may be True, False, 1 or 0, also of NumPy and other libraries."""
     try:
         if value is True or value is False or (getattr(value, "ndim", 0) == 0 and value in (0, 1)):
             return bool(value)
@@ -69,16 +69,16 @@ def check_uint64(name: str, value: Any) -> int:
 
 
 def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """An error unless a state of so and so has all the required keys, and no others but the optional ones."""
+    """Raise an error unless a state has all required keys, and no others except the optional ones."""
     if not isinstance(state, Mapping):
         raise TypeError(f"the state of a {of} must be a dict, got {type(state).__name__}")
     if unknown := set(state).difference(required, optional):
         names = ", ".join(sorted(map(repr, unknown)))
         this = f"gpudrop {VERSION}"
-        raise ValueError(f"the state of a {of} has {names}, which {this} doesn't know; it may be of a newer version")
+        raise ValueError(f"the state of a {of} has {names}, which {this} doesn't know; it may be from a newer version")
     if not state.keys() >= set(required):
         keys, found = ", ".join(sorted(required)), ", ".join(map(str, state)) or "none"
-        raise ValueError(f"the state of a {of} has the keys {keys}, got {found}")
+        raise ValueError(f"the state of a {of} must have the keys {keys}, got {found}")
 
 
 def check_folder(of: str, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What holds for a block of the program: whether dropout is on, which generator draws, which sample is the first.
+"""The settings of a block of code: whether dropout is on, which generator draws, and which sample is the first.
 
-A context belongs to a thread, or to an asyncio task. It is read once in each call, at the public face.
+A context belongs to a thread, or to an asyncio task. Each call reads it once, in the public function.
 """
 
 import functools
@@ -18,14 +18,14 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Context(NamedTuple):
-    """What holds for every call within a block."""
+    """The settings of every call within a block."""
 
     on: bool = True
     rng: Generator | None = None  # what draws where no Stream is given
-    first: int = 0  # the number of an array's first sample in the whole batch
-    tape: Any = None  # records the streams of a function that will be run again, and then repeats them
-    entry: "tuple[int, Mapping[str, Any]]" = (0, {})  # the number of the innermost block's entry, and what it changes
-    outer: "Context | None" = None  # what holds around it
+    first: int = 0  # the index of an array's first sample in the whole batch
+    tape: Any = None  # records the streams of a function that will run again, and then repeats them
+    entry: "tuple[int, Mapping[str, Any]]" = (0, {})  # the number of the innermost block's entry, and its changes
+    outer: "Context | None" = None  # the context around the block
 
 
 DEFAULT = Context()
@@ -33,7 +33,7 @@ _context = ContextVar("gpudrop_context", default=DEFAULT)
 
 
 class _Visible(threading.local):
-    """The context of the thread, as far as torch.compile guards on it, which can't read a context variable."""
+    """A copy of the thread's context for the guards of torch.compile, which cannot read a context variable."""
 
     def __init__(self) -> None:
         self.on, self.draws, self.first = True, False, 0
@@ -62,9 +62,9 @@ def rng_of(rng: RngLike, context: Context) -> Source:
 
 
 class Block(ABC):
-    """A context manager that may be entered again, also within itself, and that decorates functions.
+    """A context manager that may be entered again, also within itself. It can also decorate functions.
 
-    A generator function is within the block whenever its body runs, a coroutine function until it returns.
+    A decorated generator function is in the block whenever its body runs, a coroutine function until it returns.
     """
 
     @abstractmethod
@@ -117,7 +117,7 @@ _numbers = itertools.count(1)
 
 
 def _without(context: Context, number: int) -> Context:
-    """The context as it is without one of its entries, which need not be the last."""
+    """The context without one of its entries, which need not be the last."""
     if context.outer is None:
         return context
     if context.entry[0] == number:
@@ -127,10 +127,10 @@ def _without(context: Context, number: int) -> Context:
 
 
 def _entry(number: int, changes: Mapping[str, Any]) -> Iterator[None]:
-    """One entry of a block: the context is changed until this generator is closed, as it is too where it is dropped.
+    """One entry of a block. The context is changed until this generator is closed or garbage-collected.
 
-    So an interrupt that comes before a block's __exit__ can do anything ends the entry nevertheless. A __del__ would
-    swallow interrupts.
+    So the entry also ends after an interrupt that comes before the block's __exit__ can do anything. A __del__ method
+    would swallow interrupts.
     """
     before = current()
     try:
@@ -161,7 +161,7 @@ class Changes(Block):
             raise
 
     def __exit__(self, *error: object) -> None:
-        """End the innermost entry that is this block's and of this thread or task, if there is one."""
+        """End this block's innermost entry of this thread or task, if there is one."""
         context: Context | None = current()
         while context is not None and context.entry[0] not in self.entries:
             context = context.outer
@@ -170,21 +170,21 @@ class Changes(Block):
 
 
 def no_dropout() -> Block:
-    """Switch every dropout off within a block, as if training were False.
+    """Switch off all dropout within a block, as if training were False.
 
-    For gradient checks, and for looking at the cost. It holds for the current thread (and its asyncio
-    task) alone; blocks may be nested, and entered again.
+    Use it for gradient checks, and to compute the cost without dropout. It affects only the current thread (and its
+    asyncio task). Blocks may be nested, and entered again.
 
     Returns
     -------
     context manager
-        It is a decorator as well, of functions, generator functions and coroutine functions.
+        It can also decorate functions, generator functions and coroutine functions.
 
     Notes
     -----
-    What PyTorch computes again in a checkpoint does what the forward pass did. A model compiled by torch.compile is
-    compiled once for inside and once for outside; such a model must not be called by one asyncio task while another
-    one of the same thread waits within a block.
+    If PyTorch recomputes a forward pass in a checkpoint, it uses the setting of the original pass. torch.compile
+    compiles a model twice: for calls inside a block and for calls outside. An asyncio task must not call such a model
+    while another task of the same thread waits within a block.
 
     Examples
     --------

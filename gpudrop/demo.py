@@ -1,7 +1,7 @@
-"""What dropout is for: a network overfits a few of scikit-learn's digits, without dropout and with it.
+"""A demonstration of dropout: a network overfits a few of scikit-learn's digits, without dropout and with it.
 
-The network is a multi-layer perceptron with its passes written out by hand, so that all that dropout does
-to them can be read here: one `gpudrop.Dropout` in front of each weight matrix.
+The network is a multi-layer perceptron. Its forward and backward passes are written out by hand, so that they show all
+effects of dropout. There is one `gpudrop.Dropout` in front of each weight matrix.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from gpudrop.layers import Dropout
 
 WIDTHS = (64, 512, 256, 10)
 KEEP_PROBS = (0.9, 0.6, 0.5)
-"""Of the input and the hidden layers; least for the layer that the largest weight matrix, 512 x 256, makes."""
+"""Of the input and the hidden layers. The lowest is for the output of the largest weight matrix, 512 x 256."""
 
 TRAIN_SIZE = 200  # of 1797 digits: so few that the network overfits
 RATE, MOMENTUM = 0.05, 0.9
-DESCENT_STEPS, DESCENT_RATE = 300, 0.1  # without momentum, which may well raise the cost
+DESCENT_STEPS, DESCENT_RATE = 300, 0.1  # without momentum, which can raise the cost
 
 COLUMNS = ("final cost", "train %", "test %", "gap", "weight norm")
-COLOURS = ("#D55E00", "#0072B2")  # without dropout and with: apart for colour-blind eyes too
+COLOURS = ("#D55E00", "#0072B2")  # without and with dropout; colour-blind people can distinguish them
 
 
 class MLP:
@@ -39,11 +39,11 @@ class MLP:
     Parameters
     ----------
     widths : sequence of int
-        Of the input, the hidden layers and the output.
+        The sizes of the input, the hidden layers and the output.
     keep_probs : sequence of float
-        Of the input and the hidden layers.
+        The keep probabilities of the input and the hidden layers.
     seed : int
-        Chooses the initial weights (He's) and the masks.
+        Determines the initial weights (He's) and the masks.
     xp : module
         numpy or cupy.
     dtype : dtype
@@ -54,11 +54,11 @@ class MLP:
     """
 
     def __init__(self, widths=WIDTHS, keep_probs=KEEP_PROBS, seed=0, xp=np, dtype=np.float32):
-        rng = np.random.default_rng((seed, 0))  # on the host, for equal weights on every backend
+        rng = np.random.default_rng((seed, 0))  # on the CPU, for equal weights on every backend
         shapes = list(itertools.pairwise(widths))
         self.weights = [xp.asarray(rng.normal(0, np.sqrt(2 / m), (m, n)).astype(dtype)) for m, n in shapes]
         self.biases = [xp.zeros(n, dtype) for n in widths[1:]]
-        # A hidden layer's activation is fused with the dropout behind it. Each has a generator of its own.
+        # A hidden layer's activation is fused with the dropout that follows it. Each layer has its own generator.
         activations = [None] + ["relu"] * (len(shapes) - 1)
         settings = zip(keep_probs, activations, Generator(seed).spawn(len(shapes)), strict=True)
         self.dropouts = [Dropout(keep_prob=keep_prob, activation=name, rng=rng) for keep_prob, name, rng in settings]
@@ -69,13 +69,13 @@ class MLP:
         return self.weights + self.biases
 
     def train(self, mode=True):
-        """Drop elements from now on (or not, if mode is False); returns the network."""
+        """Switch dropout on, or off if mode is False; returns the network."""
         for layer in self.dropouts:
             layer.train(mode)
         return self
 
     def eval(self):
-        """Drop nothing from now on; returns the network."""
+        """Switch dropout off; returns the network."""
         return self.train(False)
 
     def forward(self, x):
@@ -88,7 +88,7 @@ class MLP:
         return x
 
     def backward(self, dscores):
-        """The gradients of the parameters for the one of the scores, with the masks of the last forward pass."""
+        """The gradients of the parameters from the gradient of the scores, with the masks of the last forward pass."""
         dx = dscores
         dweights: list[Any] = []
         dbiases: list[Any] = []
@@ -113,7 +113,7 @@ def softmax_cross_entropy(scores, targets):
         d cost / d scores.
     """
     shifted = scores - scores.max(axis=1, keepdims=True)  # so that exp can't overflow
-    exps = np.exp(shifted)  # NumPy's functions hand CuPy's arrays on to CuPy
+    exps = np.exp(shifted)  # for CuPy arrays, NumPy's functions call CuPy
     total = exps.sum(axis=1, keepdims=True)
     cost = -(targets * (shifted - np.log(total))).sum() / len(scores)
     return cost, (exps / total - targets) / len(scores)
@@ -130,12 +130,12 @@ def train(network, x, y, *, steps, rate, momentum=0.0, watch=None):
     steps : int
     rate, momentum : float
     watch : function, optional
-        Called after each step with the number of steps done.
+        Called after each step with the number of completed steps.
 
     Returns
     -------
     list of float
-        The cost that each step started from, with the step's masks.
+        The cost before each step, with the step's masks.
     """
     costs, velocities = [], [0 * parameter for parameter in network.parameters]
     for step in range(steps):
@@ -153,20 +153,20 @@ def train(network, x, y, *, steps, rate, momentum=0.0, watch=None):
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes
     ----------
     device : str
     descent, masked_descent : list of float
-        The costs before, between and after the steps of gradient descent, with dropout off and with masks.
+        The costs before the first step of gradient descent and after each step, with dropout off and with masks.
     predictions : dict of {str: bool}
-        What is expected of predictions, and whether it was found.
+        Statements about predictions, and whether each is true.
     curves : array
-        Over (without, with dropout), seeds, some steps, and (step, training cost, training %, test %); all
-        measured with dropout off.
+        Its axes are (without, with dropout), seeds, recorded steps, and (step, training cost, training %, test %).
+        All are measured with dropout off.
     norms : array
-        The norms of the weights at the end, over (without, with dropout) and seeds.
+        The final norms of the weights. Its axes are (without, with dropout) and seeds.
     picture : Path
     seconds : float
     """
@@ -182,35 +182,35 @@ class Result:
 
     @property
     def figures(self):
-        """The final values: an array over (without, with dropout), seeds, and COLUMNS."""
+        """The final values. The axes of the array are (without, with dropout), seeds, and COLUMNS."""
         _, cost, accuracy, test_accuracy = np.moveaxis(self.curves[:, :, -1], -1, 0)
         return np.stack([cost, accuracy, test_accuracy, accuracy - test_accuracy, self.norms], axis=-1)
 
     @property
     def wins(self):
-        """On how many seeds dropout has the better test accuracy."""
+        """The number of seeds for which dropout has the better test accuracy."""
         without, with_dropout = self.figures[:, :, COLUMNS.index("test %")]
         return int((with_dropout > without).sum())
 
 
 def count_rises(costs):
-    """At how many steps the cost didn't fall (a nan didn't)."""
+    """The number of steps at which the cost did not fall. A cost of nan did not fall."""
     return int((~(np.diff(costs) < 0)).sum())
 
 
 def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
-    """Train with and without dropout, print what came of it, and draw it.
+    """Train with and without dropout, print the results, and draw them.
 
     Parameters
     ----------
     picture : path
         The PNG file to write.
     seeds : int
-        How many times to train each way; a seed chooses initial weights, training set and masks.
+        Number of trainings each way. A seed determines the initial weights, the training set and the masks.
     console : rich.console.Console, optional
         Where to print.
     steps : int
-        Of each training.
+        Number of steps per training.
 
     Returns
     -------
@@ -233,8 +233,8 @@ def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
     from rich.progress import Progress
 
     console, (xp, device), started = console or Console(), _device(), time.perf_counter()
-    _require("matplotlib.figure")  # now rather than after the work
-    # One thread is enough for matrices like these, and sums don't depend on the number of cores then.
+    _require("matplotlib.figure")  # fail now rather than after the training
+    # One thread is enough for such small matrices, and makes sums independent of the number of cores.
     one_thread = _require("threadpoolctl").threadpool_limits(1, "blas")
     with one_thread, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=2 * (DESCENT_STEPS + seeds * steps))
@@ -258,11 +258,13 @@ def _require(module):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the demo can't run ({error}): pip install 'gpudrop[demo]'") from error
+        raise ModuleNotFoundError(
+            f"the demo can't run ({error}): install its packages with pip install 'gpudrop[demo]'"
+        ) from error
 
 
 def _device():
-    """CuPy and its GPU's name where there is one, otherwise NumPy."""
+    """CuPy and the GPU's name if CuPy is available, otherwise NumPy."""
     if isinstance(backends.load("cupy_elementwise"), str):
         return np, "NumPy on the CPU"
     import cupy
@@ -271,7 +273,7 @@ def _device():
 
 
 def digits_of(xp, seed):
-    """x, y, x_test, y_test: the digits that a seed chooses to train on, and all others; y is one-hot."""
+    """x, y, x_test, y_test: the training digits of a seed, and all others as the test set; y is one-hot."""
     images, labels = _require("sklearn.datasets").load_digits(return_X_y=True)
     order = np.random.default_rng((seed, 1)).permutation(len(images))
     x, y = xp.asarray(images[order].astype(np.float32) / 16), xp.asarray(np.eye(10, dtype=np.float32)[labels[order]])
@@ -279,7 +281,7 @@ def digits_of(xp, seed):
 
 
 def _descend(xp, off, advance):
-    """The costs of plain gradient descent, with dropout off or with masks, on one and the same network."""
+    """The costs of plain gradient descent on the same network, with dropout off or with masks."""
     network, (x, y, *_) = MLP(xp=xp), digits_of(xp, 0)
     with no_dropout() if off else contextlib.nullcontext():
         costs = train(network, x, y, steps=DESCENT_STEPS, rate=DESCENT_RATE, watch=lambda step: advance())
@@ -317,7 +319,7 @@ def _check_predictions(network, x):
     return {
         "two predictions are equal, bit for bit": _same_bits(predicted, again),
         "a prediction equals the network without masks, bit for bit": _same_bits(predicted, without_masks),
-        "masks do change what the network gives in training": not _same_bits(predicted, network.forward(x)),
+        "masks do change the output of the network in training": not _same_bits(predicted, network.forward(x)),
     }
 
 
@@ -335,7 +337,7 @@ def descent_finding(result):
 
 
 def conclusion(result):
-    """What the means say, whichever way they point."""
+    """A sentence about the means, whether or not dropout was better."""
     (_, _, test, gap, norm), (_, _, test_with, gap_with, norm_with) = result.figures.mean(axis=1)
     return (
         f"Dropout {'raised' if test_with > test else 'did not raise'} test accuracy: {test:.1f} % without, "
@@ -372,7 +374,7 @@ def _print(result, console):
 
 def _draw(result):
     figure = _require("matplotlib.figure").Figure(figsize=(15, 5.6), layout="constrained")
-    figure.suptitle(f"{_setting(result)}: a thin line each, means in bold", fontsize=11, color="0.4")
+    figure.suptitle(f"{_setting(result)}: thin lines are seeds, bold lines are means", fontsize=11, color="0.4")
     cost_axes, accuracy_axes, gap_axes = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
     (cost, _, test, gap, _), (cost_with, _, test_with, gap_with, _) = result.figures.mean(axis=1)
     _draw_curves(cost_axes, result.curves, 1)
@@ -410,10 +412,12 @@ def _draw_gaps(axes, without, with_dropout):
     axes.plot((0, 1), (without, with_dropout), color="0.75", linewidth=1.2, zorder=1)
     axes.plot((-0.12, 1.12), (without.mean(), with_dropout.mean()), color="0.2", linewidth=2.8, zorder=1)
     sides = (0, -1, "right", without, COLOURS[0]), (1, 1, "left", with_dropout, COLOURS[1])
-    for place, outwards, align, gaps, colour in sides:
+    for position, outwards, align, gaps, colour in sides:
         mean = gaps.mean()
-        axes.scatter([place] * len(gaps), gaps, s=45, color=colour, alpha=0.7, edgecolor="white", zorder=2)
-        axes.plot(place + 0.12 * outwards, mean, marker="D", markersize=10, color=colour)
-        axes.text(place + 0.2 * outwards, mean, f"mean\n{mean:.1f}", ha=align, va="center", color=colour, fontsize=11)
+        axes.scatter([position] * len(gaps), gaps, s=45, color=colour, alpha=0.7, edgecolor="white", zorder=2)
+        axes.plot(position + 0.12 * outwards, mean, marker="D", markersize=10, color=colour)
+        axes.text(
+            position + 0.2 * outwards, mean, f"mean\n{mean:.1f}", ha=align, va="center", color=colour, fontsize=11
+        )
     axes.set(xticks=(0, 1), xticklabels=("without dropout", "with dropout"), xlim=(-0.5, 1.5))
     axes.set_ylabel("training minus test accuracy, points")

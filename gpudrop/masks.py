@@ -1,7 +1,7 @@
-"""The geometry of masks that elements share, and of DropBlock's blocks.
+"""The geometry of masks that elements share, of shards, and of DropBlock's blocks.
 
-A structured mask is the same dense mask over a smaller shape that broadcasts against the array: it is drawn
-once, by the same mapping, and applied by broadcasting.
+A structured mask is a dense mask over a smaller shape that broadcasts against the array. It is drawn once, by the same
+mapping as every mask, and is applied by broadcasting.
 """
 
 import itertools
@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of a larger array an array is: its mask is then that part of the whole array's mask.
+    """The position of an array in a larger one. The array gets the corresponding part of the larger array's mask.
 
-    It is not torch.distributed's placement of that name, which says along which axis a tensor is cut.
+    It is not torch.distributed's Shard, a placement that says along which axis a tensor is cut.
 
     Parameters
     ----------
     shape : tuple of int and None
-        The whole array's shape; None for an axis that is not cut, so that x's own size is the whole's.
+        The shape of the whole array. None for an axis that is not cut, where the whole array has x's size.
     start : tuple of int
-        The index in the whole array of x's first element.
+        The index of x's first element in the whole array.
 
     Raises
     ------
     TypeError, ValueError
-        If these are not tuples of integers of one length, or an integer is negative.
+        If these are not tuples of integers of equal length, or an integer is negative.
 
     Examples
     --------
@@ -45,19 +45,21 @@ class Shard:
     def __post_init__(self):
         shape, start = check_shape("shape", self.shape), check_shape("start", self.start)
         if len(shape) != len(start) or None in start:
-            raise ValueError(f"start must be an integer for each axis of shape, got {self.start!r} for {self.shape!r}")
+            raise ValueError(
+                f"start must have an integer for each axis of shape, got {self.start!r} for {self.shape!r}"
+            )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "start", start)
 
 
 @lru_cache(maxsize=1024)
 def resolved(shard, shape):
-    """The shard of an array of this shape, with the sizes that None stands for; a ValueError if it can't be one."""
+    """The shard of an array of this shape, with sizes instead of None; a ValueError if the array does not fit."""
     if len(shard.shape) != len(shape):
         raise ValueError(f"shard must have as many axes as x, which has {len(shape)}, got {shard}")
     whole = tuple(own if n is None else n for n, own in zip(shard.shape, shape, strict=True))
     if any(begin + own > n for begin, own, n in zip(shard.start, shape, whole, strict=True)):
-        raise ValueError(f"shard must have room for x, of shape {shape}, from its start on, got {shard}")
+        raise ValueError(f"shard must contain x, of shape {shape}, from its start on, got {shard}")
     if math.prod(whole) > 2**64:
         raise ValueError(f"shard must be of an array of at most 2**64 elements, got {shard}")
     return Shard(whole, shard.start)
@@ -65,10 +67,10 @@ def resolved(shard, shape):
 
 @lru_cache(maxsize=1024)
 def rows(shape, shard):
-    """How the elements of a shard lie in the mask of the whole: (row, pitch, starts), as `kernels.spec.Draw` has them.
+    """The positions of a shard's elements in the whole mask: (row, pitch, starts), as in `kernels.spec.Draw`.
 
-    Kernels take rows that begin equally far apart. Where a shard is cut along more axes than that, it is several such
-    windows of equal size, one after the other, each with a start of its own.
+    Kernels take rows at equal distances. A shard that is cut along more axes consists of several such windows of equal
+    size, one after the other. Each window has its own start.
     """
     whole, begin = shard.shape, shard.start
     cut = max((axis for axis in range(len(shape)) if shape[axis] != whole[axis]), default=0)
@@ -76,7 +78,7 @@ def rows(shape, shard):
     first = cut
     while first > 0 and shape[first - 1] == whole[first - 1]:
         first -= 1
-    first = max(0, first - 1)  # the slowest axis of a window may be cut: its steps are equal nevertheless
+    first = max(0, first - 1)  # the slowest axis of a window may be cut: its rows still begin at equal distances
     steps = [math.prod(whole[axis + 1 :]) for axis in range(len(whole))]
     origin = sum(map(operator.mul, begin, steps))
     indices = itertools.product(*(range(n) for n in shape[:first]))
@@ -89,18 +91,18 @@ class BroadcastMask(NamedTuple):
     Attributes
     ----------
     drawn : int
-        Elements of the mask's own shape, all of which are drawn.
+        Number of elements of the mask's own shape. All of them are drawn.
     per_sample : int
-        Those of one sample (see `broadcast_mask`); 0 where samples share all of them.
+        Number of these elements per sample (see `broadcast_mask`); 0 if samples share all of them.
     spreads : tuple of (size, period, repeat, run)
-        Copies on the way: `kernels.spec.Mask` describes two axes that are shared, each with one that is not
-        before it. With more of them, leading shared axes are written out first.
+        Intermediate copies. `kernels.spec.Mask` describes at most two shared axes, each preceded by an axis that is
+        not shared. If there are more shared axes, copies expand the leading ones first.
     period, repeat, run : int
-        What `kernels.spec.Mask` says of the last copy.
+        The fields of the `kernels.spec.Mask` of the last copy.
     row, pitch, starts
-        What `rows` says of the mask's own shape.
+        The result of `rows` for the mask's own shape.
     shapes : list of tuple of int
-        Those of the buffers that it is drawn into, one for the mask and one for each of the spreads.
+        The shapes of the buffers: one for the drawn mask and one for each of the spreads.
     """
 
     drawn: int
@@ -123,7 +125,7 @@ class BroadcastMask(NamedTuple):
 
     @property
     def window(self):
-        """Whether what is drawn at a time lies in several rows."""
+        """Whether a launch draws several rows."""
         return self.row * len(self.starts) < self.drawn
 
 
@@ -132,7 +134,7 @@ def check_mask_shape(mask_shape):
 
 
 def check_shape(name, shape):
-    """A shape as a tuple of Python's integers and None, or a TypeError; a ValueError if one is negative."""
+    """A shape as a tuple of Python's integers and None, or a TypeError; a ValueError if an integer is negative."""
     try:
         sizes = tuple(None if n is None else operator.index(n) for n in shape)
     except TypeError:
@@ -144,22 +146,23 @@ def check_shape(name, shape):
 
 @lru_cache(maxsize=1024)
 def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
-    """The BroadcastMask of a checked mask_shape against an array's shape; None where nothing is shared.
+    """The BroadcastMask of a checked mask_shape against an array's shape; None if no elements share a mask element.
 
-    batch_axis: the axis that counts samples, None if none does; no axis before it may have a mask of its own. shard:
-    which part this array is of the one that mask_shape is for; what kernels can't draw in one window is shared too.
+    batch_axis: the axis that counts samples, or None; no axis before it may have a mask of its own. shard: the position
+    of this array in the one that mask_shape describes. The result is also a BroadcastMask if kernels cannot draw the
+    shard's mask in one window.
 
     Raises
     ------
     ValueError
-        If mask_shape doesn't broadcast against the array's.
+        If mask_shape does not broadcast against the array's shape.
     """
     whole, begin = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.start)
     leading = len(whole) - len(mask_shape)
     if leading < 0 or any(n not in (None, 1, axis) for n, axis in zip(mask_shape, whole[leading:], strict=True)):
         raise ValueError(f"mask_shape must broadcast against x, of shape {whole}, got {mask_shape}")
     sizes = (1,) * leading + mask_shape
-    # An axis of one element is its own only where None says so, which matters to samples alone.
+    # An axis of size 1 has its own mask only if mask_shape is None there. This matters only for samples.
     own = [n is None or n == axis != 1 for n, axis in zip(sizes, whole, strict=True)]
     size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
     if math.prod(shape) == 0:
@@ -173,13 +176,13 @@ def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
 
 
 def _of(own, numbers, otherwise=1):
-    """An array's numbers, axis by axis, as they are for its mask."""
+    """The numbers of an array's axes, with `otherwise` for axes along which the mask is shared."""
     return tuple(n if mine else otherwise for n, mine in zip(numbers, own, strict=True))
 
 
 def _geometry(size, shape, own):
-    """The spreads and the (period, repeat, run) of a mask of so many elements."""
-    # Axes from the right, neighbours alike in being shared or not as one: shared, own, shared, own, ...
+    """The spreads and the (period, repeat, run) of a mask of `size` elements."""
+    # From the right, neighbouring axes that are all shared, or all not, form one group: shared, own, shared, own, ...
     groups = [1]
     for n, mine in zip(reversed(shape), reversed(own), strict=True):
         if n == 1:
@@ -200,18 +203,18 @@ def _geometry(size, shape, own):
 
 
 class Blocks(NamedTuple):
-    """DropBlock's mask: seeds are drawn over the positions where a whole block fits, and each drops its block.
+    """DropBlock's mask. Seeds are drawn at all positions where a whole block fits. A dropped seed drops its block.
 
     Attributes
     ----------
     maps : int
-        How many feature maps there are, each with seeds of its own.
+        Number of feature maps. Each has its own seeds.
     size : tuple of (int, int)
         Rows and columns of a feature map.
     block : tuple of (int, int)
-        Rows and columns of a block, at most those of the map.
+        Rows and columns of a block, at most those of a feature map.
     samples : int
-        How many samples the maps belong to.
+        Number of samples that the maps belong to.
     """
 
     maps: int
@@ -229,20 +232,20 @@ class Blocks(NamedTuple):
 
     @property
     def fitting(self):
-        """Rows and columns of the positions where a block fits."""
+        """The number of rows and of columns at which a block fits."""
         return tuple(n - b + 1 for n, b in zip(self.size, self.block, strict=True))
 
     @property
     def per_sample(self):
-        """How many of the seeds are a sample's."""
+        """Number of seeds per sample."""
         return self.drawn // self.samples
 
     @property
     def drawn(self):
-        """How many seeds are drawn."""
+        """Number of seeds."""
         return self.maps * math.prod(self.fitting)
 
     @property
     def shapes(self):
-        """Those of the buffers for the seeds and for the mask that grows from them."""
+        """The shapes of the buffers for the seeds and for the mask that grows from them."""
         return [(self.maps, *self.fitting), (self.maps, *self.size)]

@@ -1,4 +1,4 @@
-"""The kernels of dropout: what each reads, writes and computes, from an activation and a noise."""
+"""The kernels of dropout: their inputs, outputs and formulas, from an activation and a noise."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -14,7 +14,7 @@ Source = Draws | Reads | None
 
 @lru_cache(maxsize=1024)
 def forward(activation: Activation, dtype: str, source: Source, noise: Noise = DROPOUT) -> Kernel:
-    """y = noise(activation(x)), and of a noise of two inputs also of the second one."""
+    """y = noise(activation(x)). A noise with two inputs also takes the second array."""
     names = ("x", "previous") if noise.two_inputs else ("x",)
     return _kernel("forward", activation, noise, dtype, source, names, ("y",), _value(activation, noise))
 
@@ -27,7 +27,7 @@ def backward(
     noise: Noise = DROPOUT,
     gradients: tuple[str, ...] = ("dx",),
 ) -> Kernel:
-    """The gradients that are asked for, "dx" and "dprevious", of dy and of what `saves` says."""
+    """The requested gradients, "dx" and "dprevious", from dy and the array that `saves` names."""
     saved = saves(activation, noise, source)
     if saved == "y":
         source = None
@@ -38,15 +38,15 @@ def backward(
 
 @lru_cache(maxsize=1024)
 def drawing(drawn: str | None, dtype: str, source: Source) -> Kernel:
-    """What is drawn itself, out of nothing."""
+    """The kernel that writes random values. It has no full inputs."""
     noise = DRAWN[drawn]
     return _kernel("mask", None, noise, dtype, source, (), ("mask",), _drawn(noise))
 
 
 def saves(activation: Activation, noise: Noise, source: Source) -> str | None:
-    """What the backward pass reads beside dy: "x", "y" or None.
+    """The array that the backward pass reads besides dy: "x", "y" or None.
 
-    It is "y" where y tells by its sign what was dropped and what the slope is, so that nothing is drawn for it.
+    It is "y" if the sign of y determines the slope and which elements were dropped. Then nothing is drawn again.
     """
     if activation.slope_of == "output":
         counted = isinstance(source, Reads) and source.counted
@@ -79,7 +79,7 @@ def _kernel(
     return Kernel(name, slots, tuple(map(Slot, outputs)), formula, acting.drawn, source, dtype)
 
 
-# Formulas, each made once: a kernel is known by the function that it computes.
+# Formulas. Each is created once, because a kernel's cache key contains its formula.
 
 
 @cache
@@ -129,7 +129,7 @@ def _slope(activation: Activation, noise: Noise, saved: str | None, gradients: t
 
 
 def _through(activation: Activation, noise: Noise, saved: str | None) -> Callable[..., Any]:
-    """The gradient of x."""
+    """The formula of the gradient of x."""
     act, value, slope = (noise.gradient or noise).value, activation.value, activation.slope
 
     def of_x(r: Drawn, scale, shift, dy, x):

@@ -1,6 +1,7 @@
-"""The plan of a call: which kernels run for an operation and a dtype, what they are given, and what is kept to go back.
+"""The plan of a call: the kernels for an operation and a dtype, their scalars, and what the backward pass needs.
 
-A call is checked first, as a `Prepared`; then its results are allocated, its stream is drawn, its kernels are launched.
+A call is checked first, as a `Prepared`. Then its results are allocated, its stream is drawn and its kernels are
+launched.
 """
 
 import math
@@ -23,16 +24,16 @@ DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
 
 class _Plan(NamedTuple):
-    """What a call runs, but for its arrays and its stream."""
+    """The kernels and scalars of a call, without its arrays and its stream."""
 
     activation: Activation
     noise: Noise
     forward: Kernel
     backward: Kernel  # all gradients
-    mask: Kernel | None  # draws what the others read
+    mask: Kernel | None  # draws the mask that the others read
     scalars: Scalars
     draws: bool
-    saves: str | None  # what the backward pass reads beside dy: "x", "y" or None
+    saves: str | None  # the array that the backward pass reads besides dy: "x", "y" or None
 
     def gradient(self, name: str) -> Kernel:
         """The kernel of one gradient alone."""
@@ -52,7 +53,7 @@ class _Plan(NamedTuple):
         return Draw(seed, call, start, limit, scale, shift, row, pitch)
 
 
-# A cache, because training makes the same few calls again and again; p may come from a schedule.
+# Cached, because training repeats the same few calls. The size is limited, because p may come from a schedule.
 @lru_cache(maxsize=1024)
 def _plan(
     dtype: Any,
@@ -66,7 +67,7 @@ def _plan(
     stored: bool,
 ) -> _Plan:
     if dtype.name not in DTYPES or not dtype.isnative:
-        advice = "; x.astype(np.float32) has one" if dtype.kind in "biuf" else ""
+        advice = "; convert it with x.astype(np.float32)" if dtype.kind in "biuf" else ""
         raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
     gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
@@ -86,7 +87,7 @@ def _plan(
 
 
 class Prepared(NamedTuple):
-    """A checked call, on x or on arrays like it: all that is left to do is to allocate, to draw and to launch."""
+    """A checked call on x or on arrays like it. Nothing is allocated, drawn or launched yet."""
 
     x: arrays.Operand
     inputs: tuple[Any, ...]  # x, and the second array of a noise that has one
@@ -95,37 +96,37 @@ class Prepared(NamedTuple):
     plan: _Plan
     mask: BroadcastMask | Blocks | None
     rng: Source
-    origin: tuple[int, ...]  # where it is drawn: start, row and pitch of a Draw
+    origin: tuple[int, ...]  # the position in the mask: start, row and pitch of a Draw
 
     def forward(self, out: Any = None) -> Any:
-        """y, in out if that is given."""
+        """Compute y, in out if out is not None."""
         x, inputs, _, module, plan, mask, rng, origin = self
         target = self._target(out)
         buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
-        if len(inputs) != plan.forward.num_inputs:  # with p = 0 nothing is read of the second array
+        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
             inputs = (x.array,)
         _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
         return x.give_back(target) if out is None else out
 
     def vjp(self, out: Any = None) -> tuple[Any, Any]:
-        """What `forward` returns, and the function that takes a gradient back."""
+        """The result of `forward`, and the function that computes the gradients."""
         x, inputs, _, module, plan, mask, rng, origin = self
         target = self._target(out)
         if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
         buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
         draw = plan.draw(rng, origin, module, x, target)
-        if len(inputs) != plan.forward.num_inputs:  # with p = 0 nothing is read of the second array
+        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
             inputs = (x.array,)
         _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
         y = x.give_back(target) if out is None else out
         return y, self._backprop(draw, {"x": x.array, "y": target, None: None}[plan.saves])
 
     def gradient(self, saved: Any, out: Any, name: str = "dx") -> None:
-        """One gradient alone, to out, of a call that was prepared with dy, which is like x.
+        """Write a single gradient to out. The call was prepared with dy, which is like x.
 
-        saved: what the plan saves, or None.
+        saved: the array that `plan.saves` names, or None.
         """
         x, _, _, module, plan, mask, rng, origin = self
         target = arrays.target_of("out", out, x, "dy")
@@ -136,7 +137,7 @@ class Prepared(NamedTuple):
         _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
 
     def _target(self, out: Any) -> Any:
-        """Where y is written."""
+        """The array that y is written to."""
         x = self.x
         if out is not None:
             target = arrays.target_of("out", out, x, "x")
@@ -144,11 +145,11 @@ class Prepared(NamedTuple):
                 arrays.check_apart("out", target, self.inputs[1], "previous")
             return target
         if self.copies:
-            return arrays.empty(x.array.shape, x.array.dtype, x)  # like x it would have the samples innermost
+            return arrays.empty(x.array.shape, x.array.dtype, x)  # empty_like would make the samples the innermost axis
         return arrays.empty_like(x)
 
     def _backprop(self, draw: Draw, saved: Any) -> Any:
-        """The function that takes a gradient back. It keeps one array at most, so it must not keep self."""
+        """The function that computes the gradients. It keeps at most one array alive, so it must not keep self."""
         module, plan, mask, likeness = self.module, self.plan, self.mask, self.x.likeness()
         two = len(plan.backward.outputs) == 2
 
@@ -171,7 +172,7 @@ class Prepared(NamedTuple):
 
 
 def _buffers(plan: Any, mask: Any, operand: arrays.Operand, target: Any) -> list[Any]:
-    """Memory for what `_draw_mask` fills, of an operand's kind."""
+    """Allocate the buffers that `_draw_mask` fills, of an operand's kind."""
     owner = arrays.stream_owner(operand, target)
     return [arrays.empty(shape, plan.mask.dtype, owner) for shape in mask.shapes]
 
@@ -187,7 +188,7 @@ def _run(
     draw: Draw,
     buffers: list[Any] | None,
 ) -> None:
-    """Run a kernel, after drawing the mask that it reads, if it reads one, into the buffers."""
+    """Run a kernel. If it reads a mask, first draw the mask into the buffers."""
     if buffers is not None:
         owner = arrays.stream_owner(operand, outputs[0])
         inputs = (*inputs, _draw_mask(mask, module, owner, buffers, plan.mask, draw))
@@ -195,7 +196,7 @@ def _run(
 
 
 def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], kernel: Any, draw: Draw) -> Mask:
-    """Draw a BroadcastMask or Blocks into its buffers, by the kernel that draws alone."""
+    """Draw a BroadcastMask or Blocks into its buffers, with the kernel that only draws."""
     if isinstance(mask, Blocks):
         seeds, grown = buffers
         backends.launch(module, operand, kernel, (), (seeds,), draw)
@@ -211,7 +212,7 @@ def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[An
 
 
 def _draw_windows(module: Any, operand: arrays.Operand, kernel: Kernel, array: Any, draw: Draw, starts: Any) -> None:
-    """Draw an array in as many windows as there are starts, each of which is counted from the draw's own."""
+    """Draw an array in one window for each start. Starts are relative to the draw's own start."""
     flat = array if len(starts) == 1 else array.reshape(-1)
     size = array.size // len(starts)
     for k, start in enumerate(starts):
@@ -232,15 +233,15 @@ def prepare(
 ) -> Prepared:
     """Check a call.
 
-    operand: x, or for a gradient alone dy, which is like it; how: the strength, the noise and that of prediction, and
-    the other fields of a `variants.Variation`; context: what holds for the call, by default for the code that runs.
+    operand: x, or for a single gradient dy, which is like x. how: the fields of a `variants.Variation`: the strength,
+    the noise of training and of prediction, and so on. context: the call's Context, by default the current one.
     """
     strength, noise, prediction, mask, axis, other, copies = how
     context = current() if context is None else context
     if training is not True and training is not False:
         training = check_truth("training", training)
     acts = training and context.on
-    # Arguments of the usual types are checked where a plan is made of them, once.
+    # Arguments of the usual types are checked in `_plan`, once for each plan.
     p = strength if acts and type(strength) is float else noise.check(strength)
     bits = bits if type(bits) is int else check_bits(bits)
     noise = noise if acts else prediction
@@ -250,7 +251,7 @@ def prepare(
     activation, stream_source = find_activation(activation), rng_of(rng, context)
     counted, window, origin = False, False, (0, x.size, 0)
     if mask is not None or shard is not None or context.first:
-        mask, origin = _placed(x, mask, axis, context.first, shard, copies)
+        mask, origin = _locate(x, mask, axis, context.first, shard, copies)
         counted, window = (False, origin[1] < x.size) if mask is None else (mask.counted, mask.window)
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored)
     module = backends.choose(kind, backend)
@@ -262,10 +263,10 @@ def prepare(
     return Prepared(operand, inputs, copies is not None, module, plan, mask, stream_source, origin)
 
 
-def _placed(
+def _locate(
     x: Any, mask: Any, axis: int | None, first: int, shard: Shard | None, copies: int | None
 ) -> tuple[Any, tuple[int, int, int]]:
-    """The mask as a BroadcastMask, as Blocks or None, and where it is drawn: start, row and pitch of a Draw."""
+    """The mask as a BroadcastMask, as Blocks or None, and its position: start, row and pitch of a Draw."""
     if shard is not None:
         if isinstance(mask, Blocks):
             raise ValueError("dropblock does not support shards: its normalisation needs the whole array")
@@ -281,12 +282,12 @@ def _placed(
     if first and axis is not None and x.ndim and x.size:
         start += first * (math.prod(shape) // shape[axis] if mask is None else mask.per_sample)
         if start + (math.prod(shape) if mask is None else mask.drawn) > 2**64:
-            raise ValueError(f"first must leave room for the mask below 2**64, got {first}")
+            raise ValueError(f"first must be so small that the mask ends below 2**64, got {first}")
     return mask, (start, row, pitch)
 
 
 def _shard_of(x: Any, shard: Any, copies: int | None = None) -> Shard:
-    """The shard that x is, with x repeated along a new first axis if there are copies."""
+    """The Shard of x. If there are copies, x is repeated along a new first axis."""
     if not isinstance(shard, Shard):
         raise TypeError(f"shard must be a gpudrop.Shard or None, got {name_of(type(shard))}")
     if copies is not None:
@@ -304,7 +305,7 @@ def draw_mask(
     backend: str | None,
     shard: Shard | None = None,
 ) -> Any:
-    """The mask of `dropout` itself as an array of an operand's kind; the numbers are checked."""
+    """The mask of `dropout` as an array of an operand's kind. p, bits and start are checked already."""
     context = current()
     stream_source = rng_of(rng, context)
     module = backends.choose(operand.kind, backend)
@@ -318,7 +319,7 @@ def draw_mask(
     if context.first and mask.ndim and mask.size:
         start += context.first * (math.prod(whole) // whole[0])
     if start + math.prod(whole) > 2**64:
-        raise ValueError(f"start must leave room for the mask below 2**64, got {start}")
+        raise ValueError(f"start must be so small that the mask ends below 2**64, got {start}")
     scalars = DROPOUT.scalars(p, bits) if context.on else None
     source = Draws(bits, row * len(starts) < mask.size, stream_source.stored) if scalars else None
     seed, call = take(stream_source, module, operand._replace(array=mask)) if scalars else (0, 0)

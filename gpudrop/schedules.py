@@ -1,6 +1,6 @@
 """Schedules: p as a function of the training step, for layers.
 
-A Schedule is a value: nothing in it changes, and a layer's step says where in it the layer is.
+A Schedule is immutable. A layer counts the steps itself.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from gpudrop.checks import check_keys, check_number, check_uint64
 
-# How far p has come from first to last, by progress = step / steps, which is at least 0.
+# The fraction of the way from first to last, as a function of progress = step / steps, which is at least 0.
 CURVES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: min(progress, 1),
     "cosine": lambda progress: (1 - math.cos(math.pi * min(progress, 1))) / 2,
@@ -21,17 +21,17 @@ CURVES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """p as a function of the step: call it with a step. The functions of this module make the usual ones.
+    """p as a function of the step: call it with a step. The functions of this module create the usual ones.
 
     Parameters
     ----------
     first, last : float
-        p at step 0 and where it goes, each at least 0; whatever takes p checks that it may be so large.
+        p at step 0 and at the end, each at least 0. The function or layer that uses p checks the upper limit.
     steps : int
-        How long that takes; at least 1.
+        The number of steps from first to last, at least 1.
     curve : {"linear", "cosine", "exponential", "jump"}
-        The way from one to the other. "exponential" never quite arrives: at `steps` it is within
-        exp(-10) = 5e-5 of the way; "jump" stays at first before `steps` and is at last from then on.
+        The way from first to last. "exponential" never reaches last: at `steps` a fraction of
+        exp(-10) = 5e-5 of the way remains. "jump" is first before `steps`, and last from then on.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class Schedule:
         object.__setattr__(self, "steps", check_uint64("steps", self.steps))
         if self.steps == 0:
             raise ValueError("steps must be at least 1, got 0")
-        if self.curve not in list(CURVES):  # a list, say, is not hashable
+        if self.curve not in list(CURVES):  # the name may be of a type that is not hashable
             raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
 
     def __call__(self, step: int) -> float:
@@ -64,12 +64,12 @@ class Schedule:
         return (1 - way) * self.first + way * self.last
 
     def state_dict(self) -> dict[str, Any]:
-        """{"first", "last", "steps", "curve"}: what Schedule(**state) takes."""
+        """The state as a dict with the keys "first", "last", "steps" and "curve", for Schedule(**state)."""
         return asdict(self)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Schedule":
-        """The schedule whose state it is."""
+        """The schedule with this state."""
         check_keys("schedule", state, ("first", "last"), optional=[field.name for field in fields(cls)])
         return cls(**state)
 

@@ -1,7 +1,7 @@
-"""What the public functions take and give, for type checkers.
+"""The signatures of the public functions, for type checkers.
 
-An array comes back as its own type. Typing can't add the options that all variants share with `dropout` to a
-function's own, as `gpudrop.variants.variant` does, so there is a protocol here for each set of options.
+An array is returned as its own type. `gpudrop.variants.variant` adds the options of `dropout` to the options of each
+variant. Typing cannot express this, so each set of options has a protocol here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
 
 class AnyArray(Protocol):
-    """NumPy's, CuPy's and Numba's arrays, and what has DLPack or __cuda_array_interface__."""
+    """An array of NumPy, CuPy or Numba, or an array with DLPack or __cuda_array_interface__."""
 
     @property
     def shape(self) -> Any: ...
@@ -26,12 +26,12 @@ MaskShape = Sequence[int | None]
 
 
 class Backprop(Protocol):
-    """Takes a gradient back: see `gpudrop.dropout_vjp`."""
+    """The function that computes the gradient: see `gpudrop.dropout_vjp`."""
 
     def __call__(self, dy: Array, *, out: Array | None = None) -> Array: ...
 
 
-# The rest would make importing take longer.
+# At run time, the rest would only make the import slower.
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         def __call__(self, dy: Array, *, out: Array | None = None) -> tuple[Array, Array]: ...
 
     class Common(TypedDict, total=False):
-        """What every variant takes by name: see `gpudrop.dropout`."""
+        """The keyword arguments of every variant: see `gpudrop.dropout`."""
 
         activation: str | None
         training: bool
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         shard: Shard | None
 
     class Own(TypedDict, total=False):
-        """What variants take besides, each its own: all of it, for layers and modules, which check what they get."""
+        """All other keyword arguments of variants. Layers and modules check which ones their variant has."""
 
         mask_shape: MaskShape | None
         channels_last: bool
@@ -64,15 +64,15 @@ if TYPE_CHECKING:
         block_size: int
 
     class LayerOptions(Own, total=False):
-        """What layers take by name."""
+        """The keyword arguments of layers."""
 
         activation: str | None
         bits: int
 
-    # Variants. A function's own options stand here as in its definition.
+    # Variants. A function's own options are the same as in its definition.
 
     class Prepares(Protocol):
-        """What all variants have: see `gpudrop.variants.variant`."""
+        """The attributes of all variants: see `gpudrop.variants.variant`."""
 
         __name__: str
 

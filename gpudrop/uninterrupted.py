@@ -1,4 +1,4 @@
-"""Work that an interrupt (Ctrl-C) must not fall into, since what it leaves half done stays so for the process."""
+"""Runs work that an interrupt (Ctrl-C) must not stop, because it would stay half done for the rest of the process."""
 
 import _thread
 import threading
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def uninterrupted(work: Callable[[], T]) -> T:
-    """What work() returns, done in a thread that no interrupt reaches. One is raised at once, and the work goes on."""
+    """Return work(), run in a thread that no interrupt reaches. An interrupt is raised at once; the work continues."""
     if threading.current_thread() is not threading.main_thread():
         return work()
     outcome: SimpleQueue[tuple[Any, Any]] = SimpleQueue()

@@ -25,36 +25,37 @@ def warmup(
     backend: str = "cpu",
     progress: Callable[[list[Any]], Iterable[Any]] = list,
 ) -> None:
-    """Compile the kernels of a variant, forward and backward, with dropping and without, for contiguous arrays.
+    """Compile the kernels of a variant for contiguous arrays: forward and backward, with and without dropping.
 
-    The host's and CuPy's stay on disk, so that no later process waits for them; Numba's CUDA kernels serve the process.
+    Kernels of the CPU and of CuPy are cached on disk, and later processes load them. Numba's CUDA kernels are compiled
+    for this process only.
 
     Parameters
     ----------
     activations : sequence of str, optional
-        Without it, all of the table.
+        The activations to compile; by default, all of the table.
     dtypes : sequence of str
     bits : {8, 16, 32}, optional
-        As many as the variant has by default without it.
+        Random bits per element; by default, those of the variant.
     variant : str
-        "dropout" or the name of another, "dropout2d", say.
+        "dropout" or the name of another variant, for example "dropout2d".
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}
     progress : callable, optional
-        Gets the sequence of what is compiled and gives its items, as a progress bar does.
+        Takes the list of the kernels to compile and yields its items, as a progress bar does.
 
     Raises
     ------
     ValueError, TypeError
-        If a name, a dtype or bits is unknown; what comes before it is compiled.
+        If a name, a dtype or bits is unknown. Kernels that come before it are compiled.
     RuntimeError
-        If the backend can't serve on this machine.
+        If the backend is not available on this machine.
 
     Examples
     --------
     >>> import gpudrop
     >>> gpudrop.warmup(["relu"], dtypes=["float32"])
     """
-    import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
+    import ml_dtypes  # noqa: F401  (registers the name bfloat16 with NumPy)
 
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
@@ -63,12 +64,12 @@ def warmup(
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
-    # Prediction is another kernel than p = 0 where it mixes, as zoneout's does.
+    # Prediction may need another kernel than p = 0: zoneout's prediction mixes two arrays.
     ways = ((0.5, True), (0, True), (0.5, False))
     for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
         x = backends.of(backend, np.zeros((8,) * kind.ndim, dtype))
         others = (x,) * (len(kind.inputs) - 1)
-        # The backward pass that goes by x is for converted PyTorch models.
+        # Converted PyTorch models use a backward pass that reads x instead of y.
         by_input = [of_input(row)] if p and training and row.slope_of == "output" else []
         for activation in (row, *by_input):
             y, backprop = function.vjp(x, *others, p, activation=activation, training=training, **options)

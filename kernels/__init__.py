@@ -1,27 +1,31 @@
-"""Kernels: how a fused operation is computed on one kind of processor.
+"""Kernels: how each kind of processor computes a fused operation.
 
-A backend is a module here, listed in `gpudrop.backends.BACKENDS`, with these names:
+A backend is a module of this package that `gpudrop.backends.BACKENDS` lists. It has these names:
 
-    unavailable()       None, or the reason why it can't serve on this machine, as a sentence
-    devices()           the names of the devices it computes on
-    on_device(number)   the context in which that one of them is the current device
+    unavailable()       None if the backend can be used on this machine, otherwise the reason as a sentence
+    devices()           the names of the devices that it computes on
+    on_device(number)   a context manager that makes one of them the current device
     launch(kernel, inputs, outputs, draw)
-                        outputs[:][i] = kernel.formula(drawn(i), draw.scale, draw.shift, *inputs[:][i]) for every
-                        element in logical (C) order; see `spec`. drawn(i) is of the mask's element number start + i,
-                        or in a window start + i // row * pitch + i % row: field > draw.limit, the field, or a normal
-                        deviate, as kernel.drawn says; or what the `spec.Mask`, which is the last input then, has for
-                        element i; or True where nothing is drawn.
-    put(array)          a NumPy array's copy in the current device's memory, of a dtype of as many bytes; not on the
-                        host
-    grow(seeds, mask, block)
-                        DropBlock: mask[k, i, j] is false where one of the seeds that are false has (i, j) in its
-                        block, the rows and columns from the seed's own on. Returns how many are true, as
-                        `spec.Mask` has it. seeds and mask are three-dimensional, contiguous and boolean.
-    advance(state, stream)
-                        stream = state, then state[1] += 1, each of two unsigned 64-bit integers in a device's memory;
-                        what runs on several CUDA streams at once gets different ones. Not on the host.
+                        Compute outputs[:][i] = kernel.formula(drawn(i), draw.scale, draw.shift, *inputs[:][i])
+                        for every element i in logical (C) order; see `spec`. The random value drawn(i) depends on
+                        kernel.source:
 
-Arrays come in the backend's own kind, equal in shape and dtype, with whatever strides; the first output may be an
-input. Nothing is checked here, no user-facing text lives here, and nothing synchronises. `gpudrop.backends` chooses
-among the modules.
+                        Draws: it is drawn for element start + i of the mask; in a window, for element
+                        start + i // row * pitch + i % row. kernel.drawn selects its kind: field > draw.limit, the
+                        field, or a normal deviate.
+                        Reads: it is the value for element i in the `spec.Mask`, which is then the last input.
+                        None: it is True.
+    put(array)          Copy a NumPy array to the current device's memory, in a dtype of the same item size. GPU only.
+    grow(seeds, mask, block)
+                        DropBlock: set mask to false in the block of each seed that is false, and to true elsewhere.
+                        The block of seed (k, i, j) is in map k and begins at row i and column j. Return how many
+                        elements of mask are true, as `spec.Mask.kept`. seeds and mask are three-dimensional,
+                        contiguous and boolean.
+    advance(state, stream)
+                        Copy state to stream, then add 1 to state[1]. Each is two unsigned 64-bit integers in GPU
+                        memory. Launches on several CUDA streams at once get different values. GPU only.
+
+All arrays are of the backend's own kind and equal in shape and dtype. They may have any strides. The first output may
+be an input. Kernels check no arguments, contain no user-facing text and never synchronise. `gpudrop.backends` chooses
+the module.
 """

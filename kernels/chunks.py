@@ -1,4 +1,4 @@
-"""How CUDA kernels divide the elements into chunks, and the formulas that they are made of: for Numba and for CuPy."""
+"""How CUDA kernels divide elements into chunks, and which formulas they use. Numba and CuPy share this module."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,24 +13,24 @@ WARP = int(indexing.WARP)
 
 
 class Chunks(NamedTuple):
-    """What a thread does at a time.
+    """The work of a thread per iteration.
 
     Attributes
     ----------
     size : int
-        Elements of a chunk. A kernel that draws: those of one Philox call, at most 64 bytes, because registers are few.
-        Others: those of 16 bytes, or of 32 bytes where a mask has to be located.
+        Elements per chunk. If the kernel draws, a chunk has the elements of one Philox call, at most 64 bytes, because
+        registers are few. Otherwise it has 16 bytes, or 32 bytes if a mask has to be located.
     shares : int
-        How many chunks share a Philox call.
+        Number of chunks that share a Philox call.
     width : int
-        Bytes of an access.
+        Bytes per memory access.
     parts : int
-        Accesses of a chunk.
+        Memory accesses per chunk.
     exchanged : bool
-        Whether threads exchange words. Where a chunk takes several accesses, a warp's threads would reach only every
-        second or fourth 16 bytes in each, and write half sectors. So the accesses of a warp's 32 chunks follow one
-        another, and the threads exchange random words instead: of n accesses, thread t's number s belongs to chunk
-        s * 32 / n + t // n, and is part t % n of it.
+        Whether the threads of a warp exchange random words. If each thread accessed its own chunk in several parts, an
+        access of the warp would touch only every second or fourth 16 bytes. It would write half sectors. Instead, each
+        access of a warp is contiguous: with n parts, access s of thread t is part t % n of chunk s * 32 / n + t // n.
+        The threads exchange random words to match.
     """
 
     size: int
@@ -55,7 +55,7 @@ def chunks(kernel: Any) -> Chunks:
 
 
 def formulas_of(kernel: Any) -> dict[str, Any]:
-    """The formulas of a kernel, by the names under which both CUDA backends call them."""
+    """A kernel's formulas, under the names that both CUDA backends use."""
     size, _, _, parts, _ = chunks(kernel)
     return {
         "element": kernel.formula,
@@ -75,7 +75,7 @@ def formulas_of(kernel: Any) -> dict[str, Any]:
 
 @functools.cache
 def _drawn_of(drawn: str | None, bits: int) -> Any:
-    """A formula: what is drawn for a lane of a chunk."""
+    """A formula that returns the random value of one lane of a chunk."""
     width = uint32(bits)
 
     def keep(words: Words, lane: uint32, limit: uint32) -> bool:
@@ -94,37 +94,37 @@ def _drawn_of(drawn: str | None, bits: int) -> Any:
 
 
 def thread_count(kernel: Any, count: int, wave: int) -> int:
-    """How many threads of a CUDA kernel share so many chunks, where `wave` of them fill the device.
+    """The number of threads that process `count` chunks. `wave` threads fill the device.
 
-    A thread does several chunks, as what it does before its first takes time, as does the start of a block: at least 4,
-    or 16 where it first divides for its location. Of one wave alone a part of the device would idle at the end.
+    A thread processes several chunks, because its setup and the start of a block take time. It processes at least 4, or
+    16 if its setup needs divisions to find its location. With a single wave, part of the device would idle at the end.
     """
     threads = count // (16 if kernel.masked or kernel.window else 4)
     return threads if threads > wave else min(count, wave)
 
 
 def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:
-    """The scalars that CUDA kernels take, in this order: for `size` elements, a Draw, and a Mask or None.
+    """The scalar arguments of a CUDA kernel for `size` elements, in this order; mask is a Mask or None.
 
-    count, row, turns       a kernel does so many chunks, turns of them in each row of so many elements
-    period, repeat, run     of the Mask
-    pitch, start            of the Draw
-    seed, call              of the Draw, unless a kernel draws nothing or reads them from memory
-    scale, shift, limit     of the Draw
+    count, row, turns       number of chunks, elements per row, chunks per row
+    period, repeat, run     from the Mask
+    pitch, start            from the Draw
+    seed, call              from the Draw; 0 if the kernel draws nothing or reads them from memory
+    scale, shift, limit     from the Draw
     """
     seed, call, start, limit, scale, shift, row, pitch = draw
     chunk, period, repeat, run = chunks(kernel)[0], 1, 1, 1
     if mask is not None:
         _, period, repeat, run, _ = mask
     if not kernel.bits:
-        start = seed = call = 0  # start is that of the mask, drawn before
+        start = seed = call = 0  # start refers to the mask, which was drawn before
     elif kernel.stored:
         seed = call = 0
     if kernel.window:
-        # Rows that begin at different lanes of a chunk take as many turns as the one that takes most.
+        # Rows may begin at different lanes of a chunk. All have as many turns as the row that needs most.
         turns = -(-(row + (start % chunk if pitch % chunk == 0 else chunk - 1)) // chunk)
         count = size // row * turns
     else:
         row = size
-        turns = count = -(-(size + start % chunk) // (WARP * chunk)) * WARP  # so that whole warps exchange words
+        turns = count = -(-(size + start % chunk) // (WARP * chunk)) * WARP  # whole warps, because they exchange words
     return count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit

@@ -1,9 +1,9 @@
-"""Host kernels: one loop that Numba compiles for each kernel, shared out to threads in slices.
+"""CPU kernels: one loop that Numba compiles for each kernel, divided among threads in slices.
 
-A slice is done in blocks that stay in the first-level cache. The words of a block are drawn in groups of
-Philox calls, each group behind prefetches of the lines its elements lie in, so that memory is read while
-the processor draws (or the mask's elements for the block are gathered); then `_apply` runs the element formula over
-the block. Each of the two loops vectorises, while one loop doing both would not.
+A slice is processed in blocks that stay in the L1 cache. The words of a block are drawn in groups of Philox calls. Each
+group first prefetches the cache lines of its elements, so that memory is read while the processor draws. A kernel that
+reads a mask gathers the mask's values for the block instead. Then `_apply` runs the element formula over the block.
+Each of the two loops vectorises; one loop that does both would not.
 """
 
 import atexit
@@ -31,26 +31,26 @@ from gpudrop.kernels import half, host_math, threads
 from gpudrop.kernels.host_math import inner, jit
 from gpudrop.uninterrupted import uninterrupted
 
-BLOCK = threads.BLOCK  # elements whose words and data stay in the first-level cache together
-GROUP = 16  # Philox calls drawn in one go: LLVM turns a loop of this known length into vector instructions
-LINE = 64  # bytes in a line of the cache
+BLOCK = threads.BLOCK  # elements per block: their words and data stay in the L1 cache together
+GROUP = 16  # Philox calls per group: LLVM vectorises a loop of this constant length
+LINE = 64  # bytes per cache line
 
 
 def unavailable():
-    return "NUMBA_DISABLE_JIT is set, and the host kernels exist only compiled" if numba.config.DISABLE_JIT else None
+    return "NUMBA_DISABLE_JIT is set, but CPU kernels must be compiled: unset it" if numba.config.DISABLE_JIT else None
 
 
 def devices():
-    return [f"{threads.available()} host threads"]
+    return [f"{threads.available()} CPU threads"]
 
 
 def on_device(number):
     return contextlib.nullcontext()
 
 
-# A kernel's first argument has a Numba type of its own, which selects the element formula: a kernel that
-# closed over the formula would never be found again in Numba's disk cache. The cache stores the type, so it
-# is only a name, and the kernel is found by it.
+# A kernel's first argument has its own Numba type, which selects the element formula. Numba's disk cache would never
+# find a kernel that closes over its formula. The cache stores the type, so the type is only a name, and `_kernels` maps
+# the name to the kernel.
 class KernelType(types.Dummy):
     pass
 
@@ -66,7 +66,7 @@ def _unbox_kernel(typ, obj, c):
 _kernels: dict[str, Any] = {}
 
 
-# What a kernel is made of beside its formula: sources, as they are when they are imported, and the processor.
+# Besides its formula, a kernel depends on these sources, as they are at import, and on the processor.
 _SOURCES = (globals(), *map(vars, (formulas, half, host_math, philox, threads)))
 _DEPENDENCIES = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple())
@@ -74,16 +74,16 @@ _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple())
 
 @functools.cache
 def entry(kernel):
-    """The compiled kernel, as Numba's entry from Python: it looks at no types, so a call costs a third."""
-    if kernel.window:  # the same kernel: without a window all elements are one row
+    """The compiled kernel as Numba's entry point. It checks no types, so a call takes a third of the time."""
+    if kernel.window:  # use the kernel without a window, which treats all elements as one row
         source, name = kernel.source._replace(window=False), kernel.name.removesuffix("_window")
         return entry(kernel._replace(name=name, source=source))
     function, signature = specialised(kernel)
     dispatcher, fault = _when_compiled(lambda: _compiled(function, signature))
-    # Once in a process, though Numba, as it compiles, makes Python forget what it has shown.
+    # Warn once per process. Python alone would not: Numba resets the record of shown warnings as it compiles.
     if fault and not _faults:
         _faults.append(fault)
-        advice = "every process compiles anew; NUMBA_CACHE_DIR names a folder that can be written to"
+        advice = "every process compiles the kernels again; set NUMBA_CACHE_DIR to a writable folder"
         warnings.warn(f"Numba's cache can't be used ({fault}): {advice}", RuntimeWarning, stacklevel=2)
     return dispatcher.get_compile_result(signature).entry_point
 
@@ -92,12 +92,12 @@ _faults: list[Exception] = []
 
 
 def _compiled(function, signature):
-    """Numba's dispatcher, and what is wrong with its cache."""
+    """Numba's dispatcher, and the error of its cache or None."""
     dispatcher, fault = jit()(function), None
     try:
         dispatcher.enable_caching()
         dispatcher.compile(signature)
-    except Exception as error:  # no folder for the cache, no room, a damaged file; or the formula, which fails again
+    except Exception as error:  # no cache folder, a full disk, a damaged file; or the formula, which fails again
         fault = error
         if not dispatcher.overloads:
             dispatcher = jit()(function)
@@ -106,19 +106,19 @@ def _compiled(function, signature):
 
 
 def _when_compiled(compiling):
-    """compiling(), and no interrupt in it: one may leave Numba unable to compile ever again."""
-    # Who compiles already, and calls this meanwhile, would wait for a thread that waits for the lock.
+    """Call compiling() without interrupts: one could leave Numba unable to compile ever again."""
+    # If this thread holds the compiler's lock, another thread would wait for it forever.
     return compiling() if global_compiler_lock.is_locked() else uninterrupted(compiling)
 
 
 @atexit.register
 def _finish():
-    # What is still compiled after an interrupt, which must not go on as LLVM is taken down.
+    # A compilation may still be running after an interrupt. Wait for it before LLVM is shut down.
     with global_compiler_lock:
         pass
 
 
-if hasattr(os, "register_at_fork"):  # a child could never compile, were the lock another thread's at the fork
+if hasattr(os, "register_at_fork"):  # a child could never compile if another thread held the lock at the fork
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,
@@ -129,8 +129,8 @@ if hasattr(os, "register_at_fork"):  # a child could never compile, were the loc
 def specialised(kernel):
     """`_run` for one kernel, and its signature.
 
-    A function of its own name, with one signature, has cache files of its own. Numba doesn't lock them:
-    processes that compile different signatures of one function at once may give one the other's code.
+    The function has its own name and one signature, so it has its own cache files. Numba does not lock cache files:
+    if two processes compile different signatures of one function at once, one may load the other's code.
     """
     digest = hashlib.sha256((formulas.parse(kernel.formula).digest + _DEPENDENCIES).encode()).hexdigest()[:20]
     name = f"{kernel.name}_{kernel.dtype}_{digest}"
@@ -147,7 +147,7 @@ def specialised(kernel):
 
 
 def _drawn_dtype(kernel):
-    """The dtype in which a block holds what is drawn for its elements: fields, truth values or real numbers."""
+    """The dtype of a block's random values: fields, booleans or real numbers."""
     if kernel.masked:
         return np.uint8 if kernel.keeps else kernel.real
     return kernel.real if kernel.drawn == "normal" else _FIELD[kernel.bits]
@@ -159,7 +159,7 @@ _FIELD = {0: np.uint16, 8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
 def _constant(of):
-    """A function that kernels call with a kernel's type, for what is known of the kernel when they are compiled."""
+    """A function that kernels call with a kernel's type. It returns a compile-time constant of the kernel."""
 
     def constant(kernel):
         raise NotImplementedError
@@ -178,23 +178,23 @@ _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
 
 
 def _block(kernel, words):
-    """What is drawn for a block, element by element: the words themselves as fields, or room for what they become."""
+    """The buffer of a block's random values: a view of the words as fields, or memory for computed values."""
 
 
 def _deviate(kernel, words, count, normals):
-    """Normal deviates out of so many pairs of words, if that is what the kernel draws."""
+    """Compute normal deviates from `count` pairs of words, if the kernel draws normal deviates."""
 
 
 def _fetch(kernel, mask, period, repeat, run, first, block):
-    """The mask's elements for the elements from number `first` on, to block, if there is a mask."""
+    """Write the mask's values for the elements from index `first` on to block, if the kernel reads a mask."""
 
 
 def _prefetched(kernel, inputs, first, count):
-    """Have so many elements of each input brought into the cache."""
+    """Prefetch `count` elements of each input into the cache."""
 
 
 def _apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):
-    """The formula over a block."""
+    """Run the formula over a block."""
 
 
 @overload(_block)
@@ -204,14 +204,14 @@ def _overload_block(kernel, words):
     if of.masked:
         return lambda kernel, words: np.empty(BLOCK, stored)
     if of.drawn == "normal":
-        return lambda kernel, words: np.empty(2 * words.size, stored)  # two of each pair
+        return lambda kernel, words: np.empty(2 * words.size, stored)  # two values per pair of words
     return lambda kernel, words: words.view(stored)
 
 
 @overload(_deviate)
 def _overload_deviate(kernel, words, count, normals):
     of = _kernels[kernel.name]
-    if of.masked or of.drawn != "normal":  # compiled into no other kernel, for that takes time
+    if of.masked or of.drawn != "normal":  # left out of other kernels, because compiling it takes time
         return lambda kernel, words, count, normals: None
     real = of.real
     radius, sine = (
@@ -221,7 +221,7 @@ def _overload_deviate(kernel, words, count, normals):
     quarter = philox.QUARTER
 
     def deviate(kernel, words, count, normals):
-        # Both of a pair at once, which share a radius and an angle.
+        # Both deviates of a pair at once: they share a radius and an angle.
         for i in range(count):
             pair = words[i]
             r, turn = radius(np.uint32(pair)), np.uint32(pair >> np.uint64(32))
@@ -246,12 +246,12 @@ def _overload_prefetched(kernel, inputs, first, count):
     text = "def prefetched(kernel, inputs, first, count):\n    for i in range(first, first + count, line):"
     text += "".join(f"\n        prefetch(inputs[{k}], i)" for k in range(inputs.count))
     names = {"prefetch": prefetch, "line": LINE // (inputs.dtype.dtype.bitwidth // 8)}
-    exec(text, names)  # noqa: S102  (as below)
+    exec(text, names)  # noqa: S102  (the text above)
     return names["prefetched"]
 
 
-# Inlined like every other loop: as a function of its own it would be compiled in two ways, in the process that compiles
-# and in those that load it from the cache, and products would fuse in another way.
+# Inlined like every other loop. A separate function would be optimised differently in the process that compiles it and
+# in those that load it from the cache: multiplications and additions would be fused in different ways.
 @overload(_apply, jit_options={"forceinline": True})
 def _overload_apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, first, last):
     of = _kernels[kernel.name]
@@ -259,12 +259,12 @@ def _overload_apply(kernel, drawn, limit, scale, shift, inputs, outputs, spare, 
     widen, narrow = _CONVERSIONS[of.dtype]
     formula = compiled(of.formula, real, host_math.HOST_MATH[of.real], inner())
     names = {"widen": widen, "narrow": narrow, "formula": formula, "real": real, "copy": _copy}
-    exec(_loop(of), names)  # noqa: S102  (text from here)
+    exec(_loop(of), names)  # noqa: S102  (the text of _loop)
     return names["apply"]
 
 
 def _loop(kernel):
-    """The text of `_apply` for a kernel. It has a name for each operand: of loops over tuples Numba compiles longer."""
+    """The text of `_apply` for a kernel. It names each operand, because loops over tuples take longer to compile."""
     drawn = "drawn[i] > limit" if kernel.bits else "True"
     drawn = "real(drawn[i])" if not kernel.keeps else "drawn[i] != 0" if kernel.masked else drawn
     inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
@@ -277,7 +277,7 @@ def _loop(kernel):
         f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
         *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
     ]
-    if inputs:  # x or dy is overwritten: a loop that reads what it writes would not vectorise
+    if inputs:  # in place, copy the input first: a loop that reads the memory that it writes would not vectorise
         lines[2:2] = [
             "if inputs[0].ctypes.data == outputs[0].ctypes.data:",
             "    copy(a0, spare[: last - first])",
@@ -288,7 +288,7 @@ def _loop(kernel):
 
 @intrinsic
 def prefetch(typingctx, array, i):
-    """Have the line of array[i] brought into the cache; any i will do, since a prefetch never faults."""
+    """Prefetch the cache line of array[i]. Any i is allowed, because a prefetch never faults."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -304,10 +304,10 @@ def prefetch(typingctx, array, i):
 
 @inner()
 def _draw_group(words, at, chunk, seed, call):
-    """The words of GROUP chunks, in pairs, to words[at:]."""
+    """Write the words of GROUP chunks, in pairs, to words[at:]."""
     for i in range(GROUP):
         w0, w1, w2, w3 = _draw(seed, call, np.uint64(chunk + np.uint64(i)))
-        # Pairs, because vectors hold the words in 64 bits. Unsigned, so that no index counts from the end.
+        # Pairs, because vectors hold each word in 64 bits. Unsigned indices need no check for negative values.
         words[np.uint64(at + np.uint64(2 * i))] = np.uint64(w0) | np.uint64(w1) << np.uint64(32)
         words[np.uint64(at + np.uint64(2 * i + 1))] = np.uint64(w2) | np.uint64(w3) << np.uint64(32)
 
@@ -326,12 +326,12 @@ def _repeat(value, target):
 
 @inner()
 def _tile(source, at, target):
-    """source again and again, from number `at` on."""
+    """Fill target with repetitions of source, beginning with source[at]."""
     head = min(source.size - at, target.size)
     _copy(source[at : at + head], target[:head])
     filled = min(head + source.size, target.size)
     _copy(source, target[head:filled])
-    while filled < target.size:  # what is there is a whole number of turns: twice as many
+    while filled < target.size:  # target[head:filled] holds whole repetitions: double them
         count = min(filled - head, target.size - filled)
         _copy(target[head:], target[filled : filled + count])
         filled += count
@@ -339,9 +339,9 @@ def _tile(source, at, target):
 
 @inner()
 def _gather(mask, period, repeat, run, first, block):
-    """The mask's elements for the elements from number `first` on, to block: see `spec.Mask`."""
+    """Write the mask's values for the elements from index `first` on to block: see `spec.Mask`."""
     number = first // run
-    left = run - (first - number * run)  # elements that share it from here on
+    left = run - (first - number * run)  # elements left in this run
     lap = number // period
     at = number - lap * period
     turn, base = lap % repeat, lap // repeat * period
@@ -368,7 +368,7 @@ def _gather(mask, period, repeat, run, first, block):
 def _run(
     kernel, limit, scale, shift, inputs, outputs, mask, lo, hi, start, seed, call, row, pitch, period, repeat, run
 ):
-    """outputs[lo:hi]"""
+    """Compute outputs[lo:hi]."""
     lanes = np.int64(_lanes(kernel))
     words = np.empty(2 * (BLOCK // lanes + GROUP), np.uint64)
     block = _block(kernel, words)
@@ -402,7 +402,7 @@ def _fill(words, chunk, seed, call):
 
 
 def random_bytes(stream, chunk, count):
-    """The 16 * count random bytes of `count` chunks of a stream, from chunk number `chunk` on."""
+    """The 16 * count random bytes of `count` chunks of a stream, beginning with chunk number `chunk`."""
     words = np.empty(2 * GROUP * -(-count // GROUP), np.uint64)
     _fill(words, np.uint64(chunk), np.uint64(stream.seed), np.uint64(stream.call))
     return words[: 2 * count].astype("<u8", copy=False).tobytes()
@@ -410,7 +410,7 @@ def random_bytes(stream, chunk, count):
 
 def launch(kernel, inputs, outputs, draw):
     if not kernel.masked and len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
-        for k, part in enumerate(inputs[0]):  # the same elements again and again: no copy of them all
+        for k, part in enumerate(inputs[0]):  # a broadcast input: one repetition at a time, without a full copy
             launch(kernel, (part,), (outputs[0][k],), draw._replace(start=draw.start + k * part.size))
         return
     run, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
@@ -421,7 +421,7 @@ def launch(kernel, inputs, outputs, draw):
         mask = mask.view(np.uint8) if kernel.keeps else mask
         if kernel.counted:
             scale = size / max(1, int(kept[0]))
-    sources, targets, in_order = (), (), True  # in loops, which take less time than comprehensions
+    sources, targets, in_order = (), (), True  # loops, because they are faster than comprehensions here
     for array in inputs:
         sources += (_flat(array, stored),)
     for out in outputs:
@@ -442,13 +442,13 @@ def launch(kernel, inputs, outputs, draw):
 
 
 def _repeats(array):
-    """Whether an array is the same large block again and again."""
+    """Whether an array is broadcast along its first axis and each repetition is large."""
     return array.strides[0] == 0 and len(array) and array[0].size >= BLOCK
 
 
 @jit()
 def grow_rows(seeds, mask, rows, columns, lo, hi):
-    """The rows lo to hi of the mask, counted through all maps; how many of their elements are kept."""
+    """Set rows lo to hi of the mask, counted through all maps. Return how many of their elements are kept."""
     _, height, width = mask.shape
     _, seed_rows, seed_columns = seeds.shape
     kept = 0
@@ -460,7 +460,7 @@ def grow_rows(seeds, mask, rows, columns, lo, hi):
             all_kept = np.uint8(1)
             for j in range(seed_columns):
                 all_kept &= seed_row[j]
-            if all_kept:  # as most are
+            if all_kept:  # the usual case
                 continue
             for j in range(seed_columns):
                 if not seed_row[j]:
@@ -478,7 +478,7 @@ def grow(seeds, mask, block):
     seeds, grown = seeds.view(np.uint8), mask.view(np.uint8)
 
     def part(lo, hi):
-        # The rows that begin in this part of the elements.
+        # The rows that begin in this slice of the elements.
         counts.append(grow_rows(seeds, grown, *block, -(-lo // width), -(-hi // width)))
 
     if not grow_rows.overloads:
@@ -488,7 +488,7 @@ def grow(seeds, mask, block):
 
 
 def _flat(array, stored):
-    """The elements in logical order, in the kernel's storage type; a copy if they don't lie so."""
+    """The elements in logical order, in the kernel's storage type; a copy if it is not contiguous and aligned."""
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = np.require(array, requirements="CA")

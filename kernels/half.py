@@ -1,4 +1,4 @@
-"""16-bit floats as their bits: conversions for Numba's targets, which have no such arrays on the host."""
+"""16-bit floats as their bits: conversions for Numba's targets. Numba has no arrays of 16-bit floats on the CPU."""
 
 import platform
 
@@ -26,8 +26,8 @@ def llvm_float64(builder, value):
     return builder.bitcast(value, ir.DoubleType())
 
 
-# On the GPU as PTX: given LLVM's own conversions, NVVM moves arithmetic into half precision and then
-# meets operations that it does not support.
+# The GPU uses PTX instructions. Given LLVM's own conversions, NVVM moves arithmetic into half precision, where it does
+# not support all operations.
 def ptx_widen(builder, value):
     return builder.asm(ir.FunctionType(F32, [I16]), "cvt.f32.f16 $0, $1;", "=f,h", [value], side_effect=False)
 
@@ -45,7 +45,7 @@ def ptx_exp2(builder, value):
 
 
 def host_instructions():
-    """LLVM's conversions where the host has instructions for them: elsewhere they are calls that don't link."""
+    """LLVM's conversions if the CPU has instructions for them. Otherwise they would be calls that do not link."""
     features = llvmlite.binding.get_host_cpu_features().flatten()
     if numba.config.CPU_FEATURES is not None:
         features = numba.config.CPU_FEATURES
@@ -54,7 +54,7 @@ def host_instructions():
 
 
 def instruction(intrinsic, result, argument, emit):
-    """An intrinsic of one argument, out of a function that emits its LLVM."""
+    """An intrinsic of one argument, from a function that emits its LLVM code."""
 
     def typed(typingctx, value):
         return result(argument), lambda context, builder, signature, values: emit(builder, values[0])
@@ -63,7 +63,7 @@ def instruction(intrinsic, result, argument, emit):
 
 
 def bitcasts(intrinsic, types):
-    """A float32's bits as a uint32, and the way back."""
+    """Two intrinsics: from a float32 to its bits as a uint32, and back."""
     return (
         instruction(intrinsic, types.uint32, types.float32, lambda builder, value: builder.bitcast(value, I32)),
         instruction(intrinsic, types.float32, types.uint32, llvm_float32),
@@ -71,16 +71,16 @@ def bitcasts(intrinsic, types):
 
 
 def conversions(intrinsic, types, decorate, widen, narrow, narrow_bfloat16=None):
-    """{dtype: (widen, narrow)}: stored element to arithmetic and back, rounded to nearest even.
+    """{dtype: (widen, narrow)}: from a stored element to the arithmetic type, and back, rounded to nearest even.
 
     Parameters
     ----------
     intrinsic, types, decorate
-        The target's own: numba.extending.intrinsic, numba.types and a jit, or numba.cuda's.
+        Of the target: numba.extending.intrinsic, numba.types and a jit, or those of numba.cuda.
     widen, narrow
-        How the target's LLVM spells the conversions of float16; None does them in integers.
+        Functions that emit the target's conversions of float16. With None they use integer arithmetic.
     narrow_bfloat16
-        The same of bfloat16.
+        The same for bfloat16.
     """
     bits, unbits = bitcasts(intrinsic, types)
     return table(
@@ -94,7 +94,7 @@ def conversions(intrinsic, types, decorate, widen, narrow, narrow_bfloat16=None)
 
 
 def table(bits, unbits, widen_half, narrow_half, narrow_brain, decorate):
-    """The conversions of every dtype, from those that need the processor."""
+    """The conversions of every dtype, built from those that depend on the processor."""
 
     @decorate
     def widen_float16(stored):
@@ -160,7 +160,7 @@ def table(bits, unbits, widen_half, narrow_half, narrow_brain, decorate):
 
 
 def numpy_conversions(decorate):
-    """The same in plain NumPy, for the CUDA simulator."""
+    """`conversions` in plain NumPy, for the CUDA simulator."""
     return table(
         bits=lambda value: np.float32(value).view(np.uint32),
         unbits=lambda stored: np.uint32(stored).view(np.float32),

@@ -1,7 +1,7 @@
-"""exp, expm1, log, log1p, erf and tanh for the host in float32, branch-free so that LLVM vectorises their loops.
+"""exp, expm1, log, log1p, erf and tanh for the CPU in float32, branch-free so that LLVM vectorises their loops.
 
 The C library's versions are scalar calls, about 20 times slower in a loop. The polynomials are
-minimax fits made with mpmath; their errors are in gpudrop/testing/ulps.json. In float64 the C library serves.
+minimax fits made with mpmath; their errors are in gpudrop/testing/ulps.json. float64 uses the C library.
 """
 
 import functools
@@ -16,11 +16,11 @@ from gpudrop.kernels import half
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 jit = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"contract"})
-# Functions that kernels alone call need no entry from Python, a fifth of the time of compiling them, and are
-# always inlined: a call that is left stops LLVM from vectorising the loop around it.
+# For functions that only kernels call. Without an entry point from Python they compile a fifth faster. They are always
+# inlined, because a remaining call stops LLVM from vectorising the loop around it.
 inner = functools.partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 
-ROUND = 12582912  # 1.5 * 2**23: a sum with it is rounded to an integer, which its lowest bits then hold
+ROUND = 12582912  # 1.5 * 2**23: adding it rounds to an integer, which is then in the lowest bits
 SQRT_HALF = 0x3F3504F3  # the bits of sqrt(0.5)
 
 
@@ -35,13 +35,13 @@ def _half_power_of_two(k_plus_round):
 
 @inner()
 def _reduce(x):
-    """x = k * log(2) + r: expm1(r) and 2**(k - 1), for half of 2**128 is a float32."""
-    # Beyond these bounds exp is inf or, from 1.7e-38 down, 0. nan passes through both comparisons.
+    """For x = k * log(2) + r: expm1(r) and 2**(k - 1). 2**k itself would overflow for k = 128."""
+    # Outside these bounds exp is inf, or 0 instead of less than 1.7e-38. nan passes through both comparisons.
     x = f32(89) if x > f32(89) else x
     x = f32(-87.5) if x < f32(-87.5) else x
     k_plus_round = f32(x * f32(1.4426950408889634) + f32(ROUND))
     k = f32(k_plus_round - f32(ROUND))
-    # log(2) in two parts, the first of them exact in its products with k.
+    # log(2) in two parts. Products of k and the first part are exact.
     r = f32(x - k * f32(0.693359375)) - k * f32(-2.12194440e-4)
     q = f32(1.39262008929e-3) * r + f32(8.36323283247e-3)
     q = q * r + f32(4.16665544008e-2)
@@ -64,7 +64,7 @@ def expm132(x):
 
 @inner()
 def _log_of_sum(u, lost, halvings):
-    """log((u + lost) / 2**halvings) for a finite u above 0 and what u has lost in rounding."""
+    """log((u + lost) / 2**halvings) for a finite u above 0, where lost is the rounding error of u."""
     # u = 2**k * (1 + f), with 1 + f between sqrt(0.5) and sqrt(2).
     above = u32(_bits(u) - u32(SQRT_HALF))
     k = i32(i32(above) >> i32(23))
@@ -79,14 +79,14 @@ def _log_of_sum(u, lost, halvings):
     p = p * f + f32(-2.500081956386566e-01)
     p = p * f + f32(3.333333134651184e-01)
     k = f32(k - i32(halvings))
-    # log(2) in two parts, the first of them exact in its products with k.
+    # log(2) in two parts. Products of k and the first part are exact.
     y = f32(f32(p * f - f32(0.5)) * f32(f * f) + f) + k * f32(-2.12194440e-4)
     return k * f32(0.693359375) + y
 
 
 @inner()
 def _of_any(u, y):
-    """log(u) given its value y for the u between 0 and infinity."""
+    """log(u) for any u; y is the result for u between 0 and infinity."""
     y = y if u > f32(0) else f32(-np.inf) if u == f32(0) else f32(np.nan)
     return y if u < f32(np.inf) else u
 
@@ -94,14 +94,14 @@ def _of_any(u, y):
 @inner()
 def log1p32(x):
     u = f32(x + f32(1))
-    # What the sum has lost; far out, where 2**-k is no float32, nothing that counts.
+    # The rounding error of the sum. It is negligible for large u, where 2**-k is not a float32.
     lost = f32(x - f32(u - f32(1))) if x < f32(1) else f32(f32(1) - f32(u - x))
     return _of_any(u, _log_of_sum(u, lost, 0))
 
 
 @inner()
 def log32(x):
-    # Subnormal numbers have no exponent of their own.
+    # Scale subnormal numbers up, because they have no exponent of their own.
     small = x < f32(1.1754943508222875e-38)
     y = _log_of_sum(f32(x * f32(2.0**25)) if small else x, f32(0), 25 if small else 0)
     return _of_any(x, y)
@@ -109,7 +109,7 @@ def log32(x):
 
 @inner()
 def radius32(word):
-    """philox.radius with one logarithm: of the word, and of what it loses on its way to a float32."""
+    """philox.radius with a single logarithm, which includes the word's rounding error as a float32."""
     u = f32(f32(word) + f32(0.5))
     high, low = f32(u32(word & u32(0xFFFFFF00))), f32(u32(word & u32(0xFF)))
     lost = f32(f32(low + f32(0.5)) - f32(u - high))
@@ -119,13 +119,13 @@ def radius32(word):
 @inner()
 def tanh32(x):
     m = expm132(f32(-2) * abs(x))
-    sign = u32(_bits(x) & u32(0x80000000))  # that of 0 too
+    sign = u32(_bits(x) & u32(0x80000000))  # the sign of 0 too
     return _from_bits(u32(_bits(f32(abs(m) / (m + f32(2)))) | sign))
 
 
 @inner()
 def erf32(x):
-    # x times a rational function of x**2; from 3.92 on erf rounds to 1, and at 4 so does this, once cut off.
+    # x times a rational function of x**2. erf rounds to 1 from 3.92 on, so x is limited to 4 and the result to 1.
     x = f32(4) if x > f32(4) else x
     x = f32(-4) if x < f32(-4) else x
     t = x * x
@@ -155,7 +155,7 @@ HOST_MATH = {
     | {"exp": exp32, "expm1": expm132, "log": log32, "log1p": log1p32, "tanh": tanh32, "erf": erf32},
     "float64": _LIBRARY,
 }
-"""What each function of a formula means on the host, by the arithmetic."""
+"""The CPU's implementation of each function of a formula, by arithmetic type."""
 
 FORMULAS = {"float32": {philox.radius: radius32}, "float64": {}}
-"""Formulas that the host has a faster way to, by the arithmetic."""
+"""Formulas for which the CPU has a faster implementation, by arithmetic type."""

@@ -1,7 +1,7 @@
 """The description of one fused operation, from which every backend builds its kernel.
 
-A new operand is a slot and a new result is a slot: what one element goes through is a formula, and no backend knows
-activations, noises or directions.
+A new operand is a new slot, and so is a new result. A formula defines the computation of one element. No backend
+depends on a particular activation, noise or direction.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# The storage and the arithmetic of each dtype: kernels see 16-bit floats as their bits.
+# The dtypes in which elements are stored and computed. Kernels see 16-bit floats as their bits.
 STORAGE = {"float16": "uint16", "bfloat16": "uint16", "float32": "float32", "float64": "float64", "bool": "uint8"}
 REAL = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64", "bool": "float32"}
 
@@ -21,9 +21,9 @@ class Slot(NamedTuple):
     Attributes
     ----------
     name : str
-        What it is to the operation: "x", "dy", "previous".
+        The operand's role in the operation: "x", "dy" or "previous", for example.
     layout : {"full", "mask"}
-        full: an element for each element of the results. mask: what was drawn before, a `Mask`, which broadcasts.
+        full: one element for each element of the results. mask: a `Mask`, which was drawn before and is broadcast.
     """
 
     name: str
@@ -31,16 +31,16 @@ class Slot(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The random numbers come from Philox, in the kernel.
+    """Random values that the kernel draws with Philox.
 
     Attributes
     ----------
     bits : {8, 16, 32}
         Random bits per element.
     window : bool
-        Whether the elements are a window of the mask, in rows that lie apart in it.
+        Whether the elements are a window of the mask, so that their rows are not contiguous in it.
     stored : bool
-        Whether the stream's numbers are read from the device's memory, as a captured graph needs it.
+        Whether the kernel reads the stream's seed and call from GPU memory, as a captured CUDA graph requires.
     """
 
     bits: int
@@ -49,12 +49,12 @@ class Draws(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """The random numbers were drawn before, and are read from the slot of layout "mask".
+    """Random values that were drawn before. The kernel reads them from the slot of layout "mask".
 
     Attributes
     ----------
     counted : bool
-        Whether scale is how many elements there are for one of those kept: DropBlock's normalisation.
+        Whether scale is the number of elements divided by the number of kept ones: DropBlock's normalisation.
     """
 
     counted: bool = False
@@ -70,26 +70,26 @@ class _Fields(NamedTuple):
     dtype: str
 
 
-class Kernel(_Fields):  # of which a dataclass would take half a millisecond at each import
+class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to each import
     """One fused operation: outputs = formula(drawn, scale, shift, *inputs) for every element.
 
     Attributes
     ----------
     name : str
-        As a profiler shows it.
+        The name that a profiler shows.
     inputs, outputs : tuple of Slot
-        A slot of layout "mask" is the last input.
+        A slot of layout "mask" is always the last input.
     formula : function
-        Of `gpudrop.formulas`. It returns a number, or of several outputs a tuple of them.
+        See `gpudrop.formulas`. It returns a number, or a tuple of numbers if there are several outputs.
     drawn : {"keep", "field", "normal", None}
-        What formula's first argument is: see `gpudrop.formulas.noises`.
+        The kind of the random value, which is formula's first argument: see `gpudrop.formulas.noises`.
     source : Draws, Reads or None
-        Where that comes from; None if nothing is drawn.
+        Where the random values come from; None if nothing is random.
     dtype : {"float16", "bfloat16", "float32", "float64", "bool"}
-        Of all full slots.
+        The dtype of all full slots.
     """
 
-    # Properties are cached, for every launch asks for some.
+    # Properties are cached, because every launch reads some.
 
     def __hash__(self) -> int:
         return self._hash
@@ -100,12 +100,12 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
 
     @cached_property
     def num_inputs(self) -> int:
-        """How many inputs are full."""
+        """The number of inputs of layout "full"."""
         return sum(slot.layout == "full" for slot in self.inputs)
 
     @cached_property
     def bits(self) -> int:
-        """Random bits that are drawn per element; 0 if none are."""
+        """Random bits that are drawn per element; 0 if nothing is drawn."""
         return self.source.bits if isinstance(self.source, Draws) else 0
 
     @cached_property
@@ -118,7 +118,7 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
 
     @cached_property
     def masked(self) -> bool:
-        """Whether what was drawn before is read."""
+        """Whether the kernel reads a mask that was drawn before."""
         return isinstance(self.source, Reads)
 
     @cached_property
@@ -127,7 +127,7 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether what is drawn is a truth value; otherwise it is a real number."""
+        """Whether the random value is a boolean; otherwise it is a real number."""
         return self.drawn in ("keep", None)
 
     @cached_property
@@ -137,7 +137,7 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
 
     @cached_property
     def stored_dtype(self) -> Any:
-        """The same as a NumPy dtype."""
+        """`storage` as a NumPy dtype."""
         return np.dtype(self.storage)
 
     @cached_property
@@ -147,31 +147,31 @@ class Kernel(_Fields):  # of which a dataclass would take half a millisecond at 
 
     @cached_property
     def mask_dtype(self) -> str:
-        """The dtype of an array of what is drawn."""
+        """The dtype of an array of random values."""
         return "bool" if self.keeps else self.real
 
     @cached_property
     def approximate(self) -> bool:
-        """Whether results are rounded to 16 bits, which hides an error of some units in the last place of a float32."""
+        """Whether results are rounded to 16 bits. The rounding hides an error of a few ulps of a float32."""
         return self.dtype in ("float16", "bfloat16")
 
 
 class Draw(NamedTuple):
-    """What varies from call to call without another kernel.
+    """The arguments that vary between calls of one kernel.
 
     Attributes
     ----------
     seed, call : int
-        The stream. For a kernel with a stored one, seed is an array of both, unsigned 64-bit integers.
+        The stream. If the kernel reads a stored stream, seed is an array of both, as unsigned 64-bit integers.
     start : int
         The index of the first element in the mask's own shape.
     limit : int
-        The largest field that drops its element, threshold - 1: unlike the threshold it always fits a
-        field. A threshold of 0 draws nothing and never gets here.
+        The largest field that drops its element: threshold - 1. Unlike the threshold, it always fits in a
+        field. With a threshold of 0 nothing is drawn, and limit is not used.
     scale, shift : float
-        The noise's own numbers: what kept elements are multiplied by, say.
+        The scalars of the noise. For dropout, scale is the factor of kept elements.
     row, pitch : int
-        For a window: how many elements follow one another in the mask, and how far apart in it these rows begin.
+        For a window: the number of elements per row, and the distance in the mask between the starts of two rows.
     """
 
     seed: Any = 0
@@ -185,10 +185,10 @@ class Draw(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What was drawn before, and where the elements find it.
+    """Random values that were drawn before, and the rule that assigns them to elements.
 
-    Element i reads array[i // (run * period * repeat) * period + i // run % period]: from the right, `run`
-    elements share a number, `period` of these follow one another, and come `repeat` times before the next ones.
+    Element i reads array[i // (run * period * repeat) * period + i // run % period]. `run` consecutive elements share
+    one value. `period` consecutive values are used `repeat` times before the next ones.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ class Mask(NamedTuple):
         One-dimensional, contiguous, of the kernel's `mask_dtype`.
     period, repeat, run : int
     kept : array, optional
-        One unsigned 64-bit integer: how many elements of array are kept, for a kernel that has `counted`.
+        One unsigned 64-bit integer: the number of kept elements of array. Only kernels with `counted` read it.
     """
 
     array: Any

@@ -1,10 +1,10 @@
-"""The threads that share the elements of an array between them: `share_out`.
+"""`share_out` divides the elements of an array among threads.
 
-They are Python's threads. The kernels hold no lock, so many threads may call them at once, and a forked process may go
-on calling them; Numba's own threading layers allow neither.
+They are Python's threads. The kernels hold no lock, so many threads may call them at once, and a forked process may
+continue to call them. Numba's own threading layers allow neither.
 
-Three names may be replaced, by PyTorch's face or by tests of interrupts and failures: `team`, if set, runs the work
-instead of the pool; `pool()` returns an object with a method submit(work); `Lock` makes the locks of one call.
+`gpudrop.torch` and tests of interrupts and failures may replace three names. `team`, if set, runs the work instead of
+the pool. `pool()` returns an object with a method submit(work). `Lock` makes the locks of one call.
 """
 
 import _thread
@@ -17,37 +17,37 @@ from typing import Any
 import numba
 from numba.np.ufunc import parallel
 
-SLICE = 1 << 16  # elements that a thread takes at a time, at least
-BLOCK = 1024  # elements that a kernel does at a time: slices are of whole blocks
-SHARED = 1 << 21  # elements that are worth waking threads for, which takes up to 100 microseconds
-SHARED_AWAKE = 1 << 19  # the same for the threads of a `team`, which have mostly just done something else
+SLICE = 1 << 16  # the least number of elements that a thread takes at a time
+BLOCK = 1024  # elements that a kernel processes at a time: slices consist of whole blocks
+SHARED = 1 << 21  # the least number of elements for several threads: waking them takes up to 100 microseconds
+SHARED_AWAKE = 1 << 19  # the same for the threads of a `team`, which are usually awake already
 
 Lock = threading.Lock
 
 team: Any = None
-"""Threads of another library: team(work, threads) runs work on so many of them and returns whether it has."""
+"""Threads of another library: team(work, threads) runs work on that many of them and returns whether it did."""
 
 
 def available():
-    """How many threads Numba would use here, without starting them.
+    """The number of threads that Numba would use, without starting them.
 
-    As it starts, Numba's OpenMP layer sets the number of PyTorch's threads too; set_num_threads has started it.
+    Starting Numba's OpenMP layer would also change PyTorch's number of threads. numba.set_num_threads has started it.
     """
     return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
 
 
 def share_out(part, size):
-    """part(lo, hi) over [0, size) on as many threads as numba.set_num_threads allows.
+    """Call part(lo, hi) for slices of [0, size), on as many threads as numba.set_num_threads allows.
 
-    After a failure, be it an interrupt of this thread (Ctrl-C), no further slice is begun, and it is raised when nobody
-    writes any more.
+    After a failure, including an interrupt of this thread (Ctrl-C), no further slice begins. The failure is raised when
+    no thread writes any more.
     """
     enough = SHARED if team is None else SHARED_AWAKE
     threads = min(available(), size // SLICE) if size >= enough else 1
     if threads == 1:
         part(0, size)
         return
-    # Several slices for each thread, so that one that wakes late or is held up takes fewer.
+    # Several slices per thread, so that a thread that wakes late or is delayed takes fewer.
     step = max(SLICE, size // (8 * threads * BLOCK) * BLOCK)
     starts = iter(range(0, size, step))
     lock, helpers, failures = Lock(), [], []
@@ -69,20 +69,20 @@ def share_out(part, size):
             helpers.append(busy)  # before a slice is taken
             work()
 
-    # An interrupt comes after any call of this thread. So all calls are in a try, nothing is counted, and who holds a
-    # lock waits for none.
+    # An interrupt can come after any call of this thread. So all calls are inside a try, nothing is counted, and a
+    # thread that holds a lock waits for no other.
     try:
         if team is None or not team(work, threads):
             for _ in range(threads - 1):
                 pool().submit(helper)
     except RuntimeError:
-        pass  # no thread can be started, as at interpreter shutdown; one may still come by and take a slice
+        pass  # no thread can be started, as at interpreter shutdown; threads of the pool may still take slices
     except BaseException as error:
         failures.append(error)
     while True:
         try:
             work()
-            for busy in helpers:  # who isn't among them has not begun, and finds nothing left to do
+            for busy in helpers:  # a helper that is not in the list has not begun, and will find no slice left
                 with busy:
                     pass
             break
@@ -93,19 +93,19 @@ def share_out(part, size):
 
 
 class _Pool:
-    """Threads that do what is submitted. Those of concurrent.futures share locks that an interrupt may leave locked."""
+    """Threads that run submitted work. concurrent.futures shares locks that an interrupt may leave locked."""
 
     def __init__(self):
         self._queue, self._missing = SimpleQueue(), os.cpu_count() or 1
 
     def submit(self, work):
-        """Have work() done soon, or a RuntimeError where no thread can be started."""
+        """Run work() in a thread soon; a RuntimeError if no thread can be started."""
         if self._missing > 0:
-            _thread.start_new_thread(self._serve, ())
+            _thread.start_new_thread(self._loop, ())
             self._missing -= 1
         self._queue.put(work)
 
-    def _serve(self):
+    def _loop(self):
         while True:
             self._queue.get()()
 
@@ -116,5 +116,5 @@ def _pool_of(process):
 
 
 def pool():
-    """The pool of this process: a forked child inherits its parent's without the threads."""
+    """The pool of this process. A forked child inherits its parent's pool without the threads."""
     return _pool_of(os.getpid())

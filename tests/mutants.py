@@ -1057,7 +1057,7 @@ MUTANTS = [
     Mutant(
         "a mask of later samples is read from where it was drawn",
         "kernels/chunks.py",
-        "start = seed = call = 0  # start is that of the mask, drawn before",
+        "start = seed = call = 0  # start refers to the mask, which was drawn before",
         "pass",
         "backends/test_parts.py",
     ),

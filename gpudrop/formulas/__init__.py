@@ -1,19 +1,24 @@
-"""Formulas: plain scalar Python functions that every processor compiles.
+"""Formulas: plain scalar Python functions that are compiled for every backend.
 
 A formula takes numbers and returns a number. It may use assignments, if, for over range(n),
 arithmetic, comparisons, conditional expressions, the functions in MATH (from math or numpy), abs,
 min, max, numpy's uint32 and uint64 casts, module-level numbers and other formulas.
 
-A bare number takes the type of the array's arithmetic (float32 or float64, called `real` here), and so
-do loop variables and what is cast to a float; parameters and results are real unless annotated. So
-`0.5 * x` is never computed in float64 by accident, on any processor. gpudrop's own
-formulas of indices have more, which `activations` refuses in users': int64, // and % of what is not negative, tuples,
-`rolled` loops and `exchanged`.
+A bare number has the type of the array's arithmetic: float32 or float64, called `real` here. Loop variables and values
+cast to float have that type too. Parameters and results are real unless annotated. So `0.5 * x` is never computed in
+float64 by accident, on any processor.
 
-`parse` reads a function's text, makes sure that the function was compiled from it, and brings it into canonical form,
-in which every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending
-in its number), every bare number reads real(number), and every quotient divide(a, b), since a processor may have a way
-of its own to divide. `compiled` turns that back into a Python function for Numba or for the CUDA simulator;
+gpudrop's own index formulas may use more: int64, // and % of integers that are not negative, tuples, `rolled` loops and
+`exchanged`. `activations` rejects these in users' formulas.
+
+`parse` reads a function's source text, checks that the function was compiled from it, and returns its canonical form:
+
+- Every name is a cast, a function of MATH, a local variable (ending in an underscore) or another formula (ending in its
+  number).
+- Every bare number is written real(number).
+- Every quotient is written divide(a, b), because a processor may have its own division.
+
+`compiled` converts the canonical form back into a Python function, for Numba or for the CUDA simulator.
 `gpudrop.formulas.cuda_cpp` prints it as C++.
 """
 
@@ -37,19 +42,19 @@ import numpy as np
 MATH = ("cos", "erf", "exp", "expm1", "fabs", "floor", "log", "log1p", "sin", "sqrt", "tanh")
 CASTS = ("uint32", "uint64", "int64", "real")
 
-# What a name's value means, found by identity so that any import style works.
+# The meaning of a name's value. Values are compared by identity, so that any import style works.
 _KNOWN = {getattr(module, name): name for module in (math, np) for name in MATH if hasattr(module, name)}
 _KNOWN |= {np.uint32: "uint32", np.uint64: "uint64", np.float32: "real", np.float64: "real", float: "real"}
 _KNOWN |= {abs: "fabs", np.abs: "fabs", range: "range", min: "min", max: "max", np.int64: "int64"}
 
 
 def rolled(count: int) -> range:
-    """range, for a loop that CUDA's compilers must not unroll."""
+    """range, for a loop that CUDA compilers must not unroll."""
     return range(count)
 
 
 def exchanged(value: Any, distance: Any) -> Any:
-    """The value of the thread whose number in the warp differs in the bit `distance`; CUDA alone has it."""
+    """The value of the thread whose lane differs from this one's in the bit `distance`; for CUDA only."""
     raise NotImplementedError
 
 
@@ -57,33 +62,33 @@ _KNOWN |= {rolled: "rolled", exchanged: "exchanged"}
 
 
 Drawn = bool | float
-"""What is drawn for an element: a truth value or a number, as the kernel that a formula is for has it."""
+"""The random value of an element: a boolean or a number, depending on the kernel."""
 Pair = tuple[float, float]
 """The result of a formula that returns two numbers."""
 Location = tuple[np.int64, np.int64, np.int64, np.int64]
-"""Where a kernel is: four indices, which mean what its formulas say."""
+"""The location of a thread in the elements: four indices, which the formulas define."""
 MaskArray = Any
-"""The array of a mask, which an int64 indexes."""
+"""The array of a mask, indexed by an int64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """A function in canonical form: its syntax tree and the formulas it calls, by name."""
+    """A function in canonical form: its syntax tree and the formulas that it calls, by name."""
 
     function: types.FunctionType
     source: str
-    line: int  # of the source's first line, in its file
+    line: int  # the line number in its file of the source's first line
     tree: ast.FunctionDef
     calls: dict[str, types.FunctionType]
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of everything the formula's result depends on."""
+        """A hash of everything that the formula's result depends on."""
         text = ast.dump(self.tree) + "".join(f"{n}={parse(f).digest}" for n, f in sorted(self.calls.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def refuse(self, node: Any, why: str = "has no CUDA spelling") -> SyntaxError:
-        """The error for a node: its line in the file, and its text as it stands there."""
+    def refuse(self, node: Any, why: str = "is not supported in a formula") -> SyntaxError:
+        """The error for a node, with its line in the file and its source text."""
         line = self.line + getattr(node, "lineno", 1) - 1
         text = (ast.get_source_segment(self.source, node) if hasattr(node, "lineno") else None) or ast.unparse(node)
         return SyntaxError(f"line {line}: '{text.splitlines()[0]}' {why}")
@@ -93,21 +98,21 @@ _formulas: dict[types.FunctionType, Formula] = {}
 
 
 def parse(function: Any) -> Formula:
-    """The canonical form of a function, with the numbers and functions that its names meant at the first call of this.
+    """The canonical form of a function. Its names have the values of the first call of `parse` for the function.
 
     Raises
     ------
     TypeError
-        If it isn't a function written with def.
+        If it is not a function written with def.
     SyntaxError
-        If its source can't be read or isn't what the function was compiled from, or if it uses what a formula may not
-        use, with the line.
+        If its source cannot be read, or is not the source that the function was compiled from. If it uses something
+        that formulas do not support; the message names the line.
     """
     return _formulas[_parsed(function)]
 
 
 def _parsed(function: Any, callers: tuple[Any, ...] = ()) -> Any:
-    """Add a function, and those that it calls, to the table of formulas if they are not in it; returns the function."""
+    """Parse a function and the formulas that it calls, unless they are in the table; returns the function."""
     plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & inspect.CO_COROUTINE
     if not plain or function.__code__.co_name == "<lambda>":
         raise TypeError(f"a formula must be a function written with def, got {function!r}")
@@ -117,9 +122,9 @@ def _parsed(function: Any, callers: tuple[Any, ...] = ()) -> Any:
 
 
 def latest(function: Any) -> Any:
-    """The function, or a copy of it for which `parse` has what its names mean now, where that has changed.
+    """The function itself, or a copy of it if its names have other values now. `parse` uses these values for the copy.
 
-    Errors are those of `parse`.
+    The errors are those of `parse`.
     """
     found: dict[Any, Any] = {}
 
@@ -138,9 +143,9 @@ def latest(function: Any) -> Any:
 
 
 def _read(function: types.FunctionType, callers: tuple[Any, ...], each: Callable[..., Any]) -> Formula:
-    """The canonical form of a function, in which each(f, callers) replaces every formula f that it calls.
+    """The canonical form of a function. each(f, callers) replaces every formula f that it calls.
 
-    callers: the functions that are being read, each of which calls the next.
+    callers: the functions that are being read; each calls the next.
     """
     source, line = _definition(function, _source(function))
     tree: Any = ast.parse(source).body[0]
@@ -155,33 +160,33 @@ def _read(function: types.FunctionType, callers: tuple[Any, ...], each: Callable
 
 
 def text_of(file: str, namespace: dict[str, Any]) -> str:
-    """The text of a Python file, of a module in a zip file or of a notebook's cell; "" if it can't be found.
+    """The text of a Python file, of a module in a zip file or of a notebook's cell; "" if it cannot be found.
 
-    namespace: the module's, whose loader can read what is not a file.
+    namespace: the module's namespace. Its loader can read modules that are not files.
     """
     linecache.checkcache(file)
     return "".join(linecache.getlines(file, namespace))
 
 
 def _source(function: types.FunctionType) -> str:
-    """The text of all of the file, or the notebook's cell, in which a function is defined."""
+    """The text of the whole file or notebook's cell in which a function is defined."""
     source = text_of(function.__code__.co_filename, function.__globals__)
     if source:
         return source
     if (function.__module__ or "").startswith("gpudrop."):
-        raise SyntaxError("gpudrop's .py files are missing, and it compiles its kernels from them")
+        raise SyntaxError("gpudrop's .py files are missing, and its kernels are compiled from them: install them too")
     try:
-        return "".join(inspect.findsource(function)[0])  # what is typed at the prompt, from Python 3.13 on
+        return "".join(inspect.findsource(function)[0])  # code that is typed at the prompt, from Python 3.13 on
     except (OSError, TypeError):
         raise SyntaxError(f"the source of {function.__name__} can't be read; put it into a file") from None
 
 
 def _definition(function: types.FunctionType, source: str) -> tuple[str, int]:
-    """The part of a source that a function was compiled from, and its first line; it may have been moved since."""
+    """The part of a source that a function was compiled from, and its first line now: it may have moved."""
     code = function.__code__
     meaning = _meaning(code)
     found: list[ast.FunctionDef] = []
-    for optimize in (-1, 0, 2):  # as this process compiles; or as the .pyc file was made, with docstrings or without
+    for optimize in (-1, 0, 2):  # the level of this process, or of the .pyc file, with or without docstrings
         found = found or [
             node for other, node in _definitions(source, code.co_flags & _FUTURE, optimize) if other == meaning
         ]
@@ -201,14 +206,14 @@ _FUTURE = functools.reduce(
 
 @functools.lru_cache(maxsize=64)
 def _definitions(source: str, flags: int, optimize: int) -> list[tuple[tuple[Any, ...], ast.FunctionDef]]:
-    """The meaning and the definition of each function in a source; none if it can't be compiled.
+    """The meaning and the definition of each function in a source; an empty list if it cannot be compiled.
 
-    flags: those of a function there. optimize: as for Python's compile.
+    flags: the compiler flags of a function in it. optimize: as for Python's compile.
     """
-    flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in cells of a notebook
+    flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # notebooks' cells allow it
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were shown at the import
+            warnings.simplefilter("ignore")  # they were shown at import
             tree = compile(source, "<formulas>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
             code = compile(source, "<formulas>", "exec", flags, dont_inherit=True, optimize=optimize)
     except (SyntaxError, ValueError):
@@ -230,7 +235,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _meaning(code: types.CodeType) -> tuple[Any, ...]:
-    """What is equal in two code objects that compute the same: all but the lines."""
+    """A value that is equal for code objects that compute the same: everything except the lines."""
     arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
     names = code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     constants = [_meaning(c) if isinstance(c, types.CodeType) else (type(c), repr(c)) for c in code.co_consts]
@@ -243,7 +248,7 @@ class _Canonical(ast.NodeTransformer):
         code = formula.function.__code__
         self.local = set(code.co_varnames)
         self.names = self.local.union(code.co_names, code.co_freevars)
-        self.counters = set()  # the variables of loops, which are integers
+        self.counters = set()  # loop variables, which are integers
         try:
             closure = inspect.getclosurevars(formula.function)
         except ValueError:
@@ -252,7 +257,7 @@ class _Canonical(ast.NodeTransformer):
         self.outer = {**vars(builtins), **formula.function.__globals__, **closure.nonlocals}
 
     def visit(self, node):
-        # These bind names of their own.
+        # These bind new names.
         if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.NamedExpr)):
             raise self.formula.refuse(node)
         return super().visit(node)
@@ -278,9 +283,9 @@ class _Canonical(ast.NodeTransformer):
         return node
 
     def check_name(self, name, node):
-        """In a class, Python knows a name that begins with two underscores by another."""
+        """Raise an error for a name that Python changes: in a class, one that begins with two underscores."""
         if name.startswith("__") and name not in self.names:
-            raise self.formula.refuse(node, "has another name here: in a class, don't begin names with two underscores")
+            raise self.formula.refuse(node, "is renamed by Python: in a class, don't begin names with two underscores")
 
     def visit_Name(self, node):
         self.check_name(node.id, node)
@@ -304,7 +309,7 @@ class _Canonical(ast.NodeTransformer):
         if isinstance(value, Hashable) and value in _KNOWN:
             name = _KNOWN[value]
         elif isinstance(value, types.FunctionType):
-            # Two formulas may have one name; no name of a local ends in a digit here.
+            # Two formulas may have the same name. The name of a local variable never ends in a digit here.
             calls = self.formula.calls
             name = next((n for n, f in calls.items() if f is value), f"{value.__code__.co_name}_{len(calls)}")
             calls[name] = value
@@ -355,7 +360,7 @@ class _Canonical(ast.NodeTransformer):
         return ast.copy_location(ast.Call(function, arguments, []), node)
 
     def _count(self, argument):
-        """How often a loop runs: an integer, by itself or by the name of one outside."""
+        """The number of iterations of a loop: an integer, or the name of an integer outside the function."""
         if (
             isinstance(argument, ast.Name)
             and type(self.outer.get(argument.id)) is int
@@ -369,7 +374,7 @@ class _Canonical(ast.NodeTransformer):
         return ast.copy_location(ast.Subscript(self.visit(node.value), index, node.ctx), node)
 
     def _uncast(self, argument):
-        """What is cast anyway needn't be made real before."""
+        """Remove a cast to real that another cast surrounds."""
         match argument:
             case ast.Call(func=ast.Name(id="real"), args=[ast.Name() as name]):
                 return name
@@ -381,7 +386,7 @@ def _cast(name, value, node):
 
 
 def compiled(function, real, math_functions, decorate, memo=None):
-    """The formula as a Python function over one type of arithmetic.
+    """The formula as a Python function for one arithmetic type.
 
     Parameters
     ----------
@@ -390,11 +395,12 @@ def compiled(function, real, math_functions, decorate, memo=None):
     real : type
         numpy.float32 or numpy.float64, the type of bare numbers.
     math_functions : dict
-        What each name in MATH, and divide, means on this processor.
+        This processor's implementation of each name in MATH, and of divide.
     decorate : callable
-        Applied to the result and to each formula it calls: a jit, say.
+        Applied to the result and to each formula that it calls: a jit, for example.
     memo : dict, optional
-        What formulas are compiled already, or are on this processor; those that are compiled here are added.
+        Formulas that are already compiled, or that have an implementation for this processor. Newly compiled formulas
+        are added.
     """
     memo = {} if memo is None else memo
     if function not in memo:

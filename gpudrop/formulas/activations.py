@@ -1,7 +1,7 @@
-"""The table of activations: each one a value and a slope, each of them one scalar formula.
+"""The table of activations. Each has a value and a slope, and each of these is one scalar formula.
 
-A formula is a plain Python function of one number. `gpudrop.formulas` makes the host, Numba's CUDA
-and CuPy compile it; a bare number in it has the type of x. Slopes are d value / d x.
+A formula is a plain Python function of one number. `gpudrop.formulas` compiles it for the CPU, for Numba CUDA and for
+CuPy. A bare number in it has the type of x. A slope is the derivative d value / d x.
 """
 
 import ast
@@ -29,10 +29,11 @@ SELU_SCALE = 1.0507009873554805
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """One row of the table: an activation's name, value, slope, and what its slope is a function of.
+    """One row of the table: an activation's name, value and slope, and the argument of its slope.
 
-    slope_of is "input" (x), "output" (y: the slope must be 0 where y is 0, so that a dropped element
-    needs no bits to be told from a kept one) or None (the slope is constant).
+    slope_of is "input" if the slope is a function of x, and None if it is constant. It is "output" if the slope is a
+    function of y. Such a slope must be 0 where y is 0: then the backward pass needs no mask, because dropped elements
+    have the slope 0.
     """
 
     name: str
@@ -55,7 +56,7 @@ def relu(x):
 
 
 def relu_slope(y):
-    return 0 if y <= 0 else 1  # a gradient of nan shows where y is nan
+    return 0 if y <= 0 else 1  # 1 where y is nan, so that a gradient of nan stays visible
 
 
 def leaky_relu(x):
@@ -112,13 +113,13 @@ def sigmoid_slope(x):
     return e / ((1 + e) * (1 + e))
 
 
-# sigmoid, out of what sigmoid_slope computes: together they cost one exponential.
+# sigmoid, from the same exponential as sigmoid_slope: together they compute only one.
 def _sigmoid_by_abs(x):
     e = exp(-abs(x))
     return (1 if x > 0 else e) / (1 + e)
 
 
-# gelu_tanh: 0.5 * (1 + tanh(u)) is sigmoid(2u), one exponential and exact in the tail.
+# gelu_tanh: 0.5 * (1 + tanh(u)) is sigmoid(2u): one exponential, and exact in the tail.
 def gelu_tanh(x):
     return x * sigmoid(SQRT_8_OVER_PI * x * (1 + 0.044715 * x * x))
 
@@ -216,16 +217,16 @@ def register_activation(
     Parameters
     ----------
     name : str
-        What `activation=` calls it; an identifier that isn't taken.
+        The name for `activation=`: an identifier that is not in use.
     value, slope : function
         Plain Python functions of one number, written with def: the activation and its derivative with
         respect to x. They may use arithmetic, comparisons, conditional expressions, abs, min, max,
         the functions exp, expm1, log, log1p, sqrt, erf, tanh, sin, cos and floor of math or numpy, numbers of
         their module, and other such functions. A bare number in them has the type of the array's arithmetic.
     replace : bool
-        Whether an activation that you have registered under that name is replaced: in a notebook's cell that runs
-        again, say, or in a module that is reloaded. Layers of that name compute the new one from then on; in PyTorch a
-        backward pass does too, so don't replace one between a forward and a backward pass.
+        Whether to replace an activation that you have registered under that name. It is meant for notebook cells that
+        run again, and for modules that are reloaded. Layers with that name use the new activation from then on. In
+        PyTorch a backward pass does too, so do not replace an activation between a forward pass and its backward pass.
 
     Returns
     -------
@@ -235,18 +236,19 @@ def register_activation(
     Raises
     ------
     ValueError
-        If the name is taken or not an identifier.
+        If the name is in use or not an identifier.
     TypeError
-        If value or slope is not a function of one number written with def, or can't be computed from one.
+        If value or slope is not a function of one number written with def, or fails for a number.
     SyntaxError
-        If a line has no CUDA spelling; it names the line. Or if a formula is nested more than 200 levels deep, or its
-        source can't be found, or is not what the function was compiled from.
+        If a formula uses something that formulas do not support; the message names the line. If it is nested more than
+        200 levels deep. If its source cannot be found, or is not the source that the function was compiled from.
 
     Notes
     -----
     The formula is fixed at registration: later changes of a module's numbers have no effect. The source is read from
-    its file, from the notebook's cell, or, from Python 3.13 on, from the prompt. A new process, as multiprocessing's
-    spawn and joblib start it, must register the activation too. Nothing checks that slope is the derivative of value.
+    its file, from the notebook's cell, or, from Python 3.13 on, from the prompt. A new process, such as those of
+    multiprocessing's spawn and of joblib, must register the activation too. gpudrop does not check that slope is the
+    derivative of value.
 
     Examples
     --------
@@ -272,12 +274,12 @@ def unregister_activation(name: str) -> None:
     Parameters
     ----------
     name : str
-        One that `register_activation` has added. Calls that name it raise ValueError from then on.
+        An activation that `register_activation` has added. Calls with this name raise ValueError from then on.
 
     Raises
     ------
     ValueError
-        If there is none of that name, or it is a built-in one.
+        If no activation has that name, or the activation is built in.
 
     Examples
     --------
@@ -293,9 +295,9 @@ def unregister_activation(name: str) -> None:
 
 
 def _checked(role: str, formula: Any) -> Any:
-    """A user's formula as it is now, after all that can be known of it before a processor compiles it."""
+    """A user's formula with the current values of its names, after all checks that are possible before compiling."""
     if isinstance(formula, types.FunctionType):
-        signature = inspect.signature(formula, follow_wrapped=False)  # a decorated function is what the decorator made
+        signature = inspect.signature(formula, follow_wrapped=False)  # of the function that a decorator returned
         if [a.kind for a in signature.parameters.values()] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
             raise TypeError(f"{role} must take one number, {formula.__name__} takes {signature}")
     try:
@@ -314,14 +316,14 @@ def _checked(role: str, formula: Any) -> Any:
         with np.errstate(all="ignore"):
             formula(0.5)
     except (ArithmeticError, ValueError):
-        pass  # it isn't defined there
-    except Exception as error:  # operations on bits, say, which have a spelling but no meaning
+        pass  # the function is not defined at 0.5
+    except Exception as error:  # operations on bits, for example, which formulas support for integers only
         raise TypeError(f"{role} must be computable from a number, {formula.__name__}(0.5) fails: {error}") from None
     return formula
 
 
 def _refuse_indices(formula: Formula, seen: set[Formula]) -> None:
-    """Raise a SyntaxError for what formulas of indices alone may use: processors differ in it for negative numbers."""
+    """Raise a SyntaxError for what only index formulas may use: processors differ for negative numbers."""
     seen.add(formula)
     for node in ast.walk(formula.tree):
         operator = node.op if isinstance(node, (ast.BinOp, ast.AugAssign)) else None
@@ -335,7 +337,7 @@ def _refuse_indices(formula: Formula, seen: set[Formula]) -> None:
 
 
 DEPTH = 200
-"""Levels of a formula's syntax tree at most. Python's own limit may be any, and clang, say, allows 256 brackets."""
+"""The most levels of a formula's syntax tree. Python's own limit varies, and clang allows 256 nested brackets."""
 
 
 def _depth(tree: ast.AST) -> int:
@@ -347,12 +349,12 @@ def _depth(tree: ast.AST) -> int:
 
 @functools.cache
 def of_input(activation: Activation) -> Activation:
-    """The activation with a slope that is a function of x, for a backward pass that must not rely on y."""
+    """The activation with a slope that is a function of x, for a backward pass that must not use y."""
     return dataclasses.replace(activation, name=f"{activation.name}_of_input", slope_of="input")
 
 
 def find_activation(name: str | Activation | None) -> Activation:
-    """The row for a name, or for None the identity; a ValueError lists the known names. A row is what it is."""
+    """The row of a name; None means the identity. A row is returned as it is. A ValueError lists the known names."""
     if isinstance(name, Activation):
         return name
     try:
@@ -360,21 +362,21 @@ def find_activation(name: str | Activation | None) -> Activation:
     except (KeyError, TypeError):
         known = ", ".join(sorted(ACTIVATIONS))
         near = hints.hint(name, ACTIVATIONS, hints.ACTIVATIONS)
-        near = "; register_activation gives functions of your own a name" if callable(name) else near
+        near = "; use register_activation to register your own function under a name" if callable(name) else near
         raise ValueError(f"unknown activation {name!r}; known: {known}{near}") from None
 
 
 def check_activation(activation: Any) -> str | None:
-    """The name of an activation that the table has, or None; a ValueError if there is no such."""
+    """The name of an activation in the table, or None; a ValueError if the table does not have it."""
     name = activation.name if isinstance(activation, Activation) else activation
     find_activation(name)
     return name
 
 
 def check_loaded(activation: str | None) -> None:
-    """Raise a ValueError that says what to do if a layer is unpickled whose activation is unknown in this process."""
+    """Raise a ValueError with advice if this process does not know the activation of an unpickled layer."""
     try:
         find_activation(activation)
     except ValueError as error:
-        advice = "before a layer with an activation of your own is loaded, register it in this process, too"
+        advice = "register your own activation in this process before you load a layer that uses it"
         raise ValueError(f"{error}; {advice}") from None

@@ -1,14 +1,13 @@
-"""Prints formulas as CUDA C++, and refuses by line what it doesn't know.
+"""Prints formulas as CUDA C++. An error for something unsupported names its line.
 
-The printed text spells its types as `prelude` defines them, and it is ordinary C++: g++ builds the same text for the
-host.
+The printed text uses the type names that `prelude` defines. It is ordinary C++, so g++ can build it for the CPU.
 """
 
 import ast
 
 from gpudrop.formulas import parse
 
-# Of integers alone, and not of negative ones.
+# For integers only, which must not be negative.
 DIVISIONS: dict[type[ast.AST], str] = {ast.FloorDiv: "/", ast.Mod: "%"}
 OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.RShift: ">>", ast.LShift: "<<"}
 OPERATORS |= {ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Not: "!"}
@@ -17,15 +16,15 @@ OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
 TYPES |= {"int64": "int64", "Location": "Location", "MaskArray": "const mask_t*", "Drawn": "drawn_t", "Pair": "Pair"}
-"""What annotations mean; without one a parameter or result is real."""
+"""The C++ types of annotations. A parameter or result without an annotation is real."""
 INTEGERS = ("uint32", "uint64", "int64")
 KINDS = {"bool": "truth"} | dict.fromkeys(INTEGERS, "integer")
 KINDS |= dict.fromkeys(("Words", "Location", "const mask_t*"), "several")
-"""What values of these types are: a truth value, an integer, or several numbers; others are real."""
+"""The kind of each type's values: a boolean, an integer or several numbers. Other types are real."""
 
 
 def prelude(real, drawn="real"):
-    """The types that printed formulas use; real is "float" or "double", drawn, of drawn_t, "bool" or "real"."""
+    """The types that printed formulas use. real is "float" or "double"; drawn is the type drawn_t, "bool" or "real"."""
     return f"""
 typedef {real} real;
 typedef {drawn} drawn_t;
@@ -47,7 +46,7 @@ struct Pair {{
 
 
 class CudaSource:
-    """The C++ text of formulas and of all they call, each printed once.
+    """The C++ text of formulas and of all formulas that they call. Each is printed once.
 
     Examples
     --------
@@ -64,7 +63,7 @@ class CudaSource:
     Parameters
     ----------
     names : dict, optional
-        {formula: name} of those that the text around has under a name already.
+        {formula: name} of formulas that the surrounding text already defines.
     """
 
     def __init__(self, names=None):
@@ -72,7 +71,7 @@ class CudaSource:
         self.text = ""
 
     def add(self, function, name=None):
-        """Print a formula, under a name of the caller's or its own; returns its C++ name."""
+        """Print a formula under the given name, or under its own. Return its C++ name."""
         formula = parse(function)
         if function not in self.names:
             # No keyword of C++ and no name in the kernels' own text ends in an underscore.
@@ -89,7 +88,7 @@ class _Printer:
     def __init__(self, formula, calls):
         self.formula, self.calls = formula, calls
         self.kinds = {a.arg: KINDS.get(self.type(a.annotation), "other") for a in formula.tree.args.args}
-        """The variables that are declared, and what each is, as in `KINDS`."""
+        """The declared variables and their kinds, as in `KINDS`."""
 
     def type(self, annotation):
         text = ast.unparse(annotation) if annotation else "float"
@@ -110,7 +109,7 @@ class _Printer:
     def nested(self, statements, indent):
         outer = dict(self.kinds)
         text = self.block(statements, indent + "  ")
-        self.kinds = outer  # what is first assigned inside a block ends with it
+        self.kinds = outer  # variables that are first assigned in a block end with it
         return f"{{\n{text}{indent}}}"
 
     def statement(self, s, indent):
@@ -149,7 +148,7 @@ class _Printer:
         raise self.formula.refuse(s)
 
     def kind(self, e):
-        """What an expression is, as in `KINDS`."""
+        """The kind of an expression, as in `KINDS`."""
         match e:
             case ast.Compare() | ast.UnaryOp(op=ast.Not()) | ast.Constant():
                 return "truth"

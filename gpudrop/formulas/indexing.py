@@ -1,7 +1,7 @@
-"""Index arithmetic of CUDA kernels, for Numba and for CuPy: chunks, windows, masks that broadcast, and warps.
+"""Index arithmetic of CUDA kernels, for Numba and for CuPy: chunks, windows, broadcast masks and warps.
 
-A thread takes chunks, and goes from one to the next by additions, since divisions would cost more than the rest: it is
-at a Location, and `advance` brings it on by another one.
+A thread processes several chunks. It moves from one to the next by additions, because divisions would cost more than
+all other work. A Location describes where the thread is, and `advance` adds another Location to it.
 """
 
 from functools import cache
@@ -16,12 +16,12 @@ WARP = int64(32)
 ALL = uint32(0xFFFFFFFF)
 
 
-# Masks that broadcast: a Location is (index in the run, index in the period, number of the repeat, start of the
-# period), of which `gpudrop.kernels.spec.Mask` says what they are.
+# Broadcast masks: a Location is (index in the run, index in the period, number of the repeat, start of the period).
+# `gpudrop.kernels.spec.Mask` defines these terms.
 
 
 def locate(i: int64, period: int64, repeat: int64, run: int64) -> Location:
-    """Where element i finds what was drawn for it."""
+    """The Location of element i in the mask."""
     number = i // run
     lap = number // period
     return i - number * run, number - lap * period, lap % repeat, lap // repeat * period
@@ -38,7 +38,7 @@ def ahead_by(elements: int64, numbers: int64) -> Location:
 
 
 def advance(here: Location, by: Location, period: int64, repeat: int64, run: int64) -> Location:
-    """The Location of a later element: `by` is that of the element as far from the first one."""
+    """The Location of a later element. `by` is the Location of the element at the same distance from element 0."""
     within = here[0] + by[0]
     at = here[1] + by[1]
     turn = here[2] + by[2]
@@ -66,7 +66,7 @@ def is_kept(mask: MaskArray, i: int64) -> uint32:
 
 @cache
 def chunk_bits(chunk: int) -> Any:
-    """A formula: a bit for each element of a chunk that begins at a Location, whether it is kept."""
+    """A formula for a chunk that begins at a Location: bit j says whether element j of the chunk is kept."""
 
     def bits(mask: MaskArray, here: Location, period: int64, repeat: int64, run: int64) -> uint32:
         keeps = uint32(0)
@@ -75,7 +75,7 @@ def chunk_bits(chunk: int) -> Any:
                 keeps = uint32(keeps | uint32(is_kept(mask, index_of(here)) << uint32(j)))
                 here = next_element(here, period, repeat, run)
             return keeps
-        # A chunk that spans at most one boundary, of runs or of periods, needs two lookups.
+        # Fast path: a chunk that spans at most one boundary of runs or periods needs two lookups.
         before = index_of(here)
         if run == int64(1):
             ahead = period - here[1]
@@ -96,17 +96,17 @@ def chunk_bits(chunk: int) -> Any:
     return bits
 
 
-# Windows: a Location is (row, turn in the row, 0, 0).
+# Windows: a Location is (row, number of the chunk in the row, 0, 0).
 
 
 def first_turn(i: int64, turns: int64) -> Location:
-    """Where chunk number i is."""
+    """The Location of chunk number i."""
     row = i // turns
     return row, i - row * turns, int64(0), int64(0)
 
 
 def next_turn(here: Location, by: Location, turns: int64) -> Location:
-    """A later chunk's: `by` is that of the chunk as far from the first one."""
+    """The Location of a later chunk. `by` is the Location of the chunk at the same distance from chunk 0."""
     row = here[0] + by[0]
     turn = here[1] + by[1]
     if turn >= turns:
@@ -120,7 +120,7 @@ def next_turn(here: Location, by: Location, turns: int64) -> Location:
 
 @cache
 def own_chunk(parts: int) -> Any:
-    """A formula: from a thread's number in the warp to that of the chunk that it draws for."""
+    """A formula that maps a thread's lane to the number in the warp of the chunk whose words it draws."""
     count = int64(parts)
 
     def own(lane: int64) -> int64:
@@ -130,7 +130,7 @@ def own_chunk(parts: int) -> Any:
 
 
 def swapped(lane: uint32, distance: uint32, low: uint32, high: uint32) -> Words:
-    """Half of two words for half of the other thread's: the one has both low ones then, the other both high ones."""
+    """Exchange one of two words with another thread. One thread then has both low words, the other both high words."""
     odd = uint32(lane & distance) != uint32(0)
     received = exchanged(low if odd else high, distance)
     return received if odd else low, high if odd else received, uint32(0), uint32(0)
@@ -138,7 +138,7 @@ def swapped(lane: uint32, distance: uint32, low: uint32, high: uint32) -> Words:
 
 @cache
 def exchange(parts: int) -> Any:
-    """A formula: the words for a thread's own elements, which are parts of other threads' chunks."""
+    """A formula that returns the words of a thread's own elements, which belong to chunks of other threads."""
     half, one = uint32(parts >> 1), uint32(1)
 
     def nothing(words: Words, lane: uint32) -> Words:

@@ -1,10 +1,10 @@
-"""The table of noises: what is random about an element, and what that does to it, each one scalar formula.
+"""The table of noises. A noise defines an element's random value and the effect of that value, as one scalar formula.
 
-A noise's value is a formula (see `gpudrop.formulas`) of five numbers: what was drawn for the element, the
-numbers scale and shift of the call, z = activation(x), and the element of a second array (zoneout's previous
-state). What is drawn is one of
+A noise's value is a formula (see `gpudrop.formulas`) of five numbers: the random value of the element, the
+scalars scale and shift of the call, z = activation(x), and the element of a second array (zoneout's previous
+state). The random value is one of
 
-    keep      field > limit, a truth value: is the element kept?
+    keep      field > limit, a boolean: is the element kept?
     field     the field itself, a uniform integer, as a real number
     normal    a normal deviate, `philox.normal`
     None      nothing: the value depends on no random bits
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from gpudrop.checks import check_bits, check_number, check_p
 
 ALPHA_PRIME = -1.7580993408473766
-"""What SELU tends to at -infinity, -scale * alpha: alpha dropout's value of what is dropped."""
+"""The limit of SELU at -infinity, -scale * alpha. Alpha dropout replaces dropped elements by it."""
 
 
 class Scalars(NamedTuple):
-    """What a noise's strength comes to, as the scalars that kernels take: see `kernels.spec.Draw`."""
+    """The scalars that kernels take, computed from the noise's strength: see `kernels.spec.Draw`."""
 
     limit: int = 0
     scale: float = 1.0
@@ -39,20 +39,20 @@ class Noise:
     value : function
         The formula: y of (drawn, scale, shift, z, other).
     drawn : {"keep", "field", "normal", None}
-        What value's first argument is.
+        The kind of the random value, which is value's first argument.
     scalars : function
-        The Scalars for (p, bits), or None where nothing need be drawn and y = z.
+        Returns the Scalars for (p, bits), or None if nothing needs to be drawn and y = z.
     check : function
-        The strength as a float, or an error that names it; for most it is a probability.
+        Returns the strength as a float, or raises an error that names it. Most strengths are probabilities.
     gradient : Noise, optional
-        The noise that takes dy to dz with the same scalars; None where value is linear in z and does it itself.
+        The noise that maps dy to dz with the same scalars. None if value is linear in z and maps dy itself.
     two_inputs : bool
         Whether value reads a second array.
     second : Noise, optional
-        The noise that takes dy to the gradient of that array.
+        The noise that maps dy to the gradient of that array.
     zeroes : bool
-        Whether y is 0 where an element is dropped and z times a positive number elsewhere, so that the sign of
-        y tells a backward pass all that z's sign and the mask would.
+        Whether y is 0 where an element is dropped, and z times a positive number elsewhere. Then a backward pass can
+        use the sign of y instead of the sign of z and the mask.
     """
 
     name: str
@@ -69,22 +69,22 @@ class Noise:
         """Random bits per element as an int, or a ValueError."""
         bits = check_bits(bits)
         if self.drawn == "normal" and bits != 32:
-            raise ValueError(f"bits must be 32, for a normal deviate takes as many, got {bits}")
+            raise ValueError(f"bits must be 32, because a normal deviate needs 32 random bits, got {bits}")
         return bits
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A probability of dropping, as the integers that kernels compare with.
+    """A probability of dropping, rounded to a multiple of 2**-bits.
 
     Attributes
     ----------
     threshold : int
-        A field below it drops its element; from 0 to 2**bits.
+        From 0 to 2**bits. An element is dropped if its field is below the threshold.
     scale : float
-        What kept elements are multiplied by: 1 / (1 - effective_p), or 0 where nothing is kept.
+        The factor of kept elements: 1 / (1 - effective_p), or 0 if nothing is kept.
     effective_p : float
-        The probability that is honoured, threshold / 2**bits.
+        The rounded probability: threshold / 2**bits.
     """
 
     threshold: int
@@ -100,13 +100,13 @@ def quantize(p: float, bits: int = 16) -> Quantized:
     p : float
         The probability of dropping an element, from 0 to 1.
     bits : {8, 16, 32}
-        Random bits per element. The honoured probability is within 2**-(bits + 1) of p.
+        Random bits per element. The rounded probability is within 2**-(bits + 1) of p.
 
     Returns
     -------
     Quantized
         threshold = floor(p * 2**bits + 0.5), scale = 2**bits / (2**bits - threshold), effective_p.
-        The scale comes from the honoured probability, so the expected value is kept exactly.
+        The scale is computed from the rounded probability, so dropout does not change the expected value.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def other_part(r: bool, scale, shift, z, other):
 
 
 def mixed(r: bool, scale, shift, z, other):
-    # With p = 1 an infinite z has no part in it.
+    # With p = 1 the scale is 0, and an infinite z must not change the result.
     return (z * scale if scale > 0 else 0) + other * shift
 
 
@@ -185,7 +185,7 @@ def _dropout(p, bits):
 
 
 def _alpha(p, bits):
-    """Klambauer et al.: the affine map that gives back mean 0 and variance 1. With p = 1 everything is 0."""
+    """Klambauer et al.: the affine map that restores mean 0 and variance 1. With p = 1 every result is 0."""
     quantized = quantize(p, bits)
     if not quantized.threshold:
         return None
@@ -232,7 +232,8 @@ def _check_std(std):
     return value
 
 
-PLAIN = Noise("plain", same, check=float, zeroes=True)  # for prediction, by when the noise itself has checked
+# For prediction: the noise of training has already checked the strength.
+PLAIN = Noise("plain", same, check=float, zeroes=True)
 SCALED = Noise("scaled", scaled)
 DROPOUT = Noise("dropout", kept, "keep", _dropout, zeroes=True)
 DROPPED = Noise("dropped", dropped, "keep")
@@ -255,4 +256,4 @@ DRAWN: dict[str | None, Noise] = {
     "field": Noise("fields", itself, "field"),
     "normal": Noise("normals", itself, "normal"),
 }
-"""The noises that give what was drawn itself."""
+"""The noises that return the random value itself."""

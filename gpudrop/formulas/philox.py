@@ -1,10 +1,10 @@
-"""The mapping: which random bits belong to which element of which call.
+"""The mapping from (seed, call, element) to random bits.
 
 Everything here is a pure function of (seed, call, element): no thread, tile, layout, dtype or device
 appears in it, so none of them can change a mask. The annotated functions are formulas
-(see `gpudrop.formulas`): the host, Numba's CUDA and CuPy all compile this one text.
+(see `gpudrop.formulas`): this one text is compiled for the CPU, for Numba CUDA and for CuPy.
 
-    chunk   = element // lanes(bits)         one Philox call serves a chunk of `lanes` elements
+    chunk   = element // lanes(bits)         one Philox call covers a chunk of `lanes` elements
     words   = draw(seed, call, chunk)        128 bits
     field   = field(words, lane, bits)       lane = element % lanes(bits)
     keep    = field >= threshold             keep(words, lane, bits, limit) with limit = threshold - 1
@@ -25,12 +25,12 @@ PHILOX_W0 = uint32(0x9E3779B9)
 PHILOX_W1 = uint32(0xBB67AE85)
 
 EIGHTH, QUARTER, HALF = uint32(1 << 29), uint32(1 << 30), uint32(1 << 31)
-"""Of a turn, in units of 2**-32."""
+"""Fractions of a full turn, in units of 2**-32."""
 UNIT = 2.0**-32
 RADIANS = 2 * math.pi * UNIT
 
 BITS = (8, 16, 32)
-"""The widths a field may have. Wider fields honour p more finely, narrower ones cost fewer words."""
+"""The possible widths of a field. Wider fields represent p more precisely, narrower ones need fewer words."""
 
 Words = tuple[uint32, uint32, uint32, uint32]
 
@@ -44,14 +44,14 @@ def philox4x32(c0: uint32, c1: uint32, c2: uint32, c3: uint32, k0: uint32, k1: u
         c1 = uint32(p1)
         c2 = uint32(uint32(p0 >> uint64(32)) ^ c3 ^ k1)
         c3 = uint32(p0)
-        # Added in 64 bits and cut back, so that plain NumPy scalars do not warn of the overflow.
+        # Added in 64 bits and truncated, so that plain NumPy scalars do not warn of the overflow.
         k0 = uint32(uint64(k0) + uint64(PHILOX_W0))
         k1 = uint32(uint64(k1) + uint64(PHILOX_W1))
     return c0, c1, c2, c3
 
 
 def product(a: uint32, b: uint32) -> uint64:
-    """All 64 bits of a product."""
+    """The full 64-bit product."""
     return uint64(a) * uint64(b)
 
 
@@ -75,7 +75,7 @@ def field(words: Words, lane: uint32, bits: uint32) -> uint32:
 
 
 def keep(words: Words, lane: uint32, bits: uint32, limit: uint32) -> bool:
-    """field(words, lane, bits) > limit, compared where the field is the upper end of a word: one shift and no mask."""
+    """field(words, lane, bits) > limit. The field is shifted to the upper end of its word: one shift and no mask."""
     position = uint32(lane * bits)
     rest = uint32(uint32(32) - bits)
     word = uint32(words[position >> uint32(5)] << uint32(rest - uint32(position & uint32(31))))
@@ -83,7 +83,7 @@ def keep(words: Words, lane: uint32, bits: uint32, limit: uint32) -> bool:
 
 
 def normal(words: Words, lane: uint32) -> float:
-    """The normal deviate of a lane of four: two of each pair of words, by Box and Muller.
+    """The normal deviate of one of four lanes, by the method of Box and Muller: two deviates per pair of words.
 
     Source: Box and Muller, "A note on the generation of random normal deviates", Annals of Mathematical
     Statistics 29 (1958): for uniform u and v, sqrt(-2 log u) * cos(2 pi v) and sqrt(-2 log u) * sin(2 pi v).
@@ -95,13 +95,13 @@ def normal(words: Words, lane: uint32) -> float:
 
 def radius(word: uint32) -> float:
     """sqrt(-2 * log(u)) for u = (word + 1/2) / 2**32."""
-    # From 1/2 on through 1 - u, since a float32 near 1 has too few digits for the logarithm.
+    # From 1/2 on by log1p(u - 1), because a float32 near 1 has too few digits for the logarithm.
     rest = (float(uint32(~word)) + 0.5) * UNIT
     return sqrt(-2 * (log((float(word) + 0.5) * UNIT) if word < HALF else log1p(-rest)))
 
 
 def sine(turn: uint32) -> float:
-    """sin(2 * pi * turn / 2**32), from series on an eighth of the circle; they hold for float64."""
+    """sin(2 * pi * turn / 2**32), by series on an eighth of the circle that are accurate to float64."""
     within = uint32(turn & uint32(QUARTER - uint32(1)))
     x = float(uint32(QUARTER - within) if within > EIGHTH else within) * RADIANS
     t = x * x
@@ -125,5 +125,5 @@ def sine(turn: uint32) -> float:
 
 
 def lanes(bits: int) -> int:
-    """How many elements one Philox call serves."""
+    """The number of elements that one Philox call covers."""
     return 128 // bits

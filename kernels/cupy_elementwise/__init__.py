@@ -1,9 +1,9 @@
-"""CuPy kernels: assembled from printed formulas and the files beside this one.
+"""CuPy kernels, assembled from printed formulas and from the .cuh files of this folder.
 
-A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
-the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
-aren't contiguous or aligned, go element by element through the same formula. Where a mask is read, a thread's location
-in it moves on with the chunks.
+A thread processes one chunk at a time: the elements of one Philox call. It loads the chunk with 16-byte accesses, and
+draws while the loads run. It applies the element formula in registers, and stores the results with 16-byte accesses.
+The two ends of an array are processed one element at a time by the same formula. So are arrays that are not contiguous
+or not aligned. If the kernel reads a mask, a thread's location in it advances with the chunks.
 """
 
 from gpudrop.kernels.cupy_elementwise.launching import advance, devices, grow, launch, on_device, put, unavailable

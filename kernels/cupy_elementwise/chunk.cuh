@@ -1,6 +1,6 @@
-// What is drawn for a chunk, in both kinds of kernels. Before it stand the formulas and what is constant in a kernel.
+// The random values of a chunk, for both kinds of kernels. The formulas and the kernel's constants precede this text.
 
-// Where the random numbers of a chunk come from.
+// The source of a chunk's random values: words of Philox, or a location in a mask.
 struct Chunk {
   Words words;
   uint32 first_lane;
@@ -14,7 +14,7 @@ __device__ inline Chunk chunk_of(uint64 seed, uint64 call, uint64 number, Locati
   }
   return chunk;
 }
-// What is drawn for a chunk's element j; they must be asked for in order.
+// The random value of element j of a chunk. It must be called for j = 0, 1, 2, ... in this order.
 __device__ inline drawn_t next_drawn(
     Chunk& chunk, int j, const mask_t* mask, int64 period, int64 repeat, int64 run, uint32 limit) {
   if constexpr (masked) {

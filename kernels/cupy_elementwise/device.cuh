@@ -1,6 +1,6 @@
-// What formulas call on a GPU. Before it stand the types and the constant approximate.
+// The functions that formulas call on a GPU. The types and the constant `approximate` precede this text.
 
-// Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+// Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
 __device__ inline uint64 product(uint32 a, uint32 b) {
 #ifdef __CUDA_ARCH__
   uint64 both;
@@ -11,12 +11,12 @@ __device__ inline uint64 product(uint32 a, uint32 b) {
 #endif
 }
 
-// The value of the thread whose number in the warp differs in the bit distance.
+// The value of the thread whose lane differs from this one's in the bit `distance`.
 __device__ inline uint32 exchanged(uint32 value, uint32 distance) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, distance);
 }
 
-// In float32 for results of 16 bits, whose rounding hides what the hardware's own lose.
+// For 16-bit results: the hardware's float32 instructions. Rounding to 16 bits hides their error.
 __device__ inline real divide(real a, real b) {
   if constexpr (approximate) {
     return __fdividef(a, b);

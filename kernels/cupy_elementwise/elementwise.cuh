@@ -1,7 +1,8 @@
-// What CuPy's ElementwiseKernel does for index i, a chunk, of arrays in any order: map.cuh element by element.
+// The body of an ElementwiseKernel for arrays with any strides. Index i counts chunks. It computes the same as map.cuh,
+// one element at a time.
 //
-// INPUTS(e) are the elements e of the inputs, and OUTPUTS(e) assigns y to those of the outputs.
-using namespace gpudrop;  // but not real alone, of which name a header of CuPy has a function
+// INPUTS(e) lists element e of each input. OUTPUTS(e) assigns y to element e of each output.
+using namespace gpudrop;  // `real` is qualified nevertheless: a header of CuPy has a function of that name
 const uint64* const numbers = reinterpret_cast<const uint64*>(stream);
 const mask_t* const given = reinterpret_cast<const mask_t*>(mask);
 Location here = {0, i}, at = {};

@@ -1,4 +1,4 @@
-// DropBlock's blocks: what an ElementwiseKernel does for element i of the mask. See gpudrop.kernels.
+// DropBlock's blocks: the body of an ElementwiseKernel for element i of the mask. See gpudrop.kernels.
 const int64 column = i % width, above = i / width, row = above % height;
 const int64 seed_rows = height - rows + 1, seed_columns = width - columns + 1;
 const int64 first = above / height * seed_rows;

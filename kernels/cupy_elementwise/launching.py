@@ -1,7 +1,7 @@
-"""How CuPy's kernels are compiled and launched.
+"""Compiles and launches CuPy's kernels.
 
-Contiguous arrays go through RawKernels, with accesses of 16 bytes and all arguments as one structure; all others
-through ElementwiseKernels of the same formulas, whose call takes the host three times as long.
+Contiguous arrays use RawKernels, with 16-byte accesses and all arguments in one structure. Other arrays use
+ElementwiseKernels of the same formulas. Calling one takes the CPU three times as long.
 """
 
 import functools
@@ -12,17 +12,17 @@ import numpy as np
 try:
     import cupy
     from cupy.cuda import driver, runtime
-except ImportError as error:  # where all the same the text of kernels can be printed
+except ImportError as error:  # the text of kernels can still be printed
     cupy, NO_CUPY = None, f"CuPy can't be imported ({error})"
 
 from gpudrop.kernels.chunks import scalars, thread_count
 from gpudrop.kernels.cupy_elementwise import source
 
-THREADS = 128  # of a block
+THREADS = 128  # per block
 OPTIONS = ("-std=c++17",)
 
 raw_kernels = True
-"""Whether contiguous arrays go through RawKernels. Without, ElementwiseKernels do everything, for comparison."""
+"""Whether contiguous arrays use RawKernels. With False all arrays use ElementwiseKernels, for comparison."""
 
 
 def unavailable():
@@ -30,7 +30,7 @@ def unavailable():
         return NO_CUPY
     try:
         return None if runtime.getDeviceCount() else "CuPy finds no CUDA GPU"
-    except Exception as error:  # CUDARuntimeError, or whatever a broken driver makes of it
+    except Exception as error:  # CUDARuntimeError, or any other error of a broken driver
         return f"CuPy finds no CUDA GPU and driver ({error})"
 
 
@@ -48,14 +48,14 @@ def put(array):
 
 @functools.cache
 def packer(kernel):
-    """The function that makes the bytes of the structure Arguments of addresses and scalars."""
+    """The function that packs addresses and scalars into the bytes of the structure Arguments."""
     reals = {"float32": "2f", "float64": "2d"}[kernel.real]
     return struct.Struct(f"{max(1, kernel.num_inputs) + len(kernel.outputs) + 3}P6q4Q{reals}I4x").pack
 
 
 @functools.cache
 def function(kernel, device):
-    """The compiled kernel on a device, how many threads of it fill the device, and how to pack its arguments."""
+    """The compiled kernel on a device, how many threads fill the device, and the function that packs its arguments."""
     compiled = cupy.RawKernel(source.raw(kernel), kernel.name, OPTIONS).kernel
     blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.ptr, THREADS, 0)
     multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
@@ -63,14 +63,14 @@ def function(kernel, device):
 
 
 def run(kernel, addresses, of):
-    """Launch a RawKernel; of: its scalars."""
+    """Launch a RawKernel. of: its scalars."""
     compiled, wave, pack = function(kernel, runtime.getDevice())
     compiled.linear_launch(thread_count(kernel, of[0], wave), (np.void(pack(*addresses, *of)),), 0, THREADS)
 
 
 @functools.cache
 def elementwise(kernel):
-    """The ElementwiseKernel, whose index counts chunks. Addresses go as numbers, for not every kernel has them."""
+    """The ElementwiseKernel, whose index counts chunks. Addresses are passed as integers, 0 if a kernel has none."""
     operation, inputs, outputs = source.operation(kernel)
     storage, real = kernel.storage, kernel.real
     parameters = [f"raw {storage} {name}" for name in inputs]
@@ -86,7 +86,7 @@ def elementwise(kernel):
 
 def address(array):
     """The address of a contiguous array; None for others."""
-    return array.data.ptr if array._c_contiguous else None  # flags.c_contiguous makes an object first
+    return array.data.ptr if array._c_contiguous else None  # flags.c_contiguous would create an object
 
 
 def launch(kernel, inputs, outputs, draw):

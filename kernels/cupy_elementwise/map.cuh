@@ -1,7 +1,7 @@
-// The kernel of contiguous arrays: see ../numba_cuda/map.py, which is the same text for Numba, under the same names.
+// The kernel for contiguous arrays. ../numba_cuda/map.py is the same code for Numba, with the same names.
 //
-// Before it stand the types real, storage, drawn_t and mask_t, what is constant in a kernel, its formulas, `compute`,
-// which computes the elements of the outputs from those of the inputs, and the kernel's name.
+// The following precede this text: the types real, storage, drawn_t and mask_t, the kernel's constants, its formulas,
+// the function `compute` and the kernel's name. `compute` computes an element of each output from one of each input.
 
 namespace gpudrop {
 struct Arguments {
@@ -15,7 +15,7 @@ struct Arguments {
   real scale, shift;
   uint32 limit;
 };
-// An access, and the elements of all operands' chunks.
+// Part: the elements of one access. Lanes: the chunks of all operands.
 struct alignas(width) Part {
   storage lane[step];
 };
@@ -63,7 +63,7 @@ __device__ inline void compute_one(drawn_t r, real scale, real shift, const Argu
   for (int k = 0; k < num_outputs; ++k) n.outputs[k][e] = y[k];
 }
 
-// A chunk all of whose elements are in the arrays, in registers.
+// Compute a chunk in registers. All of its elements are inside the arrays.
 __device__ inline void compute_chunk(const Arguments& n, real scale, Chunk chunk, Lanes& lanes) {
   uint32 keeps = 0;
   if constexpr (bits_of_mask) keeps = chunk_bits(n.mask, chunk.at, n.period, n.repeat, n.run);
@@ -74,7 +74,7 @@ __device__ inline void compute_chunk(const Arguments& n, real scale, Chunk chunk
     compute_lane(r, scale, n.shift, lanes, j);
   }
 }
-// Those elements of a chunk that are in a row of the arrays, one by one.
+// Compute those elements of a chunk that are inside a row of the arrays, one at a time.
 __device__ inline void compute_ends(const Arguments& n, real scale, Chunk chunk, int64 begin, int64 inner) {
   for (int j = 0; j < size; ++j) {
     if (inner + j >= 0 && inner + j < n.row) {
@@ -88,13 +88,13 @@ __device__ inline void compute_ends(const Arguments& n, real scale, Chunk chunk,
 extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   using namespace gpudrop;
   const uint64 seed = stored ? n.stream[0] : n.seed, call = stored ? n.stream[1] : n.call;
-  // Not real alone, of which name a header of CuPy has a function.
+  // `real` is qualified, because a header of CuPy has a function of that name.
   const gpudrop::real scale =
       counted ? static_cast<gpudrop::real>(n.row) / static_cast<gpudrop::real>(max(n.kept[0], 1ULL)) : n.scale;
   const int64 threads = static_cast<int64>(gridDim.x) * blockDim.x;
   int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
   const uint32 lane = exchanges ? i % warp : 0;
-  const int64 to_own = exchanges ? own_chunk(lane) - lane : 0;  // from i to the chunk that this thread draws for
+  const int64 to_own = exchanges ? own_chunk(lane) - lane : 0;  // from i to the chunk that this thread draws
   Location here = {0, i}, further = {0, threads}, in_mask = {}, further_in_mask = {};
   if constexpr (windowed) {
     here = first_turn(i, n.turns);
@@ -118,7 +118,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     }
     const int64 turn = windowed ? here[1] : i, own = turn + to_own;
     int64 inner = own * size - skip;
-    // An empty instruction: from what goes into inner in a window, NVRTC 13 makes narrow stores of the wide ones.
+    // Without this empty instruction, NVRTC 13 splits the wide stores of a window into narrow ones.
     if constexpr (windowed) asm volatile("" : "+l"(inner));
     const bool whole = straight && inner >= 0 && inner + size <= n.row;
     int64 m = begin + inner, apart = step;

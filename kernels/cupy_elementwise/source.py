@@ -1,7 +1,7 @@
-"""The text of CuPy's kernels: what is fixed in them stands in .cuh files, what varies is printed before it.
+"""The source text of CuPy's kernels. Fixed parts are .cuh files; variable parts are printed in front of them.
 
-The files are read and passed on as text: CuPy keeps compiled kernels under a hash of their text and options, in which
-the content of an included file has no part.
+The files are inserted as text rather than included. CuPy caches compiled kernels under a hash of their text and
+options, which does not cover the content of included files.
 """
 
 import functools
@@ -25,17 +25,17 @@ C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "flo
 
 @functools.cache
 def file(name):
-    """The text of a file of this folder, or of a zip file that the package is in."""
+    """The text of a file of this folder, also if the package is in a zip file."""
     return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def raw(kernel):
-    """The program of a kernel of contiguous arrays."""
+    """The program of a kernel for contiguous arrays."""
     return f"{preamble(kernel)}#define KERNEL {kernel.name}\n{file('map.cuh')}#undef KERNEL\n"
 
 
 def operation(kernel):
-    """What an ElementwiseKernel does after the preamble, and the names of its arrays: inputs and outputs."""
+    """The body of an ElementwiseKernel, and the names of its input arrays and output arrays."""
     inputs, outputs = [f"a{k}" for k in range(kernel.num_inputs)], [f"y{k}" for k in range(len(kernel.outputs))]
     elements = ", ".join(f"{name}[e]" for name in inputs) or "storage()"
     assignments = " ".join(f"{name}[e] = y[{k}];" for k, name in enumerate(outputs))
@@ -44,7 +44,7 @@ def operation(kernel):
 
 
 def preamble(kernel):
-    """What stands before both kinds of kernels: types, constants, formulas and `compute`."""
+    """The text in front of both kinds of kernels: types, constants, formulas and `compute`."""
     source = CudaSource({philox.product: "product"})
     formulas = formulas_of(kernel)
     if kernel.approximate:
@@ -72,7 +72,7 @@ __device__ inline storage narrow(real x) {{ return {narrow}; }}
 
 
 def constants(kernel):
-    """What is constant in a kernel, under the names of numba_cuda/map.py."""
+    """The constants of a kernel, with the names of numba_cuda/map.py."""
     size, shares, width, parts, exchanges = chunks(kernel)
     numbers = {"num_inputs": kernel.num_inputs, "num_outputs": len(kernel.outputs), "size": size, "width": width}
     numbers |= {"parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
@@ -84,7 +84,7 @@ def constants(kernel):
 
 
 def compute(kernel):
-    """The formula of elements as they are stored."""
+    """The C++ function that applies the formula to stored elements."""
     inputs = "".join(f", widen(x[{k}])" for k in range(kernel.num_inputs))
     call = f"element(r, scale, shift{inputs})"
     results = [f"narrow({call})"]

@@ -1,6 +1,6 @@
-"""Numba CUDA kernels: `map` is their text, `intrinsics` their LLVM and PTX, `launching` compiles and launches them."""
+"""Numba CUDA kernels: `map` has their code, `intrinsics` their LLVM and PTX, `launching` compiles and launches them."""
 
-import numba_cuda  # noqa: F401  (first: without it, old versions of Numba have a numba.cuda of their own)
+import numba_cuda  # noqa: F401  (first: otherwise old versions of Numba import their own numba.cuda)
 
 from gpudrop.kernels.numba_cuda.launching import (
     advance,

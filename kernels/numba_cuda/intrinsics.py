@@ -1,6 +1,6 @@
-"""What Numba's kernels use of LLVM and PTX: wide accesses, addresses as arrays, conversions and single instructions.
+"""The LLVM and PTX of Numba's CUDA kernels: wide accesses, arrays from addresses, conversions and single instructions.
 
-Nothing of Numba's internals stands in another file, and `simulator` has the same names for the CUDA simulator.
+No other file uses Numba's internals. `simulator` has the same names for the CUDA simulator.
 """
 
 import functools
@@ -21,7 +21,7 @@ LOG2_E = np.float32(math.log2(math.e))
 device = functools.partial(cuda.jit, device=True, inline="always")
 
 
-# Elements and words of a wide access are taken apart by shifts: given a vector of 16-bit elements, NVVM would split it.
+# A wide access is a vector of 32-bit words; shifts extract the elements. NVVM would split vectors of 16-bit elements.
 
 
 def pointer(context, builder, kind, array, index):
@@ -29,7 +29,7 @@ def pointer(context, builder, kind, array, index):
 
 
 def each_lane(context, builder, width, kind, lanes, j):
-    """For each element of an access: its address, its first word and by how many bits it is shifted in that."""
+    """For each element of an access: its address, the index of its first word, its shift in that word, and its bits."""
     bits = kind.dtype.bitwidth
     first = pointer(context, builder, kind, lanes, j)
     for k in range(8 * width // bits):
@@ -94,7 +94,7 @@ def vector_store(width):
 
 @intrinsic
 def flat(typingctx, pointer):
-    """The contiguous array at an address, of unknown size."""
+    """A contiguous array of unknown size at an address."""
     kind = types.Array(pointer.dtype, 1, "C")
 
     def codegen(context, builder, signature, values):
@@ -109,7 +109,7 @@ def flat(typingctx, pointer):
 
 @intrinsic
 def aligned(typingctx, array, i, width):
-    """Whether array[i] lies at a multiple of `width` bytes."""
+    """Whether the address of array[i] is a multiple of `width` bytes."""
 
     def codegen(context, builder, signature, values):
         data = context.make_array(array)(context, builder, values[0]).data
@@ -122,19 +122,19 @@ def aligned(typingctx, array, i, width):
 
 @device
 def exchanged(value, distance):
-    """The value of the thread whose number in the warp differs in the bit `distance`."""
+    """The value of the thread whose lane differs from this one's in the bit `distance`."""
     return np.uint32(cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), np.int32(value), np.int32(distance)))
 
 
 @functools.cache
 def conversions(native):
-    """By dtype; native: whether the GPU converts to bfloat16 by itself."""
+    """The conversions by dtype. native: whether the GPU has an instruction that converts to bfloat16."""
     native = half.ptx_narrow_bfloat16 if native else None
     return half.conversions(intrinsic, types, device, half.ptx_widen, half.ptx_narrow, native)
 
 
 def assembly(text, constraints, result, *arguments):
-    """An instruction of two arguments as a function; its operands are $0, the result, $1 and $2."""
+    """An instruction of two arguments as a function. In its text $0 is the result, and $1 and $2 are the arguments."""
 
     @intrinsic
     def function(typingctx, a, b):
@@ -158,6 +158,6 @@ FAST_FUNCTIONS = {
     "exp": device(lambda x: exp2(x * LOG2_E)),
     "divide": assembly("div.approx.f32 $0, $1, $2;", "=f,f,f", *(types.float32,) * 3),
 }
-# Given a product of 64 bits, the PTX compiler adds the product of the upper halves, which are 0.
+# Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
 multiply = assembly("mul.wide.u32 $0, $1, $2;", "=l,r,r", types.uint64, types.uint32, types.uint32)
 OWN_FORMULAS = {philox.product: device(lambda a, b: multiply(a, b))}

@@ -1,4 +1,4 @@
-"""How Numba's CUDA kernels are compiled and launched."""
+"""Compiles and launches Numba's CUDA kernels."""
 
 import functools
 import importlib
@@ -20,7 +20,8 @@ if not SIMULATED:
 
     from gpudrop.kernels.numba_cuda.intrinsics import flat, from_bits
 
-    stream_of = functools.lru_cache(maxsize=1024)(Stream.from_handle)  # which takes a third of the time of a call
+    # Cached, because it takes a third of a call's time.
+    stream_of = functools.lru_cache(maxsize=1024)(Stream.from_handle)
 
 THREADS = 32 if SIMULATED else 256
 BLOCKS_PER_MULTIPROCESSOR = 8
@@ -36,13 +37,16 @@ def unavailable():
             return f"Numba finds no CUDA GPU and driver ({' '.join(reason.split())})"
         (driver, minor), toolkit = cuda.cudadrv.driver.get_version(), cuda.runtime.get_version()[0]
         if driver < toolkit:
-            return f"the CUDA driver is one of CUDA {driver}.{minor}, and too old for CUDA {toolkit}, which Numba uses"
+            return (
+                f"the CUDA driver supports CUDA {driver}.{minor}, which is too old for CUDA {toolkit}, "
+                "which Numba uses: update the driver"
+            )
         if not devices():
             return "Numba finds no CUDA GPU"
-    except Exception as error:  # as it comes from a driver without some of its functions
+    except Exception as error:  # from a driver that lacks some functions, for example
         return f"Numba can't use the CUDA driver, which is broken or older than CUDA 12 ({error})"
     try:
-        importlib.import_module("numba.cuda.np.npyimpl")  # as compiling does
+        importlib.import_module("numba.cuda.np.npyimpl")  # compiling needs it
     except Exception as error:  # numba-cuda 0.30 uses a function that NumPy 2.5 lacks
         return f"numba-cuda {numba_cuda.__version__} can't compile with NumPy {np.__version__} ({error})"
     return None
@@ -59,17 +63,17 @@ def on_device(number):
 
 
 def put(array):
-    return cuda.to_device(array.view(f"u{array.itemsize}"))  # by the buffer protocol, which has no bfloat16
+    return cuda.to_device(array.view(f"u{array.itemsize}"))  # as integers, because the buffer protocol has no bfloat16
 
 
 @functools.cache
 def any_kernel(kernel, contiguous, native=True):
-    """A kernel, jitted for the types of its arrays at the first launch."""
+    """A kernel that Numba compiles at the first launch, for the types of its arrays."""
     return cuda.jit(body(kernel, contiguous, native))
 
 
 def strided_signature(kernel, ndim):
-    """The Numba signature of a kernel for arrays that aren't contiguous, for compiling it without a GPU."""
+    """The Numba signature of a kernel for arrays that are not contiguous, to compile it without a GPU."""
     array, real = types.Array(getattr(types, kernel.storage), ndim, "A"), getattr(types, kernel.real)
     others = (types.Array(of, 1, "C") for of in _others(kernel))
     scalars = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
@@ -81,15 +85,15 @@ def _operands(kernel):
 
 
 def _others(kernel):
-    """The types of the elements of the mask, of how many are kept, and of the stream."""
+    """The element types of the mask, of the count of kept elements and of the stream."""
     drawn = types.uint8 if kernel.keeps else getattr(types, kernel.real)
     return drawn, types.uint64, types.uint64
 
 
 def flat_kernel(kernel, native=True):
-    """(function, signature) of a kernel for contiguous arrays, which it takes as their addresses.
+    """(function, signature) of a kernel for contiguous arrays, which are passed as addresses.
 
-    An array of Numba's is seven arguments, each of which costs time at every launch.
+    A Numba array would be passed as seven arguments, and each takes time at every launch.
     """
     storage = getattr(types, kernel.storage)
     pointers = (types.CPointer(of) for of in ((storage,) * _operands(kernel) + _others(kernel)))
@@ -100,9 +104,9 @@ def flat_kernel(kernel, native=True):
 
 @functools.cache
 def flat_function(kernel, device):
-    """The compiled kernel for contiguous arrays on a device, the current one, and how many of its threads fill that.
+    """The compiled kernel for contiguous arrays on the current device, and how many threads fill that device.
 
-    cuda.core launches it, for Numba's own launch looks at the type of each argument every time.
+    cuda.core launches it, because Numba's own launch checks the type of each argument every time.
     """
     function, signature = flat_kernel(kernel, _converts())
     (compiled,) = cuda.jit(signature)(function).overloads.values()
@@ -112,7 +116,7 @@ def flat_function(kernel, device):
 
 
 def _converts():
-    """Whether the current device converts to bfloat16 by itself."""
+    """Whether the current device has an instruction that converts to bfloat16."""
     return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
@@ -137,7 +141,7 @@ def launch(kernel, inputs, outputs, draw):
 def _launch_flat(kernel, operands, mask, stored, of, stream):
     function, wave = flat_function(kernel, current_device())
     addresses = [_address(array) for array in operands]
-    # What a kernel doesn't read is the address of something.
+    # Arrays that the kernel does not read still need a valid address.
     drawn = kept = stored_at = addresses[0]
     if mask is not None:
         drawn = _address(mask.array)
@@ -145,7 +149,7 @@ def _launch_flat(kernel, operands, mask, stored, of, stream):
     if stored is not None:
         stored_at = _address(stored)
     *integers, start, seed, call, scale, shift, limit = of
-    if (start | seed | call) >> 63:  # cuda.core passes integers with a sign
+    if (start | seed | call) >> 63:  # cuda.core passes signed integers
         start, seed, call = (n if n < 2**63 else n - 2**64 for n in (start, seed, call))
     bits = _bits[kernel.real]
     stream = stream_of(stream.__cuda_stream__()[1] if stream else 0)
@@ -160,7 +164,7 @@ def _address(array):
 
 
 def _packed(real, integer):
-    """A function that gives a number's bits as an integer, which is passed in half the time of a NumPy number."""
+    """A function that returns a number's bits as an integer. Passing it takes half the time of a NumPy number."""
     return functools.lru_cache(maxsize=1024)(lambda number: struct.unpack(integer, struct.pack(real, number))[0])
 
 
@@ -168,7 +172,7 @@ _bits = {"float32": _packed("f", "i"), "float64": _packed("d", "q")}
 
 
 def current_device():
-    """The current device's number. Numba's own way to it takes ten times as long, and is for where nothing has run."""
+    """The number of the current device. Numba's query takes ten times as long, and is used before CUDA has started."""
     error, number = driver.cuCtxGetDevice()
     return cuda.current_context().device.id if error else int(number)
 
@@ -179,7 +183,7 @@ def _configured(blocks):
 
 
 def _launch_any(kernel, operands, mask, stored, of, stream, contiguous):
-    """By Numba's own launch: arrays in any order, and all of them in the simulator."""
+    """Use Numba's own launch: for arrays with any strides, and for all arrays in the simulator."""
 
     def view(array):
         array = array.view(kernel.storage)
@@ -237,7 +241,7 @@ def zero_kernel():
 def grow(seeds, mask, block):
     stream = mask.stream
     kept = cuda.device_array(1, np.uint64, stream=stream)
-    _over(zero_kernel(), 1, 1, stream)(kept)  # a copy from the host would wait for the device
+    _over(zero_kernel(), 1, 1, stream)(kept)  # copying a 0 from the CPU would wait for the GPU
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
     blocks = _blocks(min(mask.size, _wave()))
     _over(grow_kernel(), blocks, THREADS, stream)(*arrays, np.int64(block[0]), np.int64(block[1]), kept)
@@ -245,7 +249,7 @@ def grow(seeds, mask, block):
 
 
 def _over(kernel, blocks, threads, stream):
-    """A kernel with its grid, and without Numba's warning of small ones: small arrays have no others."""
+    """A kernel with its grid, without Numba's warning about small grids: small arrays cannot have larger ones."""
     with _configuring:
         before, config.DISABLE_PERFORMANCE_WARNINGS = config.DISABLE_PERFORMANCE_WARNINGS, 1
         try:
@@ -259,7 +263,7 @@ def _blocks(of_threads):
 
 
 def _wave():
-    """About how many threads fill the current device."""
+    """Approximately how many threads fill the current device."""
     return BLOCKS_PER_MULTIPROCESSOR * _multiprocessors() * THREADS
 
 

@@ -1,11 +1,11 @@
 """Numba CUDA kernels: one grid-stride loop, compiled for each kernel.
 
-A thread takes a chunk, the elements of one Philox call: it loads as many with 16-byte accesses, draws meanwhile, runs
-the element formula over them in registers, and stores them the same way. The two ends of an array, and arrays that
-aren't contiguous or aligned, go element by element through the same formula. Where a mask is read, a thread's location
-in it moves on with the chunks.
+A thread processes one chunk at a time: the elements of one Philox call. It loads the chunk with 16-byte accesses, and
+draws while the loads run. It applies the element formula in registers, and stores the results with 16-byte accesses.
+The two ends of an array are processed one element at a time by the same formula. So are arrays that are not contiguous
+or not aligned. If the kernel reads a mask, a thread's location in it advances with the chunks.
 
-`../cupy_elementwise/map.cuh` is the same text for CuPy, under the same names.
+`../cupy_elementwise/map.cuh` is the same code for CuPy, with the same names.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ device, NOWHERE = processor.device, (np.int64(0),) * 4
 
 
 def functions_of(kernel):
-    """The formulas of a kernel as functions that it calls, by name."""
+    """The formulas of a kernel as compiled functions, by name."""
     functions, own = processor.MATH_FUNCTIONS, dict(processor.OWN_FORMULAS)
     real = getattr(np, kernel.real)
     if kernel.approximate:
@@ -41,12 +41,12 @@ def itself(x):
 
 
 def operands_of(kernel, contiguous, native, as_array, element):
-    """The functions of a kernel that have a name for each operand, by name: made of text, for Numba unrolls no tuples.
+    """The functions of a kernel that name each operand, generated as text because Numba does not unroll tuples.
 
-    load, store         a chunk of each input to the lanes, and of the results to each output
-    compute             the results of lane j
-    compute_one         the element e of each output
-    aligned             whether element i of every operand is at a multiple of an access
+    load, store         copy a chunk of each input to the lanes, and the results to each output
+    compute             compute the results of lane j
+    compute_one         compute element e of each output
+    aligned             whether element i of every operand is aligned for a wide access
     """
     size, _, width, parts, _ = chunks(kernel)
     load, store = processor.vector_access(width)
@@ -87,16 +87,17 @@ def operands_of(kernel, contiguous, native, as_array, element):
 
 
 def _function(header, lines, names):
-    """The function of a text."""
+    """The function that a header and its lines define."""
     found = {}
-    exec("".join([f"def {header}:", *(f"\n  {line}" for line in lines)]), names, found)  # noqa: S102  (text from here)
+    exec("".join([f"def {header}:", *(f"\n  {line}" for line in lines)]), names, found)  # noqa: S102  (text from this file)
     return found.popitem()[1]
 
 
 def chunk_functions(kernel, formulas, of):
-    """compute_chunk, all of whose elements are in the arrays, in registers, and compute_ends, one by one.
+    """The functions compute_chunk and compute_ends.
 
-    n is what they take of the kernel's arguments: the mask, its period, repeat and run, scale, shift, limit and row.
+    compute_chunk computes a chunk in registers; all of its elements are inside the arrays. compute_ends computes one
+    element at a time. n contains their kernel arguments: mask, period, repeat, run, scale, shift, limit and row.
     """
     size, masked = chunks(kernel).size, kernel.masked
     bits_of_mask = masked and kernel.keeps
@@ -106,7 +107,7 @@ def chunk_functions(kernel, formulas, of):
 
     @device
     def next_drawn(n, words, lane, at):
-        """What is drawn for the next element of a chunk, and where the one after it is."""
+        """The random value of the next element of a chunk, and the location of the element after it."""
         mask, period, repeat, run, _, _, limit, _ = n
         if masked:
             return read(mask, index_of(at)), next_element(at, period, repeat, run)
@@ -147,9 +148,9 @@ def number(mask, i):
 def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     """The kernel as a Python function of its inputs, its outputs, the mask, its count, the stream and the scalars.
 
-    contiguous: whether the operands are flat and contiguous; otherwise they are indexed by logical index through
-    `.flat`. native: whether the GPU converts to bfloat16 by itself, as those of capability 8 and later do. as_array,
-    as_real: what makes arrays, and scale and shift, of the arguments for them.
+    contiguous: whether the operands are flat and contiguous; otherwise `.flat` maps logical indices to elements.
+    native: whether the GPU has an instruction that converts to bfloat16, as from compute capability 8 on.
+    as_array, as_real: functions that convert arguments to arrays, and to scale and shift.
     """
     size, shares, _, parts, exchanged = chunks(kernel)
     real, storage = getattr(np, kernel.real), getattr(np, kernel.storage)
@@ -178,11 +179,11 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         if stored:
             seed, call = stream[0], stream[1]
         if counted:
-            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # nothing is multiplied if none are kept
+            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
         n = mask, period, repeat, run, scale, shift, limit, row
         threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
         lane = i % WARP if exchanged else np.int64(0)
-        to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws for
+        to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws
         here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
         if windowed:
             here, further = first_turn(i, turns), first_turn(threads, turns)
@@ -239,7 +240,7 @@ SCALARS = "count, row, turns, period, repeat, run, pitch, start, seed, call, sca
 
 
 def _kernel(kernel, run_chunks):
-    """`run_chunks` as a function that takes each operand by itself, of the kernel's name."""
+    """A function with the kernel's name that takes each operand separately and calls `run_chunks`."""
     inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs))
     outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
     text = f"""
@@ -250,5 +251,5 @@ def make(run_chunks):
     return {kernel.name}
 """
     found = {}
-    exec(text, globals(), found)  # noqa: S102  (as above; the simulator looks at the globals)
+    exec(text, globals(), found)  # noqa: S102  (as above; the simulator needs the globals)
     return found["make"](run_chunks)

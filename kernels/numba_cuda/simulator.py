@@ -1,4 +1,4 @@
-"""What `intrinsics` has, in plain NumPy for the CUDA simulator."""
+"""The names of `intrinsics`, in plain NumPy for the CUDA simulator."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from gpudrop.kernels.chunks import WARP
 
 
 def device(function):
-    """Run as plain Python, where NumPy's scalars would warn of what CUDA passes over in silence."""
+    """Run a function as plain Python, without NumPy's floating-point warnings, which CUDA does not have."""
 
     def quiet(*args):
         with np.errstate(all="ignore"):
@@ -38,7 +38,7 @@ def aligned(array, i, width):
     return (array.ctypes.data + i * array.dtype.itemsize) % width == 0
 
 
-_words = np.zeros(WARP, np.uint32)  # of the threads of a block: the simulator runs one block after another
+_words = np.zeros(WARP, np.uint32)  # one for each thread of a block: the simulator runs one block after another
 
 
 def exchanged(value, distance):

@@ -219,8 +219,8 @@ def test_without_its_sources_one_error_says_what_is_missing(packed):
     for file in packed.rglob("*.py"):
         file.unlink()
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(packed)], capture_output=True, text=True)
-    reason = "gpudrop's .py files are missing, and it compiles its kernels from them"
-    assert done.stdout == f"backend 'cpu' can't serve: it can't be imported ({reason})\n", done.stderr
+    reason = "gpudrop's .py files are missing, and its kernels are compiled from them: install them too"
+    assert done.stdout == f"backend 'cpu' is not available: it can't be imported ({reason})\n", done.stderr
 
 
 FROZEN = """

@@ -324,7 +324,7 @@ X = np.ones((2, 3, 4, 5), np.float32)
         (ValueError, "p must be below 1, got 1", lambda: gpudrop.uniform_dropout(X, 1, training=False)),
         (ValueError, "std must be finite and not negative, got -1", lambda: gpudrop.gaussian_noise(X, -1)),
         (TypeError, "std must be a number, got 'a'", lambda: gpudrop.gaussian_noise(X, "a")),
-        (ValueError, "bits must be 32, for a normal deviate", lambda: gpudrop.gaussian_noise(X, bits=16)),
+        (ValueError, "bits must be 32, because a normal deviate", lambda: gpudrop.gaussian_noise(X, bits=16)),
         (
             ValueError,
             r"previous must be a NumPy array of dtype float32 and shape \(2, 3, 4, 5\), got .* \(3, 4, 5\)",

@@ -178,7 +178,7 @@ def test_an_error_in_fn_restores_the_context():
         (TypeError, "n must be an integer, got 1.5", {"n": 1.5}),
         (ValueError, "first must be between 0", {"n": 2, "first": -1}),
         (TypeError, "rng must be a gpudrop.Generator", {"n": 2, "rng": "3"}),
-        (ValueError, "first must leave room", {"n": 2, "first": 2**63}),
+        (ValueError, "first must be so small that the mask ends below", {"n": 2, "first": 2**63}),
     ],
 )
 def test_errors(error, message, options):

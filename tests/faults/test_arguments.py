@@ -16,7 +16,7 @@ NOT_AN_ARRAY = [None, 1.0, [1.0], np.ma.masked_array(np.ones(3, np.float32)), np
 OF_OTHER_DTYPES = [int, np.uint8, bool, complex, object, ">f4", ">f8", np.longdouble, "U3", "S4", "V4", "M8[s]"]
 OF_OTHER_DTYPES += [[("a", "<f4")], [("a", "<f4"), ("b", "<i4")]]
 # Other libraries' names for the arguments, with the end of the error message.
-UNKNOWN = {"q": "", "keep_prob": "; p is the probability of dropping, so give p=0.25", "rate": "; did you mean 'p'\\?"}
+UNKNOWN = {"q": "", "keep_prob": "; p is the probability of dropping, so pass p=0.25", "rate": "; did you mean 'p'\\?"}
 UNKNOWN |= {"seed": "; did you mean 'rng'\\?", "activatoin": "; did you mean 'activation'\\?"}
 RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or None, got "
 
@@ -43,7 +43,7 @@ def wrong(cls):
         yield {"bits": bits}, ValueError, "bits must be one of 8, 16, 32, got "
     yield {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; known: cpu, "
     yield {"backend": ["cpu"]}, ValueError, r"unknown backend \['cpu'\]; known: cpu, "
-    yield {"backend": "numba_cuda"}, ValueError, "backend 'numba_cuda' can't serve a NumPy array"
+    yield {"backend": "numba_cuda"}, ValueError, "backend 'numba_cuda' does not support a NumPy array"
     name = cls.function.__name__
     for unknown, hint in UNKNOWN.items():
         hint = "" if cls.strength() == "std" and "p" in hint else hint

@@ -24,7 +24,7 @@ assert np.array_equal(y, backprop(x)) and np.array_equal(y != 0, gpudrop.keep_ma
 print(y.sum())
 """
 WARNING = "RuntimeWarning: Numba's cache can't be used ("
-ADVICE = "): every process compiles anew; NUMBA_CACHE_DIR names a folder that can be written to"
+ADVICE = "): every process compiles the kernels again; set NUMBA_CACHE_DIR to a writable folder"
 
 
 def warned_once(done):

@@ -71,7 +71,7 @@ reasons = [backends.load(name) for name in ("cupy_elementwise", "numba_cuda")]
 for name, reason in zip(("cupy_elementwise", "numba_cuda"), reasons):
     with pytest.raises(RuntimeError) as error:
         gpudrop.warmup(["relu"], backend=name)
-    assert str(error.value) == f"backend '{name}' can't serve: {reason}"
+    assert str(error.value) == f"backend '{name}' is not available: {reason}"
     print(reason)
 with pytest.raises(RuntimeError) as error:
     gpudrop.Generator(0, device=True)

@@ -87,13 +87,17 @@ X = np.arange(1, 9, dtype=np.float32)
         ),
         (
             ValueError,
-            "backend 'numba_cuda' can't serve a NumPy array, which lives on the host",
+            "backend 'numba_cuda' does not support a NumPy array, which is in CPU memory",
             lambda: gpudrop.dropout(X, backend="numba_cuda"),
         ),
         (ValueError, r"seed must be between 0 and 2\*\*64 - 1, got -1", lambda: Stream(-1, 0)),
         (ValueError, r"call must be between 0 and 2\*\*64 - 1, got 1844", lambda: Stream(0, 2**64)),
         (TypeError, "seed must be an integer, got 1.5", lambda: Generator(1.5)),
-        (ValueError, "start must leave room", lambda: gpudrop.keep_mask(3, 0.5, Stream(0, 0), start=2**64 - 2)),
+        (
+            ValueError,
+            "start must be so small that the mask ends below",
+            lambda: gpudrop.keep_mask(3, 0.5, Stream(0, 0), start=2**64 - 2),
+        ),
         (ValueError, "give p or keep_prob, not both", lambda: gpudrop.Dropout(0.5, keep_prob=0.5)),
         (ValueError, "keep_prob must be between 0 and 1, got 2", lambda: gpudrop.Dropout(keep_prob=2)),
         (RuntimeError, "backward needs a call of the layer before it", lambda: gpudrop.Dropout().backward(X)),
@@ -185,22 +189,22 @@ def test_numpy_scalars_are_accepted_and_returned(dtype):
 
 
 HINTS = [
-    (TypeError, "got int64; x.astype(np.float32) has one", lambda: gpudrop.dropout(np.arange(3))),
-    (TypeError, "got bool; x.astype(np.float32) has one", lambda: gpudrop.dropout(np.ones(3, bool))),
-    (TypeError, "got list; np.asarray(x, np.float32) makes one of it", lambda: gpudrop.dropout([1.0])),
-    (TypeError, "got float; np.asarray(x, np.float32) makes one of it", lambda: gpudrop.dropout(3.0)),
-    (ValueError, "; dy.astype('float32') has that dtype", lambda: gpudrop.dropout_vjp(X)[1](X.astype(np.float64))),
-    (ValueError, "; previous.astype('float32') has that dtype", lambda: gpudrop.zoneout(X, X.astype(np.float64))),
-    (TypeError, "; p is the probability of dropping, so give p=0.2", lambda: gpudrop.dropout(X, keep_prob=0.8)),
-    (TypeError, "; p is the probability of dropping, so give p=0.2", lambda: gpudrop.dropout_vjp(X, keep_prop=0.8)),
-    (TypeError, "so give p=1 - keep_prob", lambda: gpudrop.keep_mask(3, 0.5, keep_prob=X)),
-    (TypeError, "so give p=1 - keep_prob", lambda: gpudrop.dropout(X, keep_prob=80)),
-    (TypeError, "so give p=0.2", lambda: gpudrop.dropout(X, keep_prob=np.float32(0.8))),
+    (TypeError, "got int64; convert it with x.astype(np.float32)", lambda: gpudrop.dropout(np.arange(3))),
+    (TypeError, "got bool; convert it with x.astype(np.float32)", lambda: gpudrop.dropout(np.ones(3, bool))),
+    (TypeError, "got list; convert it with np.asarray(x, np.float32)", lambda: gpudrop.dropout([1.0])),
+    (TypeError, "got float; convert it with np.asarray(x, np.float32)", lambda: gpudrop.dropout(3.0)),
+    (ValueError, "; convert it with dy.astype('float32')", lambda: gpudrop.dropout_vjp(X)[1](X.astype(np.float64))),
+    (ValueError, "; convert it with previous.astype('float32')", lambda: gpudrop.zoneout(X, X.astype(np.float64))),
+    (TypeError, "; p is the probability of dropping, so pass p=0.2", lambda: gpudrop.dropout(X, keep_prob=0.8)),
+    (TypeError, "; p is the probability of dropping, so pass p=0.2", lambda: gpudrop.dropout_vjp(X, keep_prop=0.8)),
+    (TypeError, "so pass p=1 - keep_prob", lambda: gpudrop.keep_mask(3, 0.5, keep_prob=X)),
+    (TypeError, "so pass p=1 - keep_prob", lambda: gpudrop.dropout(X, keep_prob=80)),
+    (TypeError, "so pass p=0.2", lambda: gpudrop.dropout(X, keep_prob=np.float32(0.8))),
     (TypeError, "unexpected keyword argument 'keepdims'", lambda: gpudrop.dropout(X, keepdims=True)),
     (TypeError, "; np.random.default_rng(seed) makes a generator", lambda: gpudrop.dropout(X, rng=np.random)),
     (
         ValueError,
-        "; register_activation gives functions of your own a name",
+        "; use register_activation to register your own function under a name",
         lambda: gpudrop.dropout(X, activation=abs),
     ),
     (ValueError, "got 'eval'; eval() switches dropout off, train() on", lambda: gpudrop.Dropout().train("eval")),
@@ -404,7 +408,7 @@ def test_devices_of_dlpack(monkeypatch):
     monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (3, 0))  # pinned CPU memory
     assert isinstance(gpudrop.dropout(Foreign(X)), Foreign)
     monkeypatch.setattr(Foreign, "__dlpack_device__", lambda self: (8, 0))
-    with pytest.raises(TypeError, match="x must be on the host or on a CUDA device, got DLPack's device type 8"):
+    with pytest.raises(TypeError, match="x must be on the CPU or on a CUDA device, got DLPack's device type 8"):
         gpudrop.dropout(Foreign(X))
 
 

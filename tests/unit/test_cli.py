@@ -47,7 +47,7 @@ def test_info_says_what_serves_and_why_the_rest_does_not():
     for name in ("cpu", "cupy_elementwise", "numba_cuda"):
         row = next(line for line in lines if name in line)
         assert "yes, on " in row or "no: " in row
-    assert any("cpu" in line and "host threads" in line for line in lines)
+    assert any("cpu" in line and "CPU threads" in line for line in lines)
     assert any("numba " in line for line in lines)
 
 

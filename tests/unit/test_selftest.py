@@ -209,7 +209,7 @@ def test_wrong_arguments_are_reported_in_one_line(tmp_path, monkeypatch):
 def test_a_requested_backend_must_be_usable():
     if not isinstance(reason := backends.load("numba_cuda"), str):
         pytest.skip("numba_cuda is usable here")
-    with pytest.raises(RuntimeError, match=re.escape(f"backend 'numba_cuda' can't serve: {reason}")):
+    with pytest.raises(RuntimeError, match=re.escape(f"backend 'numba_cuda' is not available: {reason}")):
         selftest.run("numba_cuda")
 
 

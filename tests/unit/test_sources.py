@@ -106,7 +106,7 @@ def test_a_function_that_was_changed_in_its_file_is_refused(edited, text):
 def test_errors_name_the_present_lines_of_an_edited_file(edited):
     module = edited("def act(x):\n    return (\n        x +\n        int(x))\n")
     module.write("\n\n" + module.file.read_text())
-    with pytest.raises(SyntaxError, match=r"^line 6: 'int' has no CUDA spelling"):
+    with pytest.raises(SyntaxError, match=r"^line 6: 'int' is not supported in a formula"):
         gpudrop.register_activation("refused", module.module.act, module.module.act)
 
 
@@ -366,7 +366,7 @@ def test_unpickling_a_layer_with_an_unregistered_activation_raises(face, tmp_pat
     file.write_bytes(pickle.dumps(layers.DropPath(0.5, activation="far")))
     refused, shown = run(UNKNOWN, file).stdout.splitlines()
     assert refused.startswith("unknown activation 'far'; known: elu,")
-    assert refused.endswith("with an activation of your own is loaded, register it in this process, too")
+    assert refused.endswith("register your own activation in this process before you load a layer that uses it")
     assert "activation='far'" in shown
 
 
