@@ -64,7 +64,7 @@ class Schedule:
         return (1 - way) * self.first + way * self.last
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as a dict with the keys "first", "last", "steps" and "curve", for Schedule(**state)."""
+        """The state as a dict with the keys "first", "last", "steps" and "curve", for ``Schedule(**state)``."""
         return asdict(self)
 
     @classmethod
