@@ -411,7 +411,8 @@ def random_bytes(stream, chunk, count):
 def launch(kernel, inputs, outputs, draw):
     if not kernel.masked and len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
         for k, part in enumerate(inputs[0]):  # a broadcast input: one repetition at a time, without a full copy
-            launch(kernel, (part,), (outputs[0][k],), draw._replace(start=draw.start + k * part.size))
+            parts = tuple(out[k] for out in outputs)
+            launch(kernel, (part,), parts, draw._replace(start=draw.start + k * part.size))
         return
     run, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
     seed, call, start, limit, scale, shift, row, pitch = draw

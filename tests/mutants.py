@@ -977,6 +977,13 @@ MUTANTS = [
         "family/test_family.py",
     ),
     Mutant(
+        "a broadcast array gets the first of two results alone",
+        CPU,
+        "parts = tuple(out[k] for out in outputs)",
+        "parts = (outputs[0][k],)",
+        "family/test_family.py",
+    ),
+    Mutant(
         "a broadcast mask goes back to its first period",
         CPU,
         "turn, base = lap % repeat, lap // repeat * period",

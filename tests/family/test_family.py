@@ -215,6 +215,16 @@ def test_each_sample_of_a_weight_has_its_own_mask():
 # Gradients
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_gradient_of_a_broadcast_array_equals_that_of_its_copy(name):
+    """As the derivative of a sum is. It is too large to be copied first, and zoneout has two results."""
+    shape = (*SHAPES[name][:-1], 2000)
+    arrays = [sample(shape, seed).astype(np.float32) for seed, _ in enumerate(FAMILY[name].inputs)]
+    _, backprop = getattr(gpudrop, name).vjp(*arrays, 0.3, rng=STREAM)
+    dy = np.broadcast_to(np.float32(3), shape)
+    np.testing.assert_array_equal(backprop(dy), backprop(dy.copy()))
+
+
 DIFFERENTIATED = [row for row in NAMED if "samples" not in row[2]]
 THREE = [DIFFERENTIATED[k] for k in (3, 21, 24)]  # dropout2d, dropblock2d and alpha_dropout
 
