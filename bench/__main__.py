@@ -1,4 +1,7 @@
-"""python -m bench cpu, gpu, torch, sass, launch or batteries: measure, show tables, and write the results as JSON."""
+"""The commands of python -m bench: cpu, gpu, torch, sass, launch and batteries.
+
+Each one measures, prints tables and writes its results as JSON.
+"""
 
 import os
 import subprocess
@@ -21,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "triton", "nvidia-cuda-nvrtc")
 
-app = typer.Typer(help="Benchmarks of gpudrop against copies of as many bytes and against its peers.")
+app = typer.Typer(help="Compare gpudrop with copies of the same number of bytes and with other libraries.")
 
 
 @app.callback()
@@ -32,10 +35,10 @@ def main():
 @app.command()
 def cpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
-    variants: Annotated[bool, typer.Option("--family", help="The variants of dropout against PyTorch's.")] = False,
-    file: Annotated[Path | None, typer.Option("--json", help="For the results; the chart goes beside it.")] = None,
+    variants: Annotated[bool, typer.Option("--family", help="Measure all variants of dropout, and PyTorch's.")] = False,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results; the chart is next to it.")] = None,
 ):
-    """The host kernels, at every size and dtype, against copies, NumPy, PyTorch and JAX."""
+    """Compare the CPU kernels with copies, NumPy, PyTorch and JAX, at every size and dtype."""
     threads = numba.config.NUMBA_NUM_THREADS
     record = described(records.processor(), threads)
     record["rounds"] = rounds = 3 if quick else 7
@@ -53,10 +56,10 @@ def cpu(
 @app.command("torch")
 def pytorch(
     quick: Annotated[bool, typer.Option(help="Small models and fewer rounds, in under two minutes.")] = False,
-    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ):
-    """Training steps of PyTorch models: without dropout, with torch's, and with gpudrop's in its place."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes across the progress bar
+    """Measure training steps of PyTorch models without dropout, with torch's dropout and with gpudrop's."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise torch's profiler prints over the progress bar
     import torch
 
     from bench import torch_steps
@@ -76,9 +79,9 @@ def pytorch(
 @app.command("gpu")
 def on_gpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under two minutes.")] = False,
-    file: Annotated[Path | None, typer.Option("--json", help="For the results; the chart goes beside it.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results; the chart is next to it.")] = None,
 ):
-    """The GPU's kernels, each pass by itself, against a copy within the GPU, PyTorch, Triton and CuPy."""
+    """Compare the GPU kernels with a copy in GPU memory, PyTorch, Triton and CuPy, each pass separately."""
     reason = gpu_here.missing()
     if reason:
         sys.exit(f"python -m bench gpu: {reason}")
@@ -88,7 +91,7 @@ def on_gpu(
 
 
 def measure_on(device, cases, rounds, entered, path):
-    """Measure all cases on a `gpu.Gpu`, show what was found, and write it, with its chart."""
+    """Measure all cases on a `gpu.Gpu`, print the results, and write them with a chart."""
     facts = device.facts() | {"smi": smi(device.bus)}
     record = described(device.name) | {"facts": facts, "rounds": rounds, "complete": False, "cases": []}
     record["versions"] |= records.versions(GPU_PACKAGES)
@@ -96,7 +99,7 @@ def measure_on(device, cases, rounds, entered, path):
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
             record["cases"] += gpu.measure(device, case, rounds, entered)
-            path.write_text(records.dumps(record))  # a machine with a GPU may be lent for less time than this takes
+            path.write_text(records.dumps(record))  # partial results count if the run is stopped
     record |= {"complete": True, "copy_bytes_per_second": gpu_report.ceiling(record)}
     write(record, path, [*gpu_report.tables(record), *gpu_report.notes(record)])
     gpu_report.chart(record, path.with_suffix(".png"))
@@ -105,14 +108,14 @@ def measure_on(device, cases, rounds, entered, path):
 @app.command()
 def sass(
     arch: Annotated[str, typer.Option(help="The architecture to compile for.")] = "sm_90",
-    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ):
-    """What the CUDA kernels are compiled to, and what speed that allows: a prediction, for which no GPU is needed."""
+    """Compile the CUDA kernels, and predict their speed from the machine code; no GPU is needed."""
     from bench import sass
 
     gpus = {gpu["arch"]: gpu for gpu in reversed(sass.GPUS["gpus"].values())}
     if arch not in gpus:
-        raise typer.BadParameter(f"known are {', '.join(gpus)}, got {arch}", param_hint="--arch")
+        raise typer.BadParameter(f"must be one of {', '.join(gpus)}, got {arch}", param_hint="--arch")
     record = described(gpus[arch]["name"]) | {"arch": arch, "rates": sass.GPUS["source"], "cases": []}
     record["versions"] |= records.versions(GPU_PACKAGES)
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -123,14 +126,14 @@ def sass(
     )
     write(record, file or RESULTS / f"sass-{arch}.json", [*sass.tables(record), *sass.notes(record)])
     if any(row["faults"] or sass.over_the_bar(row) for row in record["cases"]):
-        sys.exit("python -m bench sass: some kernels break a rule or a bar")
+        sys.exit("python -m bench sass: some kernels break a rule or exceed the instruction limit")
 
 
 @app.command()
 def launch(
-    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ):
-    """What a call on device arrays costs the host, from Python to the launch, which a stand-in takes the place of."""
+    """Measure the CPU time of a call on device arrays up to the launch, which a stub driver replaces."""
     from rich.table import Table
 
     from bench import launch
@@ -147,10 +150,10 @@ def launch(
 @app.command()
 def batteries(
     quick: Annotated[bool, typer.Option(help="Few tests, in under a minute.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the streams that are tested.")] = 0,
-    file: Annotated[Path | None, typer.Option("--json", help="For the results.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the tested streams.")] = 0,
+    file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ):
-    """What dieharder finds in the generator's bytes, in three orders; the exit status is 1 if they are not random."""
+    """Test the generator's bytes with dieharder, in three orders; the exit status is 1 if they are not random."""
     from bench import batteries
 
     if reason := batteries.missing():
@@ -172,7 +175,7 @@ def batteries(
 
 
 def described(device, threads=None):
-    """The beginning of a record: what was measured, when and with what."""
+    """The first entries of a record: command, commit, device, versions and date."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
     return {
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
@@ -182,15 +185,15 @@ def described(device, threads=None):
 
 
 def finish(record, path):
-    """Show and write a complete record of the host kernels, with its chart beside it."""
+    """Print a complete record of the CPU kernels, and write it with its chart."""
     write(record, path, [*report.tables(record), *records.notes(record)])
     report.chart(record, path.with_suffix(".png"))
 
 
 def write(record, path, shown):
-    """Show a complete record's tables and notes, and write it."""
+    """Print the tables and notes of a complete record, and write the record."""
     console = Console()
-    console = Console(width=max(console.width, 180))  # the tables are wide, and numbers that are cut off are none
+    console = Console(width=max(console.width, 180))  # the tables are wide, and truncated numbers are useless
     for part in shown:
         console.print(part)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ GPU_ACTIVATIONS = ("identity", "relu", "gelu", "silu")
 
 
 def cpu_cases(threads, quick):
-    """The cases of a run on the host with so many threads at most."""
+    """The cases of a run on the CPU with at most `threads` threads."""
     directions = (False, True)
     if quick:
         sizes = [Case("sizes", size=size, backward=b, threads=threads) for b in directions for size in (10**3, 10**5)]
@@ -27,7 +27,7 @@ def cpu_cases(threads, quick):
 
 
 def gpu_cases(quick):
-    """The cases of a run on a GPU, of which each pass is measured by itself."""
+    """The cases of a run on a GPU, where each pass is measured separately."""
     sizes, large = ((2**14, 2**20, LARGE), (LARGE,)) if quick else (GPU_SIZES, GPU_LARGE)
     kinds = [(name, dtype) for dtype in DTYPES for name in GPU_ACTIVATIONS if (name, dtype) != ("relu", "float32")]
     if quick:

@@ -1,8 +1,8 @@
-"""The fastest copy that is known here: a ceiling beside the plain one of `gpudrop.testing.benchmark.ceilings`.
+"""The fastest copy that we know: a second ceiling beside the plain copy of `gpudrop.testing.benchmark.ceilings`.
 
-It reads through software prefetches, computes into a buffer in the first-level cache, and writes from there around the
-caches (non-temporal stores), which spares memory the reading of lines that are about to be overwritten. Which of the
-two is faster depends on the processor.
+It reads with software prefetches, computes into a buffer in the L1 cache, and writes the buffer with non-temporal
+stores. These bypass the caches, so the processor need not read the lines that it is about to overwrite. The faster of
+the two copies depends on the processor.
 """
 
 import numba
@@ -18,7 +18,7 @@ BLOCK = 2048  # elements of a buffer
 
 @intrinsic
 def _stream(typingctx, source, i, target, j):
-    """Write the line at source[i] to target[j] around the caches; both must begin a line."""
+    """Write the cache line at source[i] to target[j] by a non-temporal store; both must be aligned to a line."""
 
     def codegen(context, builder, signature, args):
         line = ir.VectorType(ir.IntType(32), LINE // 4)
@@ -46,7 +46,7 @@ def _times(x, saved, s, y, one):
 
 @njit(parallel=True, fastmath=True)
 def streaming(x, saved, s, y):
-    """As the plain copy."""
+    """Compute the result of the plain copy."""
     one = saved.ctypes.data == x.ctypes.data
     line = LINE // y.itemsize
     head = min(((-y.ctypes.data) % LINE) // y.itemsize, y.size)
@@ -56,9 +56,9 @@ def streaming(x, saved, s, y):
     _times(x[tail:], saved[tail:], s, y[tail:], one)
     parts = 4 * numba.get_num_threads()
     for part in prange(parts):
-        room = np.empty(BLOCK + line, y.dtype)
-        skip = ((-room.ctypes.data) % LINE) // y.itemsize
-        buffer = room[skip : skip + BLOCK]
+        padded = np.empty(BLOCK + line, y.dtype)
+        skip = ((-padded.ctypes.data) % LINE) // y.itemsize
+        buffer = padded[skip : skip + BLOCK]
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             at = head + block * BLOCK
             for i in range(at + BLOCK, at + 2 * BLOCK, line):

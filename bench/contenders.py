@@ -1,4 +1,4 @@
-"""Who is measured on the CPU: the contenders of `gpudrop bench`, and those that the repository alone has."""
+"""The contenders on the CPU: those of `gpudrop bench`, and those that only the repository has."""
 
 import functools
 import os
@@ -23,28 +23,28 @@ from gpudrop.testing.benchmark.contenders import (
     torch_dropout,
 )
 
-CACHED = 1 << 26  # bytes: a copy of less may stay in a last-level cache
+CACHED = 1 << 26  # bytes; a smaller copy may stay in the last-level cache
 
 
 def of(case):
-    """The contenders of a case, but for those of `bench.family`."""
+    """The contenders of a case. The cases of `bench.family` have their own contenders."""
     return [CONTENDERS[name] for name in SECTIONS[case.section]]
 
 
 def streaming(case, x, dy):
     if case.bytes < CACHED:
-        raise Absent("the arrays may lie in a cache")
+        raise Absent("the arrays may fit in a cache")
     return ceiling(case, x, dy, kernel=ceilings.streaming)
 
 
 def compiled_dropout(torch, case):
     torch._dynamo.reset()
-    # Of the whole graph, or it may give up, and run as it is, in silence.
+    # Without fullgraph, torch.compile may fall back to uncompiled code without a message.
     return torch.compile(torch_dropout(torch, case), dynamic=False, fullgraph=True)
 
 
 def numpy_blocked(case, x, dy):
-    """The fastest that is known here: raw 16-bit fields, block by block in the second-level cache."""
+    """The fastest NumPy code that we know: raw 16-bit fields, in blocks that fit in the L2 cache."""
     only(case, ("relu", "identity"), ("float32", "float64"))
     bits, scale, zero = np.random.SFC64(SEED), x.dtype.type(1 / (1 - case.p)), x.dtype.type(0)
     threshold, block = np.uint16(round(case.p * 2**16)), 1 << 14
@@ -87,7 +87,7 @@ def jax_jitted(case, x, dy, keys):
         raise Absent("JAX is not installed") from None
     jnp = jax.numpy
     if case.dtype == "float64":
-        raise Absent("JAX computes in float32 unless told otherwise for the whole process")
+        raise Absent("JAX computes in float32 unless jax_enable_x64 is set for the whole process")
     if case.threads != os.cpu_count():
         raise Absent("XLA's threads can't be limited within a process")
     activation = functools.partial(JAX[case.activation], jax.nn)
@@ -128,4 +128,4 @@ SECTIONS = {
     "kinds": BASE,
     "one thread": (*BASE, "NumPy course", "NumPy tuned", "NumPy blocked"),
 }
-"""Who takes part in which section."""
+"""The contenders of each section."""

@@ -1,7 +1,7 @@
-"""The family's cases and contenders: each variant against what PyTorch has for it, or what is written for it there.
+"""Cases and contenders of the family: each variant, and PyTorch's function for it or the code that people write.
 
-Every contender is checked over all elements before it is timed: ours against the tests' reference, to the bit of the
-mask; PyTorch's for what defines the variant, whatever its mask.
+Every contender is checked over all elements before it is timed. gpudrop's results are compared with the reference, and
+its masks must have the same bits. PyTorch's results must have the properties that define the variant, under any mask.
 """
 
 import functools
@@ -35,10 +35,10 @@ SIZE = 2**24  # elements
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: the shape it is measured on but for the first axis, and PyTorch's way to it.
+    """A variant: the shape of its input without the first axis, and its computation in PyTorch.
 
-    peer(torch, x, p, previous) -> y. kind says what a check looks for, and mask, for kind "mask", the axes that
-    elements share (1) and those that have their own (None).
+    peer(torch, x, p, previous) -> y is that computation. kind selects the check. For kind "mask", mask has 1 for each
+    axis along which the mask is broadcast, and None for each other axis.
     """
 
     rest: tuple
@@ -53,7 +53,7 @@ def timm_drop_path(torch, x, p, previous):
 
 
 def multiplied_by_mask(*shape):
-    """As AWD-LSTM writes its masks; None in the shape is x's own size."""
+    """Multiply by a mask, as AWD-LSTM does; None in the shape means the size of x."""
 
     def peer(torch, x, p, previous):
         own = [n if m is None else m for n, m in zip(x.shape, shape, strict=True)]
@@ -63,10 +63,10 @@ def multiplied_by_mask(*shape):
 
 
 def timm_dropblock(torch, x, p, previous, block=7):
-    """timm's formula since 1.0.20: seeds at every place, also where a block is cut off at the border.
+    """timm's formula since 1.0.20: seeds at every position, even where the border cuts off the block.
 
-    By default timm draws one mask for all channels of a sample; here each channel has its own (couple_channels=False),
-    as gpudrop's have, so that both sides draw as many numbers.
+    By default timm draws one mask for all channels of a sample. Here each channel has its own (couple_channels=False),
+    as in gpudrop, so that both sides draw the same number of random numbers.
     """
     sizes = x.shape[2:]
     gamma = p * math.prod(sizes) / block ** len(sizes) / math.prod(n - block + 1 for n in sizes)
@@ -106,7 +106,7 @@ ROWS = {
 
 
 def family_cases(threads, quick):
-    """The cases of a run: every variant, forward, and forward and backward."""
+    """The cases of a run: every variant, once forward only, and once forward and backward."""
     size = SIZE // 16 if quick else SIZE
     return [
         Case("family", "identity", size=size, backward=backward, threads=threads, variant=name)
@@ -124,7 +124,7 @@ def ours(case, x, dy, ready=False):
     variant = getattr(gpudrop, case.variant)
     x, dy = _shaped(case, x, dy)
     y, dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
-    inputs = (x, dy) if case.two_inputs else (x,)  # dy instead of the previous state as well
+    inputs = (x, dy) if case.two_inputs else (x,)  # dy is also used as the previous state
     options = {"rng": gpudrop.Generator(SEED), "out": y}
 
     def forward():
@@ -156,11 +156,11 @@ def pytorch(case, x, dy):
     return both
 
 
-# What the contenders give
+# Checks of the results
 
 
 def check_ours(case, x, dy, results):
-    """The reference's values, to the rounding, and so its mask, to the bit."""
+    """Compare with the reference's values within rounding, and so with its mask bit for bit."""
     x, dy = _shaped(case, x, dy)
     _count(case, results)
     if case.two_inputs:
@@ -181,27 +181,27 @@ def check_peer(case, x, dy, results):
 def _count(case, results):
     wanted = 1 + case.backward * (1 + case.two_inputs)
     if len(results) != wanted:
-        raise Wrong(f"{len(results)} arrays came back")
+        raise Wrong(f"returned {len(results)} arrays")
     if not all(np.isfinite(result).all() for result in results):
-        raise Wrong("it is not finite")
+        raise Wrong("a result is not finite")
 
 
 def _equal(got, want, tolerance=1e-5):
     for name, a, b in zip(("y", "dx", "dprevious"), got, want, strict=False):
         far = ~np.isclose(a, b, rtol=tolerance, atol=4 * tolerance)
         if far.any():
-            place = tuple(map(int, np.argwhere(far)[0]))
-            raise Wrong(f"{name}{list(place)} is {a[place]:.6g}, not {b[place]:.6g}")
+            index = tuple(map(int, np.argwhere(far)[0]))
+            raise Wrong(f"{name}{list(index)} is {a[index]:.6g}, not {b[index]:.6g}")
 
 
 def _rate(kept, p):
     n = kept.size
     if abs(kept.sum() - n * (1 - p)) > SIGMAS * math.sqrt(n * p * (1 - p)) + n * 2.0**-17:
-        raise Wrong(f"{kept.mean():.4f} are kept, not {1 - p:.4f}")
+        raise Wrong(f"{kept.mean():.4f} of the elements are kept, not {1 - p:.4f}")
 
 
 def _nonzero(y, gradients):
-    """What is kept: x is 0 here and there, but seldom dy as well."""
+    """The kept elements. x is 0 at some elements, but dy is rarely 0 at the same ones."""
     return np.any([array != 0 for array in (y, *gradients)], axis=0)
 
 
@@ -214,7 +214,7 @@ def _mask(case, x, dy, y, gradients):
 
 
 def _of_all_seeds(size, p, block=7):
-    """The probability that a position is kept where every place may be a seed, as in timm's formula."""
+    """The probability that each position is kept if every position may be a seed, as in timm's formula."""
     gamma = p * math.prod(size) / block ** len(size) / math.prod(n - block + 1 for n in size)
     covering = np.ones((), int)
     for n in size:
@@ -227,12 +227,12 @@ def _blocks(case, x, dy, y, gradients):
     kept, size = _nonzero(y, gradients), x.shape[2:]
     keep = float(np.mean(_of_all_seeds(size, case.p)))
     if abs(kept.mean() - keep) > 0.01:
-        raise Wrong(f"{kept.mean():.4f} are kept, not {keep:.4f}")
+        raise Wrong(f"{kept.mean():.4f} of the elements are kept, not {keep:.4f}")
     axes = tuple(range(2, x.ndim))
     some = kept[:2]
     windows = np.lib.stride_tricks.sliding_window_view(~some, (7,) * len(size), axes)
     if windows.all(axis=tuple(range(x.ndim, windows.ndim))).any() != (~some).any():
-        raise Wrong("what is dropped is no block")
+        raise Wrong("the dropped elements do not form blocks")
     scale = kept.size / kept.sum()
     _equal((y, *gradients), [np.where(kept, array * scale, 0) for array in (x, dy)])
 
@@ -252,14 +252,14 @@ def _alpha(case, x, dy, y, gradients):
 
 def _law(case, values, law):
     if stats.kstest(values.ravel()[: 2**17], law.cdf).pvalue < 1e-9:
-        raise Wrong("the noise has another distribution")
+        raise Wrong("the noise has the wrong distribution")
     if abs(values.mean() - law.mean()) > SIGMAS * law.std() / math.sqrt(values.size):
-        raise Wrong("the noise has another mean")
+        raise Wrong("the noise has the wrong mean")
 
 
 def _factor(case, x, dy, y, gradients):
     p = case.p
-    far = np.abs(x) > 0.01  # else the quotient says little
+    far = np.abs(x) > 0.01  # near 0 the quotient is inaccurate
     factor = np.divide(y, x, where=far, out=np.ones_like(x))
     variance, h = p / (1 - p), half_width(p)
     gaussian = case.variant == "gaussian_dropout"

@@ -1,4 +1,4 @@
-"""Who is measured on a GPU: the contenders of `gpudrop bench`, and those that the repository alone has."""
+"""The contenders on a GPU: those of `gpudrop bench`, and those that only the repository has."""
 
 from bench.contenders import compiled_dropout
 from gpudrop import backends
@@ -27,7 +27,7 @@ def ours_numba(case, xp):
 
 
 def to_numba(*arrays):
-    """Numba's arrays on the same memory, and on the stream that is CuPy's current one."""
+    """Numba arrays over the same memory, on CuPy's current stream."""
     from numba import cuda
 
     return [cuda.as_cuda_array(array.view(f"u{array.itemsize}"), sync=False).view(array.dtype) for array in arrays]
@@ -55,7 +55,7 @@ def torch_compiled(case, xp):
     torch_on(case, xp)
     from torch._functorch import config
 
-    config.donated_buffer = False  # else what it compiles refuses retain_graph
+    config.donated_buffer = False  # otherwise compiled functions reject retain_graph
     return pytorch(case, xp, compiled_dropout)
 
 

@@ -1,4 +1,4 @@
-"""What a run on a GPU found, to read: tables, the targets, and a chart."""
+"""Tables, targets and a chart of a run on a GPU."""
 
 import itertools
 from typing import NamedTuple
@@ -13,25 +13,25 @@ from gpudrop.testing.benchmark.gpu_contenders import COPY, CUPY, EAGER
 from gpudrop.testing.benchmark.records import case_words, ratio, seconds, share
 
 NAMES = tuple(contender.name for contender in CONTENDERS)
-NOTE = "of the copy: share of its speed; x: how many times as fast gpudrop on CuPy's arrays is; *: timed another way"
+NOTE = "of the copy: fraction of its speed; x: speed of gpudrop on CuPy arrays over the peer's; *: timed differently"
 HALVES_AND_SINGLE = ("float32", "float16", "bfloat16")
 COLOURS = (report.COLOURS[2], *report.COLOURS[:2], *report.COLOURS[5:])
 
 
 class Target(NamedTuple):
-    """What is aimed at.
+    """A speed that gpudrop should reach.
 
     Attributes
     ----------
     text : str
     least : float
-        What every case should have.
+        The lower limit for every case.
     found : float or None
-        What the worst case has; None where there is none to judge.
+        The value of the worst case; None if no case can be judged.
     where : str
-        That case.
+        The worst case.
     lost : int
-        Cases that could be judged, had gpudrop not been wrong or failed there.
+        The number of cases that can't be judged because gpudrop was wrong or failed.
     """
 
     text: str
@@ -43,14 +43,14 @@ class Target(NamedTuple):
     def __str__(self):
         if self.found is None and not self.lost:
             return f"not measured: {self.text}"
-        found = [] if self.found is None else [f"{self.found:.3f} at the least, {self.where}"]
-        lost = [f"wrong or failed in {self.lost}"] if self.lost else []
+        found = [] if self.found is None else [f"worst case {self.found:.3f}, {self.where}"]
+        lost = [f"wrong or failed in {self.lost} cases"] if self.lost else []
         state = "reached" if not self.lost and self.found >= self.least else "NOT reached"
         return f"{state}: {self.text}: {'; '.join(found + lost)}"
 
 
 def tables(record):
-    """A table for each section: speeds, then memory; and one of what a call costs the host."""
+    """For each section a table of speeds and one of memory; for launches a table of CPU times."""
     for section in dict.fromkeys(row["section"] for row in record["cases"]):
         rows = [row for row in record["cases"] if row["section"] == section and row["results"]]
         if section == "launch":
@@ -98,16 +98,16 @@ def _speeds(rows, section):
 
 
 def _memory(rows, section):
-    title = f"{section}: MB that a call, forward and backward, takes at most beyond x and dy"
+    title = f"{section}: peak memory of forward and backward in MB, without x and dy"
     table = Table("case", "elements", *(name for name in NAMES if name != COPY), title=title)
-    for row in rows[1::3]:  # backward; every pass has the same
+    for row in rows[1::3]:  # the backward passes; all passes of a case have the same peak
         cells = (row["results"].get(name, {}).get("peak_bytes") for name in NAMES if name != COPY)
         table.add_row(f"{row['activation']} {row['dtype']}", f"{row['size']:,}", *map(_megabytes, cells))
     return table
 
 
 def _launches(rows):
-    table = Table("case", "elements", *NAMES, title="launch: us that the host takes for a call, waiting for nothing")
+    table = Table("case", "elements", *NAMES, title="launch: CPU time of a call in us, without waiting for the GPU")
     for row in rows:
         cells = (_cell(seconds(row, name), row, name, factor=1e6) for name in NAMES)
         table.add_row(*case_words(row), *cells)
@@ -140,28 +140,28 @@ def _megabytes(size):
 
 
 def notes(record):
-    """Who took no part and why, what was left out, the ceiling, and the targets."""
+    """Missing contenders with the reason, cases that were left out, the copy's speed, and the targets."""
     rate = ceiling(record)
-    copy = [] if rate is None else [f"copy within the GPU: {rate / 1e9:.4g} GB/s, read and written"]
+    copy = [] if rate is None else [f"copy in GPU memory: {rate / 1e9:.4g} GB/s, reads and writes together"]
     return [*records.notes(record), *copy, *map(str, targets(record))]
 
 
 def ceiling(record):
-    """The most bytes per second that a large copy reads and writes, or None."""
+    """The highest speed of a large copy in bytes per second, reads and writes together, or None."""
     rows = [row["results"].get(COPY, {}) for row in record["cases"] if row["size"] >= LARGE]
     return max((result["bytes_per_second"] for result in rows if "seconds" in result), default=None)
 
 
 def targets(record):
-    """Every target, with the least that was found; those for large arrays look at 2**26 elements and more."""
+    """Every target with its worst case. Targets for large arrays consider cases of at least 2**26 elements."""
     rows = [row for row in record["cases"] if row["section"] != "launch"]
     large = [row for row in rows if row["size"] >= LARGE]
     for name in OURS:
         for activations, least in ((("identity", "relu"), 0.93), (("gelu", "silu"), 0.85)):
             judged = [row for row in large if row["activation"] in activations and row["dtype"] in HALVES_AND_SINGLE]
-            text = f"{name}: {' and '.join(activations)} at {least} of the copy"
+            text = f"{name}: {' and '.join(activations)} at {least} of the copy's speed"
             yield _target(text, least, [(share(row, name), row) for row in judged if seconds(row, COPY)])
-        # Where launches count, only what is timed in one way can be compared.
+        # Small arrays: launches take most of the time, so only results timed in the same way are compared.
         pairs = [(row, peer) for row in rows for peer in PEERS if row["size"] >= LARGE or _alike(row, name, peer)]
         faster = [(ratio(row, name, peer), row, f"against {peer}") for row, peer in pairs if seconds(row, peer)]
         yield _target(f"{name}: faster than every peer", 1, faster)
@@ -171,7 +171,7 @@ def targets(record):
 
 
 def _target(text, least, judged):
-    """The target, judged by (number or None, row, further words) of each case."""
+    """The target, judged by (number or None, row, other words for the output) of each case."""
     found = [one for one in judged if one[0] is not None]
     if not found:
         return Target(text, least, lost=len(judged))
@@ -193,7 +193,7 @@ def chart(record, path):
     }
     lines = dict(zip(NAMES, COLOURS, strict=False))
     figure = report.against_size(pyplot, panels, "bytes_per_second", lines, dashed=(COPY,), bold=OURS, unit=1e9)
-    figure.axes[0].set_ylabel("GB/s of what must move")
+    figure.axes[0].set_ylabel("GB/s (bytes that must move)")
     figure.suptitle(f"relu and dropout, p = 0.1, float32, {record['device']}")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

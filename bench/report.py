@@ -1,4 +1,4 @@
-"""What a run found, to read: a table for each section, and a chart."""
+"""Tables and a chart of a run on the CPU."""
 
 import numpy as np
 from rich.table import Table
@@ -7,14 +7,14 @@ from bench.contenders import CONTENDERS, STREAMING_READY
 from gpudrop.testing.benchmark import records
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
 
-NOTE = ": x is how many times as fast gpudrop is; NumPy runs on one thread"
+NOTE = ": x is the speed of gpudrop over the peer's; NumPy runs on one thread"
 CEILINGS = (PLAIN, PLAIN_READY, STREAMING_READY)
 COLOURS = ("#0072B2", "#56B4E9", "#000000", "#555555", "#AAAAAA", "#D55E00", "#CC79A7", "#E69F00", "#B59B00")
 COLOURS += ("#009E73", "#7A5195", "#A05A2C")
 
 
 def tables(record):
-    """A table for each section, and one of what is paid once."""
+    """A table for each section, and one of the start-up times."""
     for section in dict.fromkeys(row["section"] for row in record["cases"]):
         rows = [row for row in record["cases"] if row["section"] == section]
         present = [name for name in CONTENDERS if any(name in row["results"] for row in rows)]
@@ -30,14 +30,14 @@ def tables(record):
         yield table
     if not record["startup"]:
         return
-    once = Table("paid once", "seconds", title="start-up, medians of fresh processes")
+    once = Table("step", "seconds", title="start-up, medians of new processes")
     for what, seconds in record["startup"].items():
         once.add_row(what, f"{seconds:.3f}")
     yield once
 
 
 def _cells(row, peers):
-    """Speeds, shares of the ceilings, and how many times as fast as each peer; new arrays against new arrays."""
+    """Speeds, fractions of the ceilings and ratios to each peer. New arrays are compared with new arrays."""
     results = row["results"]
     yield from records.case_words(row)
     for name in (OURS, OURS_READY):
@@ -51,7 +51,7 @@ def _cells(row, peers):
 
 
 def chart(record, path):
-    """A picture of a record: of the family if that is what was measured, else of all sizes."""
+    """Draw a record: the family if it was measured, otherwise speed against size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,7 +64,7 @@ def chart(record, path):
 
 
 def _family_chart(record, pyplot):
-    """How many times as fast as PyTorch each variant is, forward, and forward and backward."""
+    """The speed of each variant over PyTorch's, forward, and forward and backward."""
     names = list(dict.fromkeys(row["variant"] for row in record["cases"]))[::-1]
     figure, panel = pyplot.subplots(figsize=(9, 8), layout="constrained")
     for backward, colour, shift in ((False, COLOURS[0], 0.2), (True, COLOURS[1], -0.2)):
@@ -73,8 +73,8 @@ def _family_chart(record, pyplot):
             for row in record["cases"]
             if row["backward"] == backward and all("seconds" in row["results"].get(n, {}) for n in ("PyTorch", OURS))
         }
-        places = [i + shift for i, name in enumerate(names) if name in ratios]
-        bars = panel.barh(places, [ratios[name] for name in names if name in ratios], 0.38, color=colour)
+        positions = [i + shift for i, name in enumerate(names) if name in ratios]
+        bars = panel.barh(positions, [ratios[name] for name in names if name in ratios], 0.38, color=colour)
         panel.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
         bars.set_label("forward and backward" if backward else "forward")
     panel.axvline(1, color="black", linewidth=1)
@@ -101,7 +101,7 @@ def _size_chart(record, pyplot):
 
 
 def against_size(pyplot, panels, quantity, lines, dashed, bold, unit=1):
-    """A quantity of the results, in such units, against size: {title: rows} are panels, {contender: colour} lines."""
+    """Plot a quantity, divided by unit, against size. panels is {title: rows}, and lines is {contender: colour}."""
     figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 5), sharey=True, layout="constrained")
     for panel, (title, rows) in zip(axes, panels.items(), strict=True):
         for name, colour in lines.items():

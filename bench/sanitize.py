@@ -61,7 +61,7 @@ def main(command):
         done = subprocess.run(checked, capture_output=True, text=True)
         output = done.stdout + done.stderr
         if "Device not supported" in output:
-            print(f"compute-sanitizer {tool}: it does not serve this GPU")
+            print(f"compute-sanitizer {tool}: it does not support this GPU")
             continue
         found += done.returncode != 0
         print(f"compute-sanitizer {tool}: {'no errors' if done.returncode == 0 else output}")

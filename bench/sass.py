@@ -355,7 +355,7 @@ def notes(record):
         name = f"{r['backend']} {r['dtype']} {r['kernel']}"
         yield from (f"{name}: {fault}" for fault in r["faults"])
         if over_the_bar(r):
-            yield f"{name}: {r['instructions']:.1f} instructions of an element, {BAR} are the bar"
+            yield f"{name}: {r['instructions']:.1f} instructions per element, the limit is {BAR}"
     bound = sum(r["predicted_share"] == 1 for r in rows)
     yield f"{len(rows)} kernels, {bound} of them PREDICTED to be limited by memory alone on {record['device']}"
     pairs = {}

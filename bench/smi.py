@@ -1,10 +1,10 @@
-"""What nvidia-smi tells of a GPU; the package itself starts no program."""
+"""Values from nvidia-smi. They are read here because the package itself starts no program."""
 
 import subprocess
 
 
 def smi(bus):
-    """What nvidia-smi tells of a GPU, or None where it tells nothing."""
+    """The values that nvidia-smi reports for a GPU, or None if it fails."""
     keys = "driver_version,clocks.max.sm,clocks.max.memory,ecc.mode.current,power.limit"
     command = ["nvidia-smi", f"--id={bus}", f"--query-gpu={keys}", "--format=csv,noheader"]
     try:

@@ -191,7 +191,7 @@ def check_draws(way, side):
     drawn = sorted({event.key for event in profile.key_averages()} & {OURS, *TORCHS})
     for wanted, found in zip(side.way.draws, (OURS in drawn, not TORCHS.isdisjoint(drawn)), strict=True):
         if wanted not in (None, found):
-            raise Wrong(f"{way}: its masks were drawn by {', '.join(drawn) or 'nobody'}")
+            raise Wrong(f"{way}: its masks were drawn by {', '.join(drawn) or 'no operator'}")
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Dropout in Triton, of the kind that its tutorials teach: a seed is all that is kept, and tl.rand draws the mask."""
+"""Dropout in Triton as its tutorials write it: only the seed is saved, and tl.rand draws the mask."""
 
 import triton
 import triton.language as tl

@@ -26,14 +26,14 @@ def step(x, dy, y, dx, rng):
 
 def captured(arrays, rng, stream):
     """A graph of one step."""
-    step(*arrays, rng)  # compiles the kernels, which can't be captured; it is call 0
+    step(*arrays, rng)  # call 0 compiles the kernels, which can't be captured
     stream.begin_capture()
     step(*arrays, rng)
     return stream.end_capture()
 
 
 def replays(stream):
-    """Of each replay, the share of elements that it kept, and whether it has the bits of its stream."""
+    """For each replay, the fraction of elements that it kept, and whether it has the bits of its stream."""
     rng = gpudrop.Generator(SEED, device=True)
     x, dy = cp.random.default_rng(1).standard_normal((2, 1024, 1024), dtype=cp.float32)
     y, dx = cp.empty_like(x), cp.empty_like(x)
@@ -51,7 +51,7 @@ def main():
     """Capture a graph, replay it, print the results and return them."""
     if not cp.cuda.is_available():
         sys.exit("cuda_graph.py needs a CUDA GPU, and CuPy found none")
-    # A memory pool of its own, for a replay writes again to what the captured calls allocated.
+    # A separate memory pool, because a replay writes again to the memory that the captured calls allocated.
     pool, stream = cp.cuda.MemoryPool(), cp.cuda.Stream(non_blocking=True)
     with stream, cp.cuda.using_allocator(pool.malloc):
         found, state = replays(stream)

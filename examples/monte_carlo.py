@@ -6,7 +6,7 @@ The data are points of a curve with a gap. A network of two hidden layers learns
 predicts under 200 masks: their mean is the prediction, and their standard deviation is the uncertainty.
 
 1. The uncertainty is larger in the gap and outside the data than where the data are.
-2. A part of the inputs gets the same masks as in the whole: its means differ by the rounding of matrix products alone.
+2. A part of the inputs gets the same masks as in the whole: its means differ only by rounding in matrix products.
 
 PICTURE, by default monte_carlo.png, shows the training points, the mean and two standard deviations.
 """
@@ -52,7 +52,7 @@ class Network:
         return self.inputs[-1] @ self.weights[-1] + self.biases[-1]
 
     def gradients(self, dy):
-        """The derivatives of the weights and of the biases, for the one of the last result."""
+        """The derivatives of the weights and of the biases. dy is the derivative of the last result."""
         found = [(self.inputs[-1].T @ dy, dy.sum(axis=0))]
         for weight, dropout, x in zip(self.weights[:0:-1], self.dropouts[::-1], self.inputs[-2::-1], strict=True):
             dy = dropout.backward(dy @ weight.T)
@@ -61,7 +61,7 @@ class Network:
 
 
 def train(network, x, target):
-    """Gradient descent with momentum; returns the mean squared error before each step, as dropout made it."""
+    """Gradient descent with momentum; returns the mean squared error before each step, with dropout."""
     parameters, errors = network.weights + network.biases, []
     velocities = [np.zeros_like(parameter) for parameter in parameters]
     for _ in range(STEPS):

@@ -37,7 +37,7 @@ def slope_error(activation, step=1e-6):
 
 
 def fused_is_separate():
-    """Whether one fused pass returns what the activation and then dropout return, in float64."""
+    """Whether one fused pass returns the same as the activation followed by dropout, in float64."""
     x, stream = np.linspace(-5, 5, 1001), gpudrop.Stream(0, 0)
     fused = gpudrop.dropout(x, 0.2, activation="squareplus", rng=stream)
     separate = gpudrop.dropout((x + np.sqrt(x * x + 4)) / 2, 0.2, rng=stream)
@@ -45,7 +45,7 @@ def fused_is_separate():
 
 
 def train():
-    """Learn |x| with a hidden layer of squareplus and dropout; the cost before each step, without dropout."""
+    """Learn |x| with a hidden layer of squareplus and dropout; returns the costs, without dropout."""
     rng = np.random.default_rng(1)
     x = np.linspace(-2, 2, 64)[:, None]
     target = np.abs(x)

@@ -4,9 +4,9 @@
     torchrun --standalone --nproc-per-node 4 examples/sharded_torch.py
 
 1. Dropout of a sharded tensor (DTensor) is dropout of the whole tensor, to the bit, forward and backward.
-2. A tensor-parallel network trains as it does on one process, but for the rounding of sums in its matrix products.
+2. A tensor-parallel network trains as it does on one process, except for rounding in its matrix products.
 
-The processes communicate through gloo, on the CPU. The output does not depend on how many they are.
+The processes communicate through gloo, on the CPU. The output does not depend on their number.
 """
 
 import zlib
@@ -32,7 +32,7 @@ def dropped(x, dy):
 
 
 def sharded_dropout(mesh):
-    """Whether the parts make up the whole, whichever axis is cut, and a checksum of the whole's bits."""
+    """Whether the shards together equal the whole, for each axis, and a checksum of the whole."""
     # Integers, whose bits are the same on every processor. The 30 rows do not divide by 4: the last part is smaller.
     x, dy = torch.randint(-8, 9, (2, 30, 64), generator=torch.Generator().manual_seed(1)).float()
     whole, equal = dropped(x, dy), True
@@ -56,7 +56,7 @@ class Network(nn.Module):
 
 
 def train(model):
-    """Learn the product of two features; the cost before each step."""
+    """Learn the product of two features; returns the cost before each step."""
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(4)
@@ -79,7 +79,7 @@ def main():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     equal, checksum = sharded_dropout(mesh)
     alone = train(Network())
-    # The hidden activations are cut by columns, and their dropout with them.
+    # The hidden activations are sharded by columns, and so is their dropout.
     plan = {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel()}
     parallel = train(parallelize_module(Network(), mesh, plan))
     distance = max(abs(a - b) for a, b in zip(alone, parallel, strict=True))

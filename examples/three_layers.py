@@ -44,7 +44,7 @@ def dropout_layers(seed=2):
 
 
 def forward(parameters, dropouts, x):
-    """The input of each layer, and last what comes out: the logits."""
+    """The input of each layer, followed by the logits."""
     values = [x]
     for (w, b), dropout in zip(parameters, dropouts, strict=False):
         values.append(dropout(w @ values[-1] + b))
@@ -58,7 +58,7 @@ def cost(logits, labels):
 
 
 def gradients(parameters, dropouts, values, labels):
-    """The derivatives of the cost, as `parameters` are."""
+    """The derivatives of the cost, in the structure of `parameters`."""
     *inputs, logits = values
     dz = (1 / (1 + np.exp(-logits)) - labels) / labels.size
     found = []
@@ -70,7 +70,7 @@ def gradients(parameters, dropouts, values, labels):
 
 
 def train(parameters, dropouts, x, labels, steps):
-    """Gradient descent, which changes the parameters; the cost before each step, as dropout made it."""
+    """Change the parameters by gradient descent; returns the cost before each step, with dropout."""
     costs = []
     for _ in range(steps):
         values = forward(parameters, dropouts, x)
@@ -110,7 +110,7 @@ def gradient_error(parameters, dropouts, x, labels, step=1e-6):
 
 
 def gradient_error_under_fixed_masks(parameters, dropouts, x, labels):
-    """The same with dropout. A layer that draws from a Stream repeats its mask; afterwards it goes on as before."""
+    """The same with dropout. Each layer draws from a Stream, so its mask repeats, and then gets back its generator."""
     generators = [dropout.rng for dropout in dropouts]
     for call, dropout in enumerate(dropouts):
         dropout.rng = gpudrop.Stream(0, call)

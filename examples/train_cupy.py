@@ -22,7 +22,7 @@ P_INPUT, P_HIDDEN = 0.1, 0.5  # the probabilities of dropping
 
 
 def digits():
-    """x and one-hot labels of the training digits, and the same of all others, on the GPU."""
+    """x and one-hot labels of the training digits, and those of all other digits, on the GPU."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     x = cp.asarray((images[order] / 16).astype(np.float32))
@@ -31,7 +31,7 @@ def digits():
 
 
 def initial_parameters(seed=1):
-    """[w1, b1, w2, b2], drawn by NumPy, so that all devices begin alike."""
+    """[w1, b1, w2, b2], drawn by NumPy, so that they are the same on all devices."""
     rng = np.random.default_rng(seed)
     w1 = rng.standard_normal((64, HIDDEN)) * np.sqrt(2 / 64)
     w2 = rng.standard_normal((HIDDEN, 10)) * np.sqrt(2 / HIDDEN)
@@ -83,7 +83,7 @@ def main():
     print(f"the cost falls from {costs[0]:.2f} to about {np.mean(costs[-20:]):.2f}")
     print(f"{right[0]:.1%} of the training digits, {right[1]:.1%} of the others")
 
-    stream = gpudrop.Stream(2, 0)  # the first that the generator handed out
+    stream = gpudrop.Stream(2, 0)  # the generator's first stream
     on_gpu = gpudrop.keep_mask((TRAINING_DIGITS, 64), P_INPUT, stream, like=training[0])
     same = np.array_equal(cp.asnumpy(on_gpu), gpudrop.keep_mask((TRAINING_DIGITS, 64), P_INPUT, stream))
     print(f"the first mask is the CPU's: {same}")

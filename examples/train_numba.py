@@ -72,7 +72,7 @@ def product(kernel, a, b, columns):
 
 
 def train(x, target, w1, w2, rng):
-    """Gradient descent of the mean squared error; returns the cost before each step, as dropout made it."""
+    """Gradient descent of the mean squared error; returns the cost before each step, with dropout."""
     costs, error = [], cuda.device_array(target.shape, np.float32)
     for _ in range(STEPS):
         hidden, backprop = gpudrop.dropout_vjp(product(multiply, x, w1, HIDDEN), P, activation="relu", rng=rng)
@@ -95,7 +95,7 @@ def main():
     costs = train(*arrays, gpudrop.Generator(1))
     print(f"the cost falls from {np.mean(costs[:5]):.3f} to {np.mean(costs[-5:]):.3f}, means of 5 steps")
 
-    stream = gpudrop.Stream(1, 0)  # the first that the generator handed out
+    stream = gpudrop.Stream(1, 0)  # the generator's first stream
     on_device = gpudrop.dropout(cuda.to_device(x), P, rng=stream).copy_to_host()
     same = np.array_equal(on_device, gpudrop.dropout(x, P, rng=stream))
     print(f"the same stream drops the same elements on the CPU: {same}")

@@ -16,7 +16,7 @@ KEEP_INPUT, KEEP_HIDDEN = 0.9, 0.5
 
 
 def digits():
-    """x and one-hot labels of the training digits, and the same of all others."""
+    """x and one-hot labels of the training digits, and those of all other digits."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     x, y = (images[order] / 16).astype(np.float32), np.eye(10, dtype=np.float32)[labels[order]]

@@ -21,7 +21,7 @@ HIDDEN, TRAINING_DIGITS, STEPS, P = 256, 200, 100, 0.5
 
 
 def digits():
-    """Images and labels of the training digits, and the same of all others."""
+    """Images and labels of the training digits, and those of all other digits."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     x, y = torch.from_numpy(images[order] / 16).float(), torch.from_numpy(labels[order])

@@ -2,7 +2,7 @@
 
     python examples/transformer_torch.py
 
-1. `accelerate()` reroutes all dropouts of a model from torch's modules, those of attention's weights included.
+1. `accelerate()` reroutes all dropouts of a model from torch's modules, including those of attention weights.
 2. `convert(model)` changes the modules of one model instead, and fuses an activation with the dropout behind it.
 3. A checkpointed layer computes its forward pass again in the backward pass. It draws the same masks then, so the
    losses have the same bits as without checkpoints.

@@ -1,14 +1,15 @@
-"""Random calls of everything public, right ones and wrong ones, against what the docstrings promise.
+"""Makes random calls of the public API, correct and incorrect ones, and checks what the docstrings promise.
 
     python -m tests.fuzz --seconds 600 --seed 1 --json FILE
-    python -m tests.fuzz --seed 1 --only 1234        call number 1234 again, by itself
-    python -m tests.fuzz --seed 1 --calls 1235       all up to it, where it takes what came before
+    python -m tests.fuzz --seed 1 --only 1234        repeat call number 1234 alone
+    python -m tests.fuzz --seed 1 --calls 1235       repeat all calls up to it, if it depends on earlier calls
 
-What is called comes from `gpudrop.__all__`, with which arguments from the signatures, and what these may be from
+The functions come from `gpudrop.__all__`, the names of arguments from the signatures, and their values from
 `fuzz_arguments`.
 
-With NUMBA_BOUNDSCHECK=1 kernels raise IndexError for what they reach beyond an array, if NUMBA_CACHE_DIR names a folder
-of its own: the keys of Numba's cache say nothing of bounds checks. The summary tells whether the kernels have them.
+With NUMBA_BOUNDSCHECK=1, kernels raise IndexError for an index beyond an array. NUMBA_CACHE_DIR must then name a
+separate folder, because the keys of Numba's cache do not depend on bounds checks. The summary says whether the kernels
+check bounds.
 """
 
 import argparse
@@ -43,9 +44,9 @@ from gpudrop.testing import reference
 from gpudrop.variants import FAMILY
 from tests.fuzz_arguments import Case, Foreign, Mine, NumpyState
 
-EXCLUDED = ("warmup", "layers.Layer")  # which takes as long as its arguments say; which has no function of its own
+EXCLUDED = ("warmup", "layers.Layer")  # may take minutes; has no function
 
-# May be raised beside TypeError and ValueError, by the last part of a call's name or by an argument that it has.
+# Errors that are allowed besides TypeError and ValueError, by the last part of a call's name or by an argument.
 RAISES = {
     "backend": RuntimeError,
     "device": RuntimeError,
@@ -59,11 +60,11 @@ RAISES = {
     **dict.fromkeys(("shape", "samples", "arrays"), np._core._exceptions._ArrayMemoryError),
 }
 
-# What may be said though no argument is wrong: they don't go together, or the layer hasn't been called.
+# Errors that are allowed although each argument is correct: arguments conflict, or the layer has not been called.
 EXCUSES = ("must not overlap", "x must have", "backward needs a call")
 EXCUSES += ("does not support shards", "shard must have as many axes", "give start or shard")
 
-# What is returned, by the last part of a call's name; classes make their own, and arrays are looked at one by one.
+# The types of results, by the last part of a call's name. Classes return instances, and arrays have other checks.
 RETURNS = {
     "next": Stream,
     "spawn": list,
@@ -85,7 +86,7 @@ RETURNS = {
 
 
 class Call(NamedTuple):
-    """Something public that can be called: a function, a class, or a method of one."""
+    """A public function, class or method."""
 
     name: str
     function: Any
@@ -98,7 +99,7 @@ class Call(NamedTuple):
 
     @property
     def of_object(self):
-        """Whether it is a method that takes an object, and not a class."""
+        """Whether it is a method of an instance, and not of a class."""
         return self.owner is not None and isinstance(self.function, types.FunctionType)
 
     @property
@@ -107,13 +108,13 @@ class Call(NamedTuple):
 
     @property
     def variant(self):
-        """The name of the variant that it is, or is a layer of."""
+        """The name of the variant that the call computes."""
         function = getattr(self.owner or self.function, "function", self.function)
         return function.__name__.removesuffix(".vjp").removesuffix("_vjp")
 
 
 def public():
-    """Every Call: functions, their vjp, classes, methods, and what modules have of these."""
+    """Every Call: functions, their vjp, classes and methods, of the package and of its public modules."""
     things = {}
     for name in gpudrop.__all__:
         thing = getattr(gpudrop, name)
@@ -140,11 +141,11 @@ def public():
 
 
 CALLS = list(public())
-OFTEN = [call for call in CALLS for _ in range(1 + len(call.parameters))]  # the more arguments, the more often
+OFTEN = [call for call in CALLS for _ in range(1 + len(call.parameters))]  # calls with many arguments are chosen often
 
 
 class Trial:
-    """One call, made and judged: its outcome in a word, and what is wrong with it in sentences."""
+    """One call and its checks: the outcome in one word, and the problems in sentences."""
 
     def __init__(self, seed, number):
         self.case, self.problems = Case(seed, number), []
@@ -164,7 +165,7 @@ class Trial:
             self.judge(kwargs, result)
 
     def method(self):
-        """Of a new object; of a layer that has been called, mostly, where it is to go back."""
+        """The method of a new object. In most trials of `backward`, the layer has been called."""
         case, call = self.case, self.call
         args, kwargs = case.arguments(Call(call.name.rpartition(".")[0], call.owner))
         thing = case.object = call.owner(*args, **kwargs)
@@ -173,12 +174,12 @@ class Trial:
         if call.last == "backward" and case.likely(90):
             try:
                 case.result = array_of(arrays_of(thing(*case.argument(call, "arrays", wrong=False)))[0]).shape
-            except (TypeError, ValueError):  # a shape that doesn't suit it
+            except (TypeError, ValueError):  # a shape that the layer rejects
                 case.result = None
         return getattr(thing, call.last)
 
     def attempt(self, call, function, args, kwargs, wrong):
-        """Call it, and see that it does nothing to what isn't its own; the outcome and the result."""
+        """Call the function, and check that it changes nothing else; returns the outcome and the result."""
         case, problems = self.case, self.problems
         before = [thing.state_dict() for thing in case.states]
         streams = [thing.next() if isinstance(thing, NumpyState) else None for thing in case.states]
@@ -193,25 +194,25 @@ class Trial:
         except Exception as error:
             allowed = {TypeError, ValueError} | {of for name, of in RAISES.items() if name in (call.last, *names)}
             if type(error) not in allowed:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{Path(place.filename).name}, line {place.lineno}"
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(frame.filename).name}, line {frame.lineno}"
                 problems.append(f"{type(error).__name__} is not documented: {str(error)[:200]} ({where})")
             elif not wrong and not any(excuse in str(error) for excuse in EXCUSES):
-                problems.append(f"refuses what is right: {str(error)[:200]}")
+                problems.append(f"correct arguments are rejected: {str(error)[:200]}")
             if not all(placed.untouched() for placed in case.placed):
                 problems.append("an array was written to before an error")
-            # What fn does, nobody can check before.
+            # The effects of fn can't be checked before the call.
             after_fn = call.name == "mc_samples" and callable(kwargs.get("fn"))
             if [thing.state_dict() for thing in case.states] != before and not after_fn:
-                problems.append("a generator or a state moved on before an error")
+                problems.append("a generator or a state changed before an error")
             return type(error).__name__, None
         out = kwargs.get("out")
         own = next((placed for placed in case.placed if placed.array is out), None)
         for placed in case.placed:
             if not (own.untouched_beside() if own and placed.buffer is own.buffer else placed.untouched()):
-                problems.append("more than out was written to" if placed is own else "an input was overwritten")
+                problems.append("memory beside out was overwritten" if placed is own else "an input was overwritten")
         if out is not None and (result[0] if isinstance(result, tuple) else result) is not out:
-            problems.append("what is returned is not out")
+            problems.append("the returned array is not out")
         drawn = [
             thing.state_dict()["call"] - state["call"]
             for thing, state in zip(case.states, before, strict=True)
@@ -241,19 +242,19 @@ class Trial:
             self.judge_arrays(parameters | kwargs, kwargs, result, stream)
 
     def judge_activation(self, row):
-        """It compiles, and goes out of the table."""
+        """Check that it compiles, and remove it from the table."""
         x = np.float32([-1, 0, 2])
         try:
             if not {row.value, row.slope} <= TRIED:
                 TRIED.update((row.value, row.slope))
                 gpudrop.dropout_vjp(x, 0.5, activation=row.name, rng=Stream(0, 0))[1](x)
         except Exception as error:
-            self.problems.append(f"accepted, but not compiled: {type(error).__name__}: {str(error)[:200]}")
+            self.problems.append(f"accepted, but compilation fails: {type(error).__name__}: {str(error)[:200]}")
         finally:
             del ACTIVATIONS[row.name]
 
     def judge_arrays(self, bound, kwargs, result, stream):
-        """They are the same again from the same stream; the mask is the reference's; and so it is backwards."""
+        """The same stream repeats the arrays, and both passes have the mask of the reference."""
         case, call, problems = self.case, self.call, self.problems
         values = [bits_of(array) for array in arrays_of(result)]
         after = [placed.buffer.copy() for placed in case.placed]
@@ -263,7 +264,7 @@ class Trial:
         with gpudrop.no_dropout() if self.off else nullcontext():
             again = arrays_of(call.function(**fresh))
         if [bits_of(array) for array in again] != values:
-            problems.append("the same stream gave something else")
+            problems.append("the same stream returned different results")
         if any(np.may_share_memory(array_of(array), placed.buffer) for array in again for placed in case.placed):
             problems.append("a new array shares memory with an input")
         like = bound.get("x", bound.get("like"))
@@ -276,7 +277,7 @@ class Trial:
             options = {name: int(bound[name]) for name in ("bits", "start")}
             p, shape = 0 if self.off else float(bound["p"]), tuple(np.atleast_1d(np.array(bound["shape"], int)))
             if values[0] != bits_of(reference.keep_mask(shape, p, stream.seed, stream.call, **options)):
-                problems.append("the mask is not the reference's")
+                problems.append("the mask differs from the reference")
         if "training" not in bound:
             return
         x, (y, *_) = array_of(bound["x"]), map(array_of, again)
@@ -286,7 +287,7 @@ class Trial:
         kept = self.kept(bound, shape, stream)
         self.judge_zeros("y", y, kept)
         if kept is not None and bound["activation"] is None and not y[kept & (np.broadcast_to(x, shape) != 0)].all():
-            problems.append("y is 0 where the reference keeps")
+            problems.append("y is 0 at an element that the reference keeps")
         if isinstance(result, tuple):
             case.dtype, case.result = x.dtype, shape
             self.judge_backprop(result[1], kept)
@@ -302,15 +303,15 @@ class Trial:
             dx = arrays_of(result)[0]
             self.judge_zeros("dx", array_of(dx), kept)
             if bits_of(arrays_of(backprop(dy))[0]) != bits_of(dx):
-                self.problems.append("backprop gave something else the second time")
+                self.problems.append("backprop returned different results the second time")
 
     def judge_zeros(self, what, array, kept):
         dropped = array[~kept].astype(np.float64) if kept is not None else np.zeros(0)
         if dropped.any() or np.signbit(dropped).any():
-            self.problems.append(f"{what} is not +0.0 where the reference drops")
+            self.problems.append(f"{what} is not +0.0 at an element that the reference drops")
 
     def kept(self, bound, shape, stream):
-        """What the reference keeps, or None where it is no matter of keeping."""
+        """The mask of the reference, or None if the variant does not set elements to 0."""
         name = self.call.variant
         if name in FAMILY and not FAMILY[name].noise.zeroes:
             return None
@@ -333,7 +334,7 @@ TRIED = set()  # the formulas that have been compiled
 
 
 def stream_of(rng):
-    """The stream that an rng is, or None where it has a state."""
+    """The stream of an rng, or None if the rng has a state."""
     if rng is None or isinstance(rng, (Stream, Generator)):
         return rng if isinstance(rng, Stream) else None
     if isinstance(rng, np.random.SeedSequence):
@@ -342,7 +343,7 @@ def stream_of(rng):
 
 
 def short(value):
-    """An argument, in a few words."""
+    """A short text for an argument."""
     if isinstance(value, np.ndarray):
         return f"<{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}>"
     text = re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
@@ -350,7 +351,7 @@ def short(value):
 
 
 def arrays_of(result):
-    """The arrays in what a call returned."""
+    """The arrays in the result of a call."""
     parts = result if isinstance(result, tuple) else (result,)
     return [part for part in parts if isinstance(part, (np.ndarray, np.generic, Foreign))]
 
@@ -360,15 +361,15 @@ def array_of(array):
 
 
 def bits_of(array):
-    """What there is to compare: shape, dtype, and bytes in logical order, in which one nan is as good as another."""
+    """Shape, dtype and bytes in logical order, for comparisons. All NaNs get the same bytes."""
     array = array_of(array)
-    if array.dtype.char in "Og":  # objects have addresses, and long doubles bytes that mean nothing
+    if array.dtype.char in "Og":  # objects are addresses, and long doubles have padding
         return array.shape, array.dtype, repr(array.tolist())
     return array.shape, array.dtype, np.where(array != array, array.dtype.type("nan"), array).tobytes()
 
 
 def bounds_are_checked():
-    """Whether an index beyond an array raises in the kernels, and in DropBlock's; what lies there is ours."""
+    """Whether an index beyond an array raises in a kernel and in DropBlock's. The memory there is allocated."""
     run = cpu.entry(operations.forward(ACTIVATIONS["identity"], "float32", None))
     memory, maps = np.ones(10, np.float32), np.ones((2, 2, 2), bool)
     short = memory[:3]
@@ -385,7 +386,7 @@ def bounds_are_checked():
 
 
 def run(seed, numbers, seconds=math.inf, report=print):
-    """Trials, until the numbers or the seconds are over; the record of what they came to."""
+    """Run trials until the numbers or the seconds are used up; returns the record."""
     outcomes, findings, slowest = defaultdict(Counter), [], {"seconds": 0.0}
     begun = time.monotonic()
     with warnings.catch_warnings(), numba.core.event.install_recorder("numba:compile") as compiling:
@@ -418,7 +419,7 @@ def run(seed, numbers, seconds=math.inf, report=print):
 
 
 def seconds_within(events):
-    """The time between each event's start and its end, where they don't lie within others."""
+    """The total time of the events that are not within other events."""
     depth = total = 0
     for moment, event in events:
         total += moment * (event.is_end and depth == 1) - moment * (event.is_start and depth == 0)
@@ -427,7 +428,7 @@ def seconds_within(events):
 
 
 def described(checked):
-    """The beginning of a record: what was run, when and with what."""
+    """The first entries of a record: command, date, commit and versions."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     return {
         "command": " ".join(["python -m tests.fuzz", *sys.argv[1:]]),
@@ -443,10 +444,10 @@ def described(checked):
 def main():
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so many")
-    parser.add_argument("--calls", type=int, help="stop after so many")
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="make one call by itself, and say what it was")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the record")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time")
+    parser.add_argument("--calls", type=int, help="stop after this number of calls")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="make only this call, and print it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the record")
     options = parser.parse_args()
     if options.only is not None:
         with warnings.catch_warnings():
@@ -455,7 +456,7 @@ def main():
         print(trial.text, trial.outcome, *trial.problems, sep="\n")
         return bool(trial.problems)
     record = described(checked := bounds_are_checked()) | {"seed": options.seed}
-    print("an index beyond an array raises in the kernels" if checked else "kernels check no bounds")
+    print("an index beyond an array raises in the kernels" if checked else "kernels do not check bounds")
     record |= run(options.seed, range(options.calls) if options.calls is not None else count(), options.seconds)
     for name, outcomes in record["outcomes"].items():
         print(f"{name:32}", *(f"{outcome} {times}" for outcome, times in outcomes.items()), sep="  ")

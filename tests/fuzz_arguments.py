@@ -1,6 +1,6 @@
-"""What the fuzz target calls with: for each name of an argument what is right and what is wrong.
+"""The arguments of the random calls: pools of correct and of incorrect values for each name of an argument.
 
-A name that has no pool is a KeyError, so that no new option is passed over.
+A name without a pool raises KeyError, so that each new option needs one.
 """
 
 import copy
@@ -23,14 +23,14 @@ from gpudrop.variants import FAMILY
 from tests.family.placed import Placed, dimensions, place
 from tests.foreign import Foreign
 
-# (dtype, bits, activation). Each compiles two dozen kernels, so there are few, in which each value occurs.
+# (dtype, bits, activation). Each row compiles two dozen kernels, so a few rows cover all dtypes and bits.
 SETTINGS = [
     (np.float32, 16, None),
     (np.float16, 8, "relu"),
     (ml_dtypes.bfloat16, 16, "gelu"),
     (np.float64, 32, None),
 ]
-IN_32_BITS = [name for name, row in FAMILY.items() if row.noise.drawn == "normal"]  # and in no others
+IN_32_BITS = [name for name, row in FAMILY.items() if row.noise.drawn == "normal"]  # they accept no other bits
 
 
 def takes_1(row):
@@ -40,8 +40,8 @@ def takes_1(row):
 
 BELOW_1 = [name for name, row in FAMILY.items() if takes_1(row) is None]
 
-# What may stand where something else is wanted. No integer in it would take long where it is allowed, and no array is
-# of a dtype that would compile more kernels.
+# Values of a wrong type for most arguments. No integer makes an accepted call slow, and no array has a dtype that
+# compiles more kernels.
 JUNK = [None, True, False, -1, 2**64, -(2**70), 10**400, 0.5, -0.0, 1.5, np.nan, np.inf, 1j, np.complex64(0.5)]
 JUNK += ["text", "0.5", "", b"0.5", bytearray(b"0.5"), object(), len, [], (), {}, {1: 2, "a": None}, set(), [1, None]]
 JUNK += [np.array(half := np.longdouble(0.5)), np.array([half]), np.array([], int), np.array("0.5"), np.float16(0.5)]
@@ -59,29 +59,29 @@ JUNK += [Stream, Stream(1, 2), np.float32, np.dtype("f4"), Exception(), ...]
 
 
 class Mine(Exception):
-    """What a user's own function raises."""
+    """The exception of a user's own function."""
 
 
 class Own(np.ndarray):
-    """A user's own subclass."""
+    """A user's own subclass of ndarray."""
 
 
 class Elsewhere(Foreign):
-    """One on a device that nobody has heard of."""
+    """An array on an unknown device."""
 
     def __dlpack_device__(self):
         return 99, 0
 
 
 class Case:
-    """All that is random about one call: it comes from the run's seed and the call's number."""
+    """All random choices of one call. The run's seed and the call's number determine them."""
 
     def __init__(self, seed, number):
         self.random = random.Random(f"{seed} {number}")
         self.choose = self.random.choice
         self.dtype, self.bits, self.activation = self.choose(SETTINGS)
-        self.variant, self.shape, self.result = "", (), None  # result: the shape of y, where it isn't x's
-        self.inputs, self.placed, self.states, self.object = [], [], [], None  # object: whose method is called
+        self.variant, self.shape, self.result = "", (), None  # result: the shape of y, if it is not x's
+        self.inputs, self.placed, self.states, self.object = [], [], [], None  # object: the instance of a method
 
     def likely(self, percent):
         return self.choose(range(100)) < percent
@@ -90,7 +90,7 @@ class Case:
         return self.choose([0, 1, 7, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 2, *[self.random.getrandbits(64)] * 3])
 
     def suit(self, variant):
-        """Take a shape that suits a variant, mostly."""
+        """Choose a shape, in most cases one that the variant accepts."""
         self.variant = variant
         least, most = (0, 5) if self.likely(5) else dimensions(variant) if variant in FAMILY else (0, 5)
         self.shape = tuple(self.choose([1, 2, 3, 4, 5, 3, 2, 0]) for _ in range(self.choose(range(least, most + 1))))
@@ -103,16 +103,16 @@ class Case:
         return self.placed[-1].array
 
     def stateful(self, thing):
-        """What has a state, which must be the same after an error."""
+        """Register an object whose state must be unchanged after an error."""
         self.states.append(thing)
         return thing
 
     def arguments(self, call, wrong=()):
-        """args, which only *arrays fill, and kwargs. wrong: the names of those that are to be wrong."""
+        """args, which are empty without *arrays, and kwargs. wrong: the names of arguments with incorrect values."""
         args, kwargs = [], {}
         for parameter in call.parameters:
             name, kind, default = parameter.name, parameter.kind, parameter.default
-            own = {"activation": self.activation, "bits": self.bits}  # whose defaults would compile other kernels
+            own = {"activation": self.activation, "bits": self.bits}  # the defaults would compile other kernels
             needed = default is parameter.empty or name in wrong or (name in own and default != own[name])
             if needed or (self.likely(50) and not (name == "keep_prob" and "p" in kwargs)):
                 value = self.argument(call, name, name in wrong)
@@ -133,7 +133,7 @@ class Case:
 
 
 def one_of(*good, bad=None):
-    """A pool of two lists; what is wrong without one is JUNK alone."""
+    """A pool from two lists. Without bad, the incorrect values are those of JUNK."""
     return from_list(good), bad and from_list(bad)
 
 
@@ -145,13 +145,13 @@ def from_list(values):
 
 
 def flat(case, call):
-    """An input: plain, read only, of a subclass, of another library."""
+    """An input: a plain array, a read-only one, a subclass, or an array of another library."""
     array = case.array()
     case.inputs.append(array)
     how = case.choose(range(20))
     if how == 0:
         array.flags.writeable = False
-    if how == 1 and case.dtype != ml_dtypes.bfloat16:  # which DLPack doesn't know
+    if how == 1 and case.dtype != ml_dtypes.bfloat16:  # DLPack does not support it
         return Foreign(array)
     if how == 3 and not array.ndim:
         return array[()]
@@ -159,7 +159,7 @@ def flat(case, call):
 
 
 def unfit(case, call):
-    """What is no input, or not with the others."""
+    """An invalid input, or one that does not match the other inputs."""
     kinds = [int, bool, np.longdouble, "M8[s]", "f4,f4", object, "U3", complex, ">f4", ">f8"]
     ways = [
         lambda: np.zeros(case.shape, case.choose(kinds)),
@@ -171,13 +171,13 @@ def unfit(case, call):
         lambda: case.array(shape=(*case.shape, 2)),
         lambda: case.array(shape=case.shape[1:]),
     ]
-    if case.inputs:  # or it would be right
+    if case.inputs:  # a first input may have any of these dtypes
         ways.append(lambda: case.array(dtype=case.choose([np.float32, np.float16, np.float64])))
     return case.choose(ways)()
 
 
 def target(case, call):
-    """An array for results, or an input itself."""
+    """A value for out: an array, or one of the inputs."""
     array, shape = case.choose(case.inputs or [None]), case.shape if case.result is None else case.result
     if array is not None and array.flags.writeable and array.shape == shape and case.likely(40):
         return array
@@ -185,7 +185,7 @@ def target(case, call):
 
 
 def bad_target(case, call):
-    """An array that is read only, or one that overlaps an input or itself, or no array that fits."""
+    """A wrong value for out: read-only, overlapping with an input or itself, or with a wrong shape or dtype."""
     array = case.choose(case.inputs or [case.array(writable=True)])
     if case.likely(30):
         array = case.array(writable=True)
@@ -211,7 +211,7 @@ def bad_inputs(case, call):
 
 
 def batch(case, call):
-    """The x of mc_samples, which passes slices of it on."""
+    """The x of mc_samples, which passes slices of x to fn."""
     case.inputs.append(case.array())
     return case.inputs[-1]
 
@@ -240,7 +240,7 @@ def bits(case, call):
 
 
 def shard(case, call):
-    """The whole array, said in several ways; what other shards are, tests of masks know."""
+    """The whole array, written in several ways. Other tests check real shards."""
     shape = np.shape(case.shape) and case.shape
     start = (0,) * len(shape)
     return case.choose([None, None, gpudrop.Shard(shape, start), gpudrop.Shard((None,) * len(shape), start)])
@@ -252,11 +252,11 @@ def samples(case, call):
     return value
 
 
-# What has a state
+# Objects with a state
 
 
 class NumpyState:
-    """The state of NumPy's generator, to be compared, and the stream of the next call that draws from it."""
+    """The state of NumPy's generator, for comparisons, and the stream that the next call draws from it."""
 
     def __init__(self, bits):
         self.bits = bits
@@ -270,7 +270,7 @@ class NumpyState:
 
 
 def numpys(case):
-    """NumPy's generator, or its bits alone."""
+    """NumPy's Generator, or its BitGenerator."""
     bits = case.stateful(NumpyState(np.random.PCG64(case.uint64()))).bits
     return case.choose([bits, np.random.Generator(bits)])
 
@@ -285,7 +285,7 @@ def rng(case, call):
 
 
 def bad_rng(case, call):
-    """No rng, or one that is used up."""
+    """An invalid rng, or a generator that has no calls left."""
     if case.likely(50):
         return case.choose([-1, 2**64, True, Generator, np.random.RandomState(0), np.random])
     generator = Generator()
@@ -294,7 +294,7 @@ def bad_rng(case, call):
 
 
 def options(case, call):
-    """A layer's: those of its function that are its own, activation and bits."""
+    """The options of a layer: those that only its function has, activation and bits."""
     _, kwargs = case.arguments(call._replace(function=call.function.function))
     return {name: value for name, value in kwargs.items() if name in call.function.defaults()}
 
@@ -337,12 +337,12 @@ NETWORKS = one_of(
 
 
 def formula(number, text):
-    """A function out of its text, which inspect finds too."""
+    """Compile a function from its text, which inspect finds as well."""
     file, namespace = f"<formula {number} of the fuzz target>", {"math": math, "np": np}
     linecache.cache[file] = len(text), None, text.splitlines(True), file
     exec(compile(text, file, "exec"), namespace)
     if isinstance(namespace["f"], types.FunctionType):
-        namespace["f"].__qualname__ = repr(text)  # to be shown
+        namespace["f"].__qualname__ = repr(text)  # the name in reports
     return namespace["f"]
 
 
@@ -413,11 +413,11 @@ FORMULAS = one_of(*map(formula, itertools.count(), GOOD), bad=list(map(formula, 
 
 
 def registered(case, call):
-    """The name of an activation that is there to be removed."""
+    """The name of an activation that was registered to be removed."""
     return gpudrop.register_activation("to_be_removed", relu2, relu2_slope, replace=True).name
 
 
-# By the argument's name, or the call's and the argument's.
+# By the name of the argument, or of the call and the argument.
 POOLS = {
     "x": (flat, unfit),
     "previous": (flat, unfit),
@@ -470,6 +470,6 @@ POOLS = {
     "curve": one_of("linear", "cosine", "exponential", "jump", bad=["cubic", "", ["linear"], 3]),
     "decay": one_of(False, True),
     "step": one_of(0, 1, 5, 10, 2**64 - 1, np.uint8(3), bad=[-1, 1.5, 2**64]),
-    # Records, which hold what they are given.
+    # Fields of records, which accept any value.
     **dict.fromkeys(("mean", "variance", "threshold", "scale", "effective_p"), one_of(*JUNK)),
 }

@@ -1,1 +1,1 @@
-"""The benchmarks time only what is right, and write what they found."""
+"""Tests of the benchmarks: they time only correct contenders, and write their results."""

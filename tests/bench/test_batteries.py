@@ -1,4 +1,4 @@
-"""The external battery: what dieharder is fed is what the contract says, and it sees generators that are wrong."""
+"""dieharder reads the bytes that the contract defines, and rejects wrong generators."""
 
 import json
 from itertools import islice
@@ -14,15 +14,15 @@ from bench.batteries import CALLS, CHUNKS, FIELDS, ORDERS, Entry
 from gpudrop.testing import reference
 
 DIEHARDER = pytest.mark.skipif(batteries.missing() is not None, reason=batteries.missing() or "")
-SEED, CALL = 2**63 + 1, 2**33 - 5  # both words of each count, and the calls cross the border between them
+SEED, CALL = 2**63 + 1, 2**33 - 5  # both words are used, and the calls carry into the high word
 
-# The contract of each order: where in (call, m) the i-th field comes from.
-PLACES = {
+# The contract of each order: (call, m) of the i-th field.
+INDICES = {
     "stream": lambda i: (0, i),
     "calls": lambda i: (i % CALLS, i // CALLS),
     "lanes": lambda i: (0, 8 * (i // (8 * CHUNKS) * CHUNKS + i % CHUNKS) + i // CHUNKS % 8),
 }
-# As dieharder 3.31.1 writes it: of numbers 15, 102 with 10 samples, 207 and 0, the last on a generator that is none.
+# Output of dieharder 3.31.1 for tests 15, 102 with 10 samples, 207 and 0. Test 0 read a broken generator.
 WRITTEN = """\
         diehard_runs,   0,    100000,     100,0.56105837,  PASSED  
           sts_serial,   3,    100000,      10,0.99992335,   WEAK   
@@ -42,11 +42,11 @@ def test_orders_are_the_fields_of_the_contract(name):
         if 0 <= edge + i < found.size
     ]
     for i in map(int, (*borders, *rng.integers(found.size, size=2000))):
-        call, m = PLACES[name](i)
+        call, m = INDICES[name](i)
         assert found[i] == reference.field(SEED, CALL + call, m, 16), i
 
 
-def test_what_dieharder_writes_is_parsed():
+def test_output_of_dieharder_is_parsed():
     rows = list(batteries.parsed(WRITTEN))
     assert rows[1] == {
         "test": "sts_serial",
@@ -63,7 +63,7 @@ def test_what_dieharder_writes_is_parsed():
 
 
 def distance(p_values):
-    """dieharder's: to i / (n + 1)."""
+    """dieharder's Kolmogorov-Smirnov distance, to i / (n + 1)."""
     n = len(p_values)
     return np.abs(np.sort(p_values) - np.arange(1, n + 1) / (n + 1)).max()
 
@@ -71,8 +71,8 @@ def distance(p_values):
 @pytest.mark.slow
 @DIEHARDER
 @pytest.mark.parametrize("name", ORDERS)
-def test_dieharder_reads_the_orders_word_for_word_and_measures_that_distance(name):
-    """Its lagged sums, by hand: ten sums of every fourth word, and the p-value of their ten p-values."""
+def test_dieharder_reads_the_orders_word_by_word_and_uses_that_distance(name):
+    """Its lagged sums, computed again: ten sums of every fourth word, and the p-value of their ten p-values."""
     (row,) = batteries.run(Entry(203, 3, 10), ORDERS[name](SEED, CALL))
     n, size = row["tsamples"], 16 * row["tsamples"] * row["psamples"]
     found = bytearray()
@@ -85,7 +85,7 @@ def test_dieharder_reads_the_orders_word_for_word_and_measures_that_distance(nam
     assert row["p_value"] == pytest.approx(kstwo.sf(distance(p_values), row["psamples"]), abs=2e-8)
 
 
-def test_of_one_sample_both_ends_count_and_of_several_the_lower():
+def test_tail_counts_both_ends_of_one_sample_and_the_lower_end_of_several():
     rows = batteries.parsed(WRITTEN)
     assert [batteries.tail(row) for row in rows] == [0.56105837, 0.99992335, pytest.approx(2 * 0.479188), 0]
     assert batteries.tail({"p_value": 1.0, "psamples": 1}) == 0
@@ -93,19 +93,19 @@ def test_of_one_sample_both_ends_count_and_of_several_the_lower():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("psamples", [1, 10, 100])
-def test_perfect_generators_are_no_more_often_doubtful_than_said(psamples):
-    """Binomial counts, within five standard deviations; of dieharder's p-values near 1 there are far too many."""
+def test_perfect_generators_are_doubtful_at_most_at_the_nominal_rate(psamples):
+    """Counts are binomial, within five standard deviations. dieharder reports far too many p-values near 1."""
     trials, rng = 2000, np.random.default_rng(1)
     samples = rng.random((trials, psamples))
     reported = [row[0] if psamples == 1 else kstwo.sf(distance(row), psamples) for row in samples]
     tails = np.array([batteries.tail({"p_value": p, "psamples": psamples}) for p in reported])
     for rate in (0.05, 0.005):
         assert np.count_nonzero(tails <= rate) <= trials * rate + 5 * np.sqrt(trials * rate)
-    assert np.count_nonzero(tails <= 0.05) > trials * 0.05 / 10  # and not by being blind
+    assert np.count_nonzero(tails <= 0.05) > trials * 0.05 / 10  # the test still detects something
 
 
 def philox(rounds):
-    """The stream (0, 0) of a Philox of fewer rounds."""
+    """The stream (0, 0) of Philox with fewer rounds."""
     for first in range(0, 2**32, 2**16):
         chunk = np.arange(first, first + 2**16, dtype=np.uint64)
         words = reference.philox4x32((chunk, 0 * chunk, 0 * chunk, 0 * chunk), (0, 0), rounds)
@@ -126,7 +126,7 @@ BAD = {
     "2 rounds": (Entry(100), lambda: philox(2)),
     "4 rounds": (Entry(0), lambda: philox(4)),
     "a stuck bit": (Entry(100), lambda: changed(lambda fields: fields & 0xFFFE)),
-    "half words twice": (Entry(8), lambda: changed(low_words)),
+    "the low word twice": (Entry(8), lambda: changed(low_words)),
     "every field twice": (Entry(8), lambda: changed(lambda fields: np.repeat(fields[::2], 2))),
 }
 
@@ -141,12 +141,12 @@ def test_known_bad_generators_fail(fault):
 
 @pytest.mark.slow
 @DIEHARDER
-def test_a_stream_that_ends_is_no_result():
+def test_a_stream_that_ends_early_raises():
     with pytest.raises(RuntimeError, match=r"dieharder -g 200 -d 0 ended with status 0 and .*EOF"):
         batteries.run(Entry(0), [bytes(16)])
 
 
-def test_a_doubtful_test_is_run_again_on_other_calls_and_all_count(monkeypatch):
+def test_a_doubtful_test_is_run_again_on_other_calls_and_all_results_count(monkeypatch):
     asked = []
 
     def order(seed, call):
@@ -166,7 +166,7 @@ def test_a_doubtful_test_is_run_again_on_other_calls_and_all_count(monkeypatch):
 
 
 def measured(monkeypatch, path):
-    """The command with two tests, and what it writes; or the message it exits with as well."""
+    """Run the command with two tests; returns the written record, and the exit message or None."""
     monkeypatch.setattr(batteries, "QUICK", (Entry(0), Entry(100)))
     try:
         command.batteries(quick=True, seed=SEED, file=path)
@@ -177,13 +177,13 @@ def measured(monkeypatch, path):
 
 @pytest.mark.slow
 @DIEHARDER
-def test_the_command_writes_what_it_found(monkeypatch, tmp_path, capsys):
+def test_the_command_writes_its_results(monkeypatch, tmp_path, capsys):
     record, message = measured(monkeypatch, tmp_path / "results.json")
     assert message is None and record["seed"] == SEED and record["versions"]["dieharder"] == batteries.version()
     assert [(row["order"], row["test"]) for row in record["cases"] if not row["again"]] == [
         (order, test) for test in ("diehard_birthdays", "sts_monobit") for order in ORDERS
     ]
-    row = record["cases"][0]  # each row can be had again from the command line
+    row = record["cases"][0]  # each row can be reproduced by itself
     (again,) = batteries.run(Entry(0), batteries.stream(SEED, row["call"]))
     assert row == row | again
     assert "\npassed: " in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_the_command_writes_what_it_found(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 @DIEHARDER
-def test_a_generator_that_forgets_the_call_fails_the_command_by_the_order_of_calls_alone(monkeypatch, tmp_path, capsys):
+def test_a_generator_that_ignores_the_call_fails_only_in_the_order_of_calls(monkeypatch, tmp_path, capsys):
     drawn = batteries.random_bytes
     monkeypatch.setattr(batteries, "random_bytes", lambda stream, *args: drawn(gpudrop.Stream(stream.seed, 0), *args))
     record, message = measured(monkeypatch, tmp_path / "results.json")
@@ -200,7 +200,7 @@ def test_a_generator_that_forgets_the_call_fails_the_command_by_the_order_of_cal
     assert "calls: diehard_birthdays of 0, p-value 0.00000000, call 0" in capsys.readouterr().out
 
 
-def test_without_dieharder_one_line_names_the_package(monkeypatch, tmp_path):
+def test_the_error_without_dieharder_names_the_package_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
         command.batteries(quick=True, file=tmp_path / "results.json")

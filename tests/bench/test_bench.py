@@ -1,4 +1,4 @@
-"""The benchmarks: what computes something else is found out and not timed, and a run ends in files."""
+"""The CPU and PyTorch benchmarks: contenders with wrong results are not timed, and a run writes its files."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_contenders_compute_their_case(monkeypatch, name, activation, dtype, bac
 
 
 def ours_but(change):
-    """A contender that does what gpudrop does, and then something else."""
+    """The prepare function of a contender that changes gpudrop's results."""
 
     def prepare(case, x, dy):
         call = ours(case, x, dy)
@@ -62,7 +62,7 @@ BROKEN = {
     "nothing dropped": lambda x, dy, y, dx: (np.maximum(x, 0) / np.float32(0.9), dx),
     "too much dropped": lambda x, dy, y, dx: (y * (np.arange(y.size) % 10 > 0), dx * (np.arange(y.size) % 10 > 0)),
     "no activation": lambda x, dy, y, dx: (np.where(y != 0, y, x / np.float32(0.9) * (x < 0)), dx),
-    "a mask of its own for the gradient": lambda x, dy, y, dx: (y, np.roll(dx, 1)),
+    "another mask for the gradient": lambda x, dy, y, dx: (y, np.roll(dx, 1)),
     "one element wrong": lambda x, dy, y, dx: (y, np.where(np.arange(y.size) == y.size - 1, 7, dx)),
     "no gradient": lambda x, dy, y, dx: (y,),
     "nan in the middle": lambda x, dy, y, dx: (np.where(np.arange(y.size) == 90_000, np.nan, y).astype(y.dtype), dx),
@@ -74,7 +74,7 @@ BROKEN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [CONTENDERS["PyTorch"].check, CONTENDERS[OURS].check], ids=["any mask", "our mask"])
 @pytest.mark.parametrize("fault", BROKEN)
-def test_what_computes_something_else_is_not_timed(fault, check):
+def test_contenders_with_wrong_results_are_not_timed(fault, check):
     case = Case("sizes", size=200_000, backward=True, threads=1)
     broken = Contender("broken", ours_but(BROKEN[fault]), check)
     right = Contender("right", ours_but(lambda x, dy, y, dx: (y, dx)), check)
@@ -83,8 +83,8 @@ def test_what_computes_something_else_is_not_timed(fault, check):
     assert results["right"]["seconds"] > 0
 
 
-def test_our_own_mask_is_checked_to_the_bit():
-    """A mask that is right but for its order passes as somebody's, not as the contract's."""
+def test_the_mask_of_gpudrop_is_checked_bit_by_bit():
+    """A shifted mask passes the check for any mask, but not the check for the contract's mask."""
     case = Case("sizes", "identity", size=200_000, threads=1)
 
     def prepare(case, x, dy):
@@ -126,7 +126,7 @@ def test_bytes_that_must_move():
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_cases_are_unique_and_cover_what_is_promised(quick):
+def test_cases_are_unique_and_cover_all_dtypes_activations_and_sizes(quick):
     every = cases.cpu_cases(2, quick)
     assert len(set(every)) == len(every)
     assert {case.threads for case in every} == {1, 2}
@@ -136,7 +136,7 @@ def test_cases_are_unique_and_cover_what_is_promised(quick):
         assert {case.size for case in every if case.section == "sizes"} == {10**k for k in range(2, 9)}
 
 
-def test_a_run_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+def test_a_run_writes_a_table_json_and_a_chart(tmp_path, capsys):
     names = (OURS, OURS_READY, "copy", "copy out=", "NumPy tuned")
     record = command.described("a processor", 1) | {"startup": {"import": 0.25}, "rounds": 2}
     contestants = [CONTENDERS[name] for name in names]
@@ -167,7 +167,7 @@ def test_a_contender_that_fails_does_not_end_the_run():
     assert "seconds" in results[OURS]
 
 
-def test_notes_say_why_somebody_is_missing():
+def test_notes_say_why_a_contender_is_missing():
     results = {
         "a": {"absent": "not installed"},
         "b": {"wrong": "y[0] is 1, not 2"},
@@ -222,7 +222,7 @@ FAMILY_FAULTS = {
 @pytest.mark.parametrize("check", [family.check_ours, family.check_peer])
 @pytest.mark.parametrize("fault", FAMILY_FAULTS)
 @pytest.mark.parametrize("name", family.ROWS)
-def test_a_variant_that_computes_something_else_is_not_timed(name, fault, check):
+def test_variants_with_wrong_results_are_not_timed(name, fault, check):
     case = family_case(name, True)
     right = next(contender for contender in family.CONTENDERS if contender.check is check)
 
@@ -231,14 +231,14 @@ def test_a_variant_that_computes_something_else_is_not_timed(name, fault, check)
         return lambda: FAMILY_FAULTS[fault](*map(right.to_numpy, call()))
 
     if check is family.check_peer and name == "gaussian_noise" and fault == "one element wrong":
-        pytest.skip("a deviate may be anything")
+        pytest.skip("a normal deviate may have any value")
     results = runner.measure(case, 1, [Contender("broken", prepare, check), replace(right, name="right")])
     assert set(results["broken"]) == {"wrong"}
     assert results["right"]["seconds"] > 0
 
 
 @pytest.mark.slow
-def test_a_run_of_the_family_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
+def test_a_run_of_the_family_writes_a_table_json_and_a_chart(tmp_path, capsys):
     record = command.described("a processor", 1) | {"startup": {}, "rounds": 1}
     rows = [family_case(name, backward) for name in ("drop_path", "zoneout") for backward in (False, True)]
     record["cases"] = [
@@ -257,7 +257,7 @@ def test_a_run_of_the_family_ends_in_a_table_json_and_a_chart(tmp_path, capsys):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """bench.torch_steps on one thread: on a busy machine those of a small model wait for each other all the time."""
+    """bench.torch_steps on one thread, because the threads of a small model slow each other on a busy machine."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from bench import torch_steps
 
@@ -269,7 +269,7 @@ def steps(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torch_is_imported_by_its_own_command_alone():
+def test_only_the_torch_command_imports_torch():
     code = "import sys, bench.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=command.RESULTS.parent.parent)
 
@@ -287,7 +287,8 @@ def test_torch_steps_are_measured_each_way(monkeypatch, steps, name):
     for result in results.values():
         assert 0 < result["fastest"] <= result["seconds"] <= result["slowest"]
         assert result["peak_bytes"] == 1000
-    torchs = {"small encoder": [], "small gpt2": ["aten::bernoulli_"]}[name]  # GPT-2's attention calls a function
+    # GPT-2's attention calls dropout as a function, which `convert` does not change.
+    torchs = {"small encoder": [], "small gpt2": ["aten::bernoulli_"]}[name]
     assert {way: result["drawn_by"] for way, result in results.items()} == {
         "no dropout": [],
         "torch": ["aten::bernoulli_"],
@@ -305,8 +306,8 @@ def another_model(model):
 
 
 TORCH_FAULTS = {
-    "dropout in spite of all": ("no dropout", {"p": 0.1}, "drawn by aten::bernoulli_"),
-    "no dropout at all": ("torch", {"p": 0.0}, "drawn by nobody"),
+    "dropout where none should be": ("no dropout", {"p": 0.1}, "drawn by aten::bernoulli_"),
+    "no dropout at all": ("torch", {"p": 0.0}, "drawn by no operator"),
     "gpudrop for torch": ("torch", {"change": lambda model: gpudrop.torch.convert(model)}, "drawn by gpudrop::forward"),
     "torch for gpudrop": ("accelerate", {"around": nullcontext}, "drawn by aten::bernoulli_"),
     "nothing converted": ("convert", {"change": lambda model: model}, "drawn by aten::bernoulli_"),
@@ -316,7 +317,7 @@ TORCH_FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", TORCH_FAULTS)
-def test_torch_steps_of_another_way_are_not_timed(monkeypatch, steps, fault):
+def test_torch_steps_with_the_wrong_dropout_are_not_timed(monkeypatch, steps, fault):
     way, changed, reason = TORCH_FAULTS[fault]
     monkeypatch.setitem(steps.WAYS, way, replace(steps.WAYS[way], **changed))
     monkeypatch.setattr(steps, "in_turns", lambda *args: pytest.fail("it was timed"))
@@ -334,19 +335,19 @@ def test_torch_calls_that_drop_nothing_are_not_timed(monkeypatch, steps):
 def test_torch_bytes_saved_are_counted_once_and_without_parameters(steps):
     linear, x = steps.nn.Linear(3, 5), steps.torch.ones(2, 3)
     side = SimpleNamespace(model=linear, way=steps.Way(), loss=lambda: linear(x).square().sum() + linear(x[:1]).sum())
-    assert steps.saved_bytes(side) == 4 * (2 * 3 + 2 * 5)  # x, and what is squared
+    assert steps.saved_bytes(side) == 4 * (2 * 3 + 2 * 5)  # x, and the input of square()
 
 
 @pytest.mark.slow
-def test_torch_peak_is_measured_in_a_process_of_its_own(steps):
+def test_torch_peak_is_measured_in_a_separate_process(steps):
     if not steps.RESET.exists():
-        pytest.skip("nothing tells the peak here")
-    large = np.ones(2**27, np.uint8)  # of which the other process's mark must know nothing
+        pytest.skip("this system does not report peak memory")
+    large = np.ones(2**27, np.uint8)  # must not count in the other process's peak
     assert 0 < steps.peak_bytes("small encoder", "accelerate") < large.nbytes
 
 
 @pytest.mark.slow
-def test_a_run_of_torch_steps_ends_in_tables_and_json(monkeypatch, steps, tmp_path, capsys):
+def test_a_run_of_torch_steps_writes_tables_and_json(monkeypatch, steps, tmp_path, capsys):
     monkeypatch.setattr(steps, "peak_bytes", lambda name, way: None if way == "torch" else 123_400_000)
     monkeypatch.setitem(sys.modules, "transformers", None)
     path = tmp_path / "new" / "torch.json"

@@ -1,4 +1,4 @@
-"""The benchmark on a GPU, as far as it goes without one: contenders on the host, and a clock that is made up."""
+"""The GPU benchmark, tested without a GPU: contenders run on the CPU, and a fake clock measures them."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def numpy_as_cupy():
 
 
 class Host:
-    """Instead of a Gpu: the host's arrays and clock; a graph is the work itself."""
+    """A replacement for Gpu with the CPU's arrays and clock. A captured graph is the work itself."""
 
     name, bus, cache = "no GPU at all", "none", 2**16
 
@@ -74,7 +74,7 @@ def admit(contender, case, host=None):
 
 
 def admit_everything(name, size):
-    """Called in processes of their own, for what must be known before an import."""
+    """Called in separate processes, because environment variables must be set before an import."""
     for activation in GPU_ACTIVATIONS:
         for dtype in DTYPES:
             admit(BY_NAME[name], Case("kinds", activation, dtype, size, backward=True))
@@ -87,7 +87,7 @@ def in_process(code, **environment):
     assert done.returncode == 0, done.stderr
 
 
-# Who takes part
+# Contenders
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_contenders_compute_their_case(name, activation, dtype):
 @pytest.mark.parametrize("backend", ["cpu", "cupy_text"], indirect=True)
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ours_on_each_backend_of_the_host(backend, activation, dtype):
+def test_gpudrop_on_each_cpu_backend(backend, activation, dtype):
     admit(BY_NAME[CUPY], Case("kinds", activation, dtype, 20_001, backward=True))
 
 
@@ -140,7 +140,7 @@ t.admit_everything(t.NUMBA, 100)
     in_process(code, NUMBA_ENABLE_CUDASIM="1")
 
 
-def test_who_cannot_take_part_says_why(monkeypatch):
+def test_absent_contenders_say_why(monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setitem(sys.modules, "bench.triton_dropout", None)
     with pytest.raises(Absent, match="Triton can't be imported"):
@@ -153,11 +153,11 @@ def test_who_cannot_take_part_says_why(monkeypatch):
         gpu_contenders.pytorch(Case("kinds"), ModuleType("cupy"))
 
 
-# What computes something else
+# Wrong results and failures
 
 
 def ours_but(change):
-    """A contender that does what gpudrop does, but for what change(x, y, dx) makes of the results."""
+    """The prepare function of a contender whose results are gpudrop's, changed by change(x, y, dx)."""
 
     def prepare(case, xp):
         vjp = gpu_contenders.ours(case, xp)
@@ -180,13 +180,13 @@ BROKEN = {
     "no scale": ours_but(lambda x, y, dx: (y * np.float32(0.9), dx)),
     "nothing dropped": ours_but(lambda x, y, dx: (np.maximum(x, 0) / np.float32(0.9), dx)),
     "too much dropped": ours_but(lambda x, y, dx: (y * (np.arange(y.size) % 10 > 0), dx)),
-    "a mask of its own for the gradient": ours_but(lambda x, y, dx: (y, np.roll(dx, 1))),
+    "another mask for the gradient": ours_but(lambda x, y, dx: (y, np.roll(dx, 1))),
     "no scale of the gradient": ours_but(lambda x, y, dx: (y, dx * np.float32(0.9))),
     "no slope": ours_but(lambda x, y, dx: (y, np.where(x > 0, dx, 1))),
     "another dtype": ours_but(lambda x, y, dx: (y.astype(np.float64), dx)),
-    "half of it": ours_but(lambda x, y, dx: (y[: y.size // 2], dx[: y.size // 2])),
-    "the end is forgotten": ours_but(lambda x, y, dx: (np.where(np.arange(y.size) < y.size - 9, y, np.nan), dx)),
-    "nothing done at all": idle,
+    "half of the results": ours_but(lambda x, y, dx: (y[: y.size // 2], dx[: y.size // 2])),
+    "the end is not written": ours_but(lambda x, y, dx: (np.where(np.arange(y.size) < y.size - 9, y, np.nan), dx)),
+    "nothing computed": idle,
 }
 
 
@@ -194,7 +194,7 @@ BROKEN = {
 @pytest.mark.parametrize("check", [gpu_contenders.any_mask, gpu_contenders.our_mask, gpu_contenders.same])
 @pytest.mark.parametrize("fault", BROKEN)
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_computes_something_else_is_not_timed(monkeypatch, fault, check, whole):
+def test_contenders_with_wrong_results_are_not_timed(monkeypatch, fault, check, whole):
     if not whole:
         monkeypatch.setattr(gpu, "WHOLE", 2**16)
         monkeypatch.setattr(gpu, "PART", 2**15)
@@ -205,8 +205,8 @@ def test_what_computes_something_else_is_not_timed(monkeypatch, fault, check, wh
         assert row["results"][right.name]["seconds"] > 0
 
 
-def test_our_own_mask_is_checked_to_the_bit():
-    """Another seed's mask passes as somebody's, not as the contract's."""
+def test_the_mask_of_gpudrop_is_checked_bit_by_bit():
+    """The mask of another seed passes the check for any mask, but not the check for the contract's mask."""
     case = Case("kinds", size=20_000, backward=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_contenders, "SEED", gpu_contenders.SEED + 1)
@@ -229,7 +229,7 @@ def test_a_contender_that_fails_does_not_end_the_run():
         assert "seconds" in row["results"][CUPY]
 
 
-def test_a_failure_amid_the_turns_does_not_end_the_run():
+def test_a_failure_during_timing_does_not_end_the_run():
     host = Host()
     host.seconds = lambda work, repetitions: 1 / 0
     for row in gpu.measure(host, Case("launch", size=5000, backward=True), 1, [CONTENDERS[1]]):
@@ -243,7 +243,7 @@ def test_a_failure_amid_the_turns_does_not_end_the_run():
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_cases_are_unique_and_cover_what_is_promised(quick):
+def test_cases_are_unique_and_cover_all_dtypes_activations_and_sizes(quick):
     every = cases.gpu_cases(quick)
     assert len(set(every)) == len(every)
     assert all(case.forward and case.backward for case in every)
@@ -263,7 +263,7 @@ def test_bytes_of_each_pass():
         assert [gpu_contenders.copied(one) for one in case.passes] == [80, 80]
 
 
-def test_arrays_hold_deviates_that_repeat(monkeypatch):
+def test_arrays_repeat_a_block_of_normal_deviates(monkeypatch):
     monkeypatch.setattr(gpu, "PERIOD", 1000)
     sets = gpu.arrays(np, Case("kinds", "relu", "bfloat16", 2300, backward=True), 3)
     assert len(sets) == 3
@@ -287,7 +287,7 @@ def test_both_ends_are_checked(size):
 
 
 class Clock(Host):
-    """A clock of its own: each call of the contender takes so long."""
+    """A fake clock: a forward pass takes second_per_call, and a backward pass twice as long."""
 
     def __init__(self, second_per_call):
         super().__init__()
@@ -321,7 +321,7 @@ class Clock(Host):
 
 
 @pytest.mark.parametrize(("graph", "timed"), [("cupy", "graph"), (None, "events")])
-def test_seconds_are_of_one_call_and_rotate_past_the_cache(graph, timed):
+def test_seconds_are_per_call_and_the_sets_of_arrays_exceed_the_cache(graph, timed):
     clock, case = Clock(1e-3), Case("sizes", size=1000, backward=True)
     forward, backward = gpu.measure(clock, case, 2, [clock.contender(graph=graph, writes=True)])
     assert forward["sets"] * 8000 > 2 * clock.cache
@@ -345,7 +345,7 @@ def test_large_passes_are_timed_without_a_graph(monkeypatch):
     assert not clock.libraries
 
 
-def test_what_cannot_be_captured_is_timed_by_events():
+def test_work_that_cannot_be_captured_is_timed_by_events():
     clock = Clock(1e-3)
 
     def captured(library, build):
@@ -360,7 +360,7 @@ def test_what_cannot_be_captured_is_timed_by_events():
         assert result["seconds"] == pytest.approx(1e-3 if row["forward"] else 2e-3)
 
 
-def test_a_case_that_does_not_fit_is_left_out():
+def test_a_case_that_does_not_fit_in_memory_is_left_out():
     host = Host()
     host.free = lambda: 10_000
     for row in gpu.measure(host, Case("sizes", size=1000, backward=True), 1, CONTENDERS):
@@ -368,7 +368,7 @@ def test_a_case_that_does_not_fit_is_left_out():
         assert row["absent"].startswith("it needs 0.0 GB")
 
 
-def test_launches_are_timed_by_the_host():
+def test_launches_are_timed_by_the_cpu():
     rows = gpu.measure(Host(), Case("launch", size=1000, backward=True), 1, [CONTENDERS[1]])
     for row in rows:
         result = row["results"][CUPY]
@@ -377,7 +377,7 @@ def test_launches_are_timed_by_the_host():
 
 
 class Cupy(ModuleType):
-    """As much of CuPy as a Gpu uses, with a clock in milliseconds and a log of what happens."""
+    """The parts of CuPy that Gpu uses, with a clock in milliseconds and a log of the calls."""
 
     def __init__(self):
         super().__init__("cupy")
@@ -438,7 +438,7 @@ def cupy(monkeypatch):
     return stub
 
 
-def test_gpu_times_work_by_events_after_a_first_one(cupy):
+def test_gpu_times_work_by_events_after_a_warm_up(cupy):
     device = gpu.Gpu()
 
     def work():
@@ -449,7 +449,7 @@ def test_gpu_times_work_by_events_after_a_first_one(cupy):
     assert cupy.log == ["free", "work", "event", "work", "work", "work", "event", "wait"]
 
 
-def test_gpu_captures_after_a_first_run_on_the_same_stream(cupy):
+def test_gpu_captures_after_a_warm_up_on_the_same_stream(cupy):
     replay = gpu.Gpu().captured("cupy", lambda: cupy.log.append("build") or (lambda: cupy.log.append("work")))
     assert cupy.log == ["on", "build", "work", "wait", "begin", "work", "end", "off"]
     replay()
@@ -466,7 +466,7 @@ def test_gpu_ends_a_capture_that_fails(cupy):
     assert cupy.log[-2:] == ["end", "off"]
 
 
-def test_gpu_adds_up_the_memory_that_each_library_takes(cupy, monkeypatch):
+def test_gpu_adds_the_memory_that_each_library_allocates(cupy, monkeypatch):
     torch = SimpleNamespace(
         is_available=lambda: True,
         empty_cache=lambda: cupy.log.append("empty"),
@@ -494,7 +494,7 @@ def test_gpu_describes_itself(cupy):
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_smi_is_read_where_it_is(monkeypatch, tmp_path):
+def test_smi_is_read_if_it_exists(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert smi("0") is None
     program = tmp_path / "nvidia-smi"
@@ -505,7 +505,7 @@ def test_smi_is_read_where_it_is(monkeypatch, tmp_path):
     assert smi("0") is None
 
 
-def test_cupy_and_torch_have_what_is_used():
+def test_cupy_and_torch_have_the_attributes_that_are_used():
     runtime = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.runtime
     used = set(vars(Cupy().cuda.runtime))
     assert {name for name in used if not hasattr(runtime, name)} == set()
@@ -533,11 +533,11 @@ def test_every_contender_is_measured_on_a_gpu():
             assert row["results"][CUPY]["timed"] == ("host" if case.section == "launch" else "graph")
 
 
-# What was found
+# Reports
 
 
 def made(activation="relu", dtype="float32", size=LARGE, section="kinds", **seconds):
-    """Rows of a record, whose passes take so long, by contender: seconds, or why they are not timed."""
+    """Rows of a record. seconds has for each contender the times of both passes, or why they are not timed."""
     case = Case(section, activation, dtype, size, backward=True)
     rows = [asdict(one) | {"bytes": one.bytes, "sets": 1, "results": {}} for one in case.passes]
     for name, both in seconds.items():
@@ -561,11 +561,11 @@ def test_targets_are_judged_by_the_worst_case():
     found = lines(made(**GOOD), made("gelu", **GOOD), made(size=2**20, **{COPY: (1.0, 1.0), CUPY: (9.0, 9.0)}))
     start, case = "reached: gpudrop, CuPy: ", "float32 backward 67,108,864"
     assert found[:4] == [
-        f"{start}identity and relu at 0.93 of the copy: 0.938 at the least, relu {case}",
-        f"{start}gelu and silu at 0.85 of the copy: 0.938 at the least, gelu {case}",
-        f"{start}faster than every peer: 1.562 at the least, relu {case} against Triton",
+        f"{start}identity and relu at 0.93 of the copy's speed: worst case 0.938, relu {case}",
+        f"{start}gelu and silu at 0.85 of the copy's speed: worst case 0.938, gelu {case}",
+        f"{start}faster than every peer: worst case 1.562, relu {case} against Triton",
         (
-            f"{start}twice as fast as PyTorch, relu forward and backward: 3.019 at the least, "
+            f"{start}twice as fast as PyTorch, relu forward and backward: worst case 3.019, "
             "relu float32 and back 67,108,864"
         ),
     ]
@@ -574,20 +574,21 @@ def test_targets_are_judged_by_the_worst_case():
 
 def test_targets_that_are_missed_say_so():
     slow = lines(made(**GOOD | {CUPY: (1.1, 4.1)}))
-    assert slow[0].startswith("NOT reached: gpudrop, CuPy: identity and relu at 0.93 of the copy: 0.366 at the least")
-    assert slow[1] == "not measured: gpudrop, CuPy: gelu and silu at 0.85 of the copy"
-    assert slow[2].endswith("0.610 at the least, relu float32 backward 67,108,864 against Triton")
-    assert slow[3].startswith("NOT reached: ") and "1.538 at the least, relu float32 and back" in slow[3]
+    text = "gpudrop, CuPy: identity and relu at 0.93 of the copy's speed"
+    assert slow[0].startswith(f"NOT reached: {text}: worst case 0.366")
+    assert slow[1] == "not measured: gpudrop, CuPy: gelu and silu at 0.85 of the copy's speed"
+    assert slow[2].endswith("worst case 0.610, relu float32 backward 67,108,864 against Triton")
+    assert slow[3].startswith("NOT reached: ") and "worst case 1.538, relu float32 and back" in slow[3]
 
 
-def test_a_target_is_not_reached_where_ours_is_wrong():
+def test_a_target_is_not_reached_if_gpudrop_is_wrong():
     found = lines(made(**GOOD), made(dtype="float16", **GOOD | {CUPY: ("wrong", "wrong")}))
-    assert found[0].startswith("NOT reached: ") and found[0].endswith("; wrong or failed in 2")
-    assert lines(made(**GOOD | {NUMBA: ("failed", "failed")}))[4].endswith("of the copy: wrong or failed in 2")
+    assert found[0].startswith("NOT reached: ") and found[0].endswith("; wrong or failed in 2 cases")
+    assert lines(made(**GOOD | {NUMBA: ("failed", "failed")}))[4].endswith("'s speed: wrong or failed in 2 cases")
 
 
-def test_launches_are_not_held_against_anybody():
-    """A peer that is timed with its launches may look slow in small arrays; only large ones are judged then."""
+def test_launch_overhead_is_not_compared():
+    """A peer that is timed with its launches looks slow in small arrays, so it is judged by large ones only."""
     rows = made(size=2**14, section="sizes", **{COPY: (1.0, 1.0), CUPY: (1.0, 1.0), PLAIN: (0.5, 0.5)})
     assert "NOT reached" in lines(rows)[2]
     for row in rows:
@@ -609,21 +610,21 @@ def test_tables_notes_and_chart_of_a_record(tmp_path, capsys):
     text = " ".join(shown.split())
     assert json.loads((tmp_path / "gpu.json").read_text()) == record
     both = [line for line in shown.splitlines() if "gelu float16 and back" in line]
-    assert both and "failed" in both[0] and "3.019" in both[0]  # PyTorch's 8 seconds to our 2.65
-    assert "1.905*" in shown  # Triton's 2 to our 1.05, timed another way
+    assert both and "failed" in both[0] and "3.019" in both[0]  # PyTorch takes 8 seconds, and gpudrop 2.65
+    assert "1.905*" in shown  # Triton takes 2 seconds, and gpudrop 1.05, timed differently
     assert "1.05e+06" in shown  # us of a launch
     assert "torch.compile: absent (because)" in text
     assert "cupy.random: wrong (because) gelu float16 backward 67,108,864" in text
     assert "gpudrop, CuPy: uncaptured (RuntimeError: no) relu float32 16,384" in text
     assert "relu float64 1,073,741,824: absent (it needs 90.0 GB, and 1.0 are free)" in text
-    assert "copy within the GPU: 0.5369 GB/s, read and written" in text
+    assert "copy in GPU memory: 0.5369 GB/s, reads and writes together" in text
     assert "reached: gpudrop, Numba: identity and relu" in text
     gpu_report.chart(record, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_ends_in_tables_json_and_a_chart(tmp_path, capsys):
+def test_a_run_writes_tables_json_and_a_chart(tmp_path, capsys):
     host, path = Host(), tmp_path / "no-GPU" / "gpu.json"
     entered = [BY_NAME[name] for name in (COPY, CUPY, PLAIN)]
     some = [Case("launch", size=1000), Case("sizes", size=2**14), Case("kinds", "silu", size=2**14)]
@@ -632,7 +633,7 @@ def test_a_run_ends_in_tables_json_and_a_chart(tmp_path, capsys):
     record = json.loads(path.read_text())
     assert {"device", "facts", "versions", "commit", "date", "command", "rounds"} <= set(record)
     assert record["complete"] and record["device"] == host.name
-    assert record["copy_bytes_per_second"] is None  # for nothing was large enough
+    assert record["copy_bytes_per_second"] is None  # because no case was large enough
     assert {"cupy-cuda13x", "triton", "numba-cuda", "torch"} <= set(record["versions"])
     assert len(record["cases"]) == 6
     for row in record["cases"]:
@@ -644,7 +645,7 @@ def test_a_run_ends_in_tables_json_and_a_chart(tmp_path, capsys):
     assert set(host.libraries) == {"cupy"}
 
 
-def test_peers_are_everybody_else():
+def test_peers_are_all_contenders_but_the_copy_and_gpudrop():
     assert {COPY, CUPY, NUMBA, *PEERS} == set(BY_NAME)
 
 
@@ -665,7 +666,7 @@ def test_bench_gpu_fails_with_one_line_without_a_gpu():
 def test_make_gpu_fails_with_one_line_without_a_gpu():
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    # As from a shell: a make within a make, which may run the tests, tells of its directories.
+    # As from a shell: if make runs the tests, the variables of the outer make change the inner one's output.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "gpu", f"PYTHON={sys.executable}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -683,7 +684,7 @@ def driver(result, count):
     return SimpleNamespace(cuInit=lambda flags: result, cuDeviceGetCount=number)
 
 
-def test_what_is_missing_is_said(monkeypatch):
+def test_missing_returns_the_reason(monkeypatch):
     def none(name):
         raise OSError("no such file")
 
@@ -711,10 +712,10 @@ def test_the_small_run_finds_masks_that_differ():
     [
         ("exit 0", 0, "memcheck: no errors"),
         ("echo a hazard; exit 9", 2, "racecheck: a hazard"),
-        ("echo Device not supported; exit 1", 0, "it does not serve this GPU"),
+        ("echo Device not supported; exit 1", 0, "it does not support this GPU"),
     ],
 )
-def test_sanitizers_say_what_they_found(monkeypatch, tmp_path, capsys, script, failed, said):
+def test_sanitizers_print_their_findings(monkeypatch, tmp_path, capsys, script, failed, said):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert sanitize.main(["nothing"]) == 0
     assert "not on this machine" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""gpudrop bench: it runs, its ratios follow from the times, and what is wrong or can't be written is said."""
+"""gpudrop bench: it runs, its ratios follow from the times, and it reports errors."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def command(monkeypatch, *arguments):
 
 
 def table_rows(text):
-    """What the table says of each contender, but for the bars and empty cells."""
+    """The table's cells for each contender, without bars and empty cells."""
     rows = (re.split(r"\s{2,}", line.strip()) for line in text.splitlines())
     return {name: [cell for cell in cells if not set(cell) <= set("━╸")] for name, *cells in rows}
 
@@ -75,7 +75,7 @@ def test_the_command_measures_the_cpu_and_writes_a_file(monkeypatch, no_gpu, tmp
 
 
 def test_ratios_follow_from_the_times(monkeypatch, capsys):
-    """8,000 bytes in milliseconds; results in new arrays against a copy in a new one, those with out= against out=."""
+    """8,000 bytes in milliseconds. Results in new arrays are compared with a copy in a new array, out= with out=."""
     monkeypatch.setattr(comparison, "run", lambda progress: made(**TIMED))
     assert command(monkeypatch) == 0
     rows = table_rows(capsys.readouterr().out)
@@ -87,7 +87,7 @@ def test_ratios_follow_from_the_times(monkeypatch, capsys):
     assert rows["NumPy tuned"] == ["0.004", "1.00", "0.5", "2"]
 
 
-def test_bars_are_as_long_as_speeds():
+def test_bar_lengths_are_proportional_to_speeds():
     record = made(**TIMED)
     console = Console(width=200, file=io.StringIO())
     console.print(comparison.table(record))
@@ -98,18 +98,18 @@ def test_bars_are_as_long_as_speeds():
         assert abs(lengths[name] - lengths["copy out="] * 1e-3 / seconds) <= 0.5
 
 
-def test_what_is_missing_wrong_or_failed_is_said(monkeypatch, capsys):
+def test_absent_and_wrong_contenders_are_reported(monkeypatch, capsys):
     others = {"PyTorch": {"absent": "not installed"}, "NumPy course": {"wrong": "y[0] is 1"}}
     monkeypatch.setattr(comparison, "run", lambda progress: made(**{OURS: 1e-3, OURS_READY: 1e-3, **others}))
     assert command(monkeypatch) == 0
     shown = capsys.readouterr().out
     rows = table_rows(shown)
-    assert rows["gpudrop"] == ["0.008", "1"]  # without a copy there is no share
+    assert rows["gpudrop"] == ["0.008", "1"]  # without a copy there is no ratio to it
     assert rows["NumPy course"] == ["wrong"] and "PyTorch" not in rows
     assert "PyTorch: absent (not installed)" in shown and "NumPy course: wrong (y[0] is 1) relu float32 1,000" in shown
 
 
-def test_a_contender_with_a_wrong_result_is_refused_and_not_timed(monkeypatch, no_gpu):
+def test_a_contender_with_a_wrong_result_is_not_timed(monkeypatch, no_gpu):
     calls = []
 
     def unscaled(case, x, dy):
@@ -132,14 +132,14 @@ def test_a_contender_with_a_wrong_result_is_refused_and_not_timed(monkeypatch, n
 
 
 @pytest.mark.parametrize("result", [{"wrong": "y[0] is 1"}, {"failed": "OSError"}, None])
-def test_the_command_fails_where_gpudrop_is_wrong_or_fails(monkeypatch, tmp_path, result):
+def test_the_command_fails_if_gpudrop_is_wrong_or_fails(monkeypatch, tmp_path, result):
     monkeypatch.setattr(comparison, "run", lambda progress: made(**TIMED | {OURS_READY: result} if result else {}))
     message = command(monkeypatch, "--json", tmp_path / "found.json")
     assert message == "gpudrop bench: gpudrop is wrong or fails in relu float32 1,000; gpudrop selftest says more"
     assert (tmp_path / "found.json").exists()
 
 
-def test_a_case_that_does_not_fit_is_no_failure(monkeypatch, capsys):
+def test_a_case_that_does_not_fit_in_memory_is_no_failure(monkeypatch, capsys):
     record = made()
     record["cases"][0]["absent"] = "it needs 90.0 GB"
     monkeypatch.setattr(comparison, "run", lambda progress: record)
@@ -147,7 +147,7 @@ def test_a_case_that_does_not_fit_is_no_failure(monkeypatch, capsys):
     assert "relu float32 1,000: absent (it needs 90.0 GB)" in capsys.readouterr().out
 
 
-def test_a_file_in_no_folder_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+def test_a_missing_folder_is_reported_before_the_measurement(monkeypatch, tmp_path):
     monkeypatch.setattr(comparison, "run", lambda progress: pytest.fail("it was measured"))
     path = tmp_path / "no" / "such.json"
     message = command(monkeypatch, "--json", path)
@@ -156,7 +156,7 @@ def test_a_file_in_no_folder_is_refused_before_anything_is_measured(monkeypatch,
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
 @pytest.mark.parametrize("what", ["file", "output"])
-def test_what_can_not_be_written_is_one_line(monkeypatch, what):
+def test_a_write_error_is_one_line(monkeypatch, what):
     monkeypatch.setattr(comparison, "run", lambda progress: made(**TIMED))
     if what == "output":
         monkeypatch.setattr(sys, "stdout", FULL.open("w"))
@@ -167,8 +167,8 @@ def test_what_can_not_be_written_is_one_line(monkeypatch, what):
 # On a GPU
 
 
-def test_a_gpu_that_can_be_used_is_measured(monkeypatch):
-    """Here NumPy is in the place of CuPy."""
+def test_a_usable_gpu_is_measured(monkeypatch):
+    """NumPy replaces CuPy here."""
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: gpu if name == "cupy_elementwise" else load(name))
     monkeypatch.setattr(gpu, "Gpu", Host)

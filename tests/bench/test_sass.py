@@ -1,4 +1,4 @@
-"""What `python -m bench sass` and `launch` say, from machine code and records made by hand."""
+"""`python -m bench sass` and `launch`, on machine code and records that are written by hand."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ RELU = sass.kernel_of("forward", "relu", 16, "float32")
 
 
 def code(*lines):
-    """Instructions as nvdisasm gives them; a jump's target is the number of a line."""
+    """Instructions as nvdisasm prints them; the target of a jump is the number of a line."""
     found = []
     for line in lines:
         predicate, _, rest = line.partition(" ") if line.startswith("@") else ("", "", line)
@@ -29,12 +29,12 @@ def code(*lines):
 KERNEL = code(
     "S2R R0",
     "@P0 EXIT",
-    "IMAD.WIDE.U32 R2",  # 2, the top
-    "@P1 BRA 7",  # to the ends of the array
+    "IMAD.WIDE.U32 R2",  # 2, the top of the loop
+    "@P1 BRA 7",  # to the code for the ends of the array
     "LDG.E.128 R4",
-    "@P2 BRA 11",  # to a number that needs more
+    "@P2 BRA 11",  # to the code for values that need more work
     "BRA 13",
-    "LDG.E R4",  # 7, a loop in the loop
+    "LDG.E R4",  # 7, an inner loop
     "STG.E R4",
     "@P3 BRA 7",
     "BRA 14",
@@ -47,7 +47,7 @@ KERNEL = code(
 )
 
 
-def test_the_way_is_the_longest_through_the_wide_store_without_calls():
+def test_the_path_is_the_longest_one_through_the_wide_store_without_calls():
     loop, way = sass.loop_of(KERNEL)
     assert way == [2, 3, 4, 5, 6, 13, 14, 15]
     assert loop == {2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15}
@@ -55,7 +55,7 @@ def test_the_way_is_the_longest_through_the_wide_store_without_calls():
     assert sass.loop_of(without_call)[1] == [2, 3, 4, 5, 11, 12, 13, 14, 15]
 
 
-def test_figures_count_the_way_and_see_what_no_kernel_may_have():
+def test_figures_count_the_path_and_faults_list_forbidden_instructions():
     resources = {"registers": 30, "frame": 0, "stack": 0}
     figures = sass.figures(KERNEL, resources, RELU)
     assert (figures.loads, figures.stores, figures.elements) == ({128: 1}, {128: 1}, 4)
@@ -74,7 +74,7 @@ def test_figures_count_the_way_and_see_what_no_kernel_may_have():
     ]
 
 
-def test_a_store_in_no_loop_is_refused():
+def test_a_store_outside_of_a_loop_raises():
     with pytest.raises(ValueError, match="no wide store is in a loop"):
         sass.loop_of(code("LDG.E.128 R4", "STG.E.128 R4", "EXIT"))
 
@@ -88,7 +88,7 @@ def test_bounds_are_bytes_over_bandwidth_and_instructions_over_rates():
     assert sass.predicted_share(found | {"special": 4e-9}) == 0.25
 
 
-def test_tables_and_notes_call_predictions_so():
+def test_tables_and_notes_label_predictions():
     gpu = sass.GPUS["gpus"]["H100"]
     figures = sass.figures(KERNEL, {"registers": 30, "frame": 8, "stack": 0}, RELU)
     rows = [sass.row("cupy_elementwise", RELU, figures, gpu), sass.row("numba_cuda", RELU, figures, gpu)]
@@ -98,7 +98,7 @@ def test_tables_and_notes_call_predictions_so():
     assert "PREDICTED" in table.title and table.columns[3].header == "cupy: predicted"
     notes = list(sass.notes(record))
     assert notes[0] == "cupy_elementwise float32 gpudrop_relu_forward_16: 8 bytes of stack"
-    assert notes[1] == "numba_cuda float32 gpudrop_relu_forward_16: 23.0 instructions of an element, 22 are the bar"
+    assert notes[1] == "numba_cuda float32 gpudrop_relu_forward_16: 23.0 instructions per element, the limit is 22"
     assert "2 kernels, 2 of them PREDICTED to be limited by memory alone on H100 SXM" in notes[2]
     assert "float32 gpudrop_relu_forward_16 (1050%)" in notes[3]
 
@@ -106,7 +106,7 @@ def test_tables_and_notes_call_predictions_so():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_calls_reach_the_launch(monkeypatch):
-    """All the way through CuPy and Numba; each process counts its launches itself."""
+    """Calls go through CuPy and Numba, and each process counts its own launches."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
     found = launch.measure(1)
     for library in launch.LIBRARIES:
@@ -140,8 +140,8 @@ print("done")
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_kernels_of_every_kind_compile_by_cupy_itself(tmp_path):
-    """With its own headers and options, which programs made for the tests may lack; nothing is launched."""
+def test_cupy_compiles_kernels_of_every_kind(tmp_path):
+    """CuPy uses its own headers and options, which other tests may lack. No kernel is launched."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
     library, source = tmp_path / "libcuda.so.1", Path(launch.__file__).with_name("stand_in.c")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)

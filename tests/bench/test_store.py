@@ -1,4 +1,4 @@
-"""What compilers made is kept by what it was made of, whole or not at all."""
+"""Compiled files are stored by their inputs, completely or not at all."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +13,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "new"
 
 
-def test_a_file_is_made_once_for_all_that_it_is_made_of():
+def test_a_file_is_made_once_for_each_set_of_inputs():
     made = []
 
     def make(path):
@@ -26,7 +26,7 @@ def test_a_file_is_made_once_for_all_that_it_is_made_of():
     assert len({first, *(store.stored(*of, make) for of in ((".so", ("source", 2)), (".ptx", ("source", 1))))}) == 3
 
 
-def test_what_fails_leaves_nothing(folder):
+def test_a_failure_leaves_no_file(folder):
     def half(path):
         path.write_text("half")
         raise ValueError("the compiler failed")
@@ -37,7 +37,7 @@ def test_what_fails_leaves_nothing(folder):
     assert store.stored(".so", "source", lambda path: path.write_text("whole")).read_text() == "whole"
 
 
-def test_several_at_once_see_it_whole():
+def test_concurrent_readers_get_the_complete_file():
     def make(path):
         with path.open("w") as file:
             for _ in range(1000):

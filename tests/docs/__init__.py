@@ -1,1 +1,1 @@
-"""What the documents promise: snippets, types, the demo, the built package."""
+"""Tests of the documentation: snippets, types, examples, the demo, the site and the built package."""

@@ -1,4 +1,4 @@
-"""The demo: its hand-written passes, the three things that it shows, and what it prints of them."""
+"""The demo: its hand-written passes, the three results that it shows, and the sentences that it prints."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ WIDTHS, KEEP_PROBS = (5, 12, 9, 4), (0.9, 0.6, 0.5)
 
 
 def run(picture, seeds):
-    """A short run: its result and what it printed."""
+    """The result of a short run, and its printed output."""
     console = Console(file=io.StringIO(), width=500)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "DESCENT_STEPS", 12)
@@ -46,13 +46,13 @@ def test_gradients_agree_with_central_differences(keep_probs):
     gradients = network.backward(demo.softmax_cross_entropy(network.forward(x), y)[1])
     for parameter, gradient in zip(network.parameters, gradients, strict=True):
         expected = np.empty_like(parameter)
-        for place in np.ndindex(parameter.shape):
-            value = parameter[place]
-            parameter[place] = value + 1e-6
+        for index in np.ndindex(parameter.shape):
+            value = parameter[index]
+            parameter[index] = value + 1e-6
             above = cost()
-            parameter[place] = value - 1e-6
-            expected[place] = (above - cost()) / 2e-6
-            parameter[place] = value
+            parameter[index] = value - 1e-6
+            expected[index] = (above - cost()) / 2e-6
+            parameter[index] = value
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
@@ -110,7 +110,7 @@ def test_prediction_is_the_network_without_masks():
     assert not np.array_equal(first, second)
 
 
-def test_train_and_test_digits_are_apart():
+def test_training_and_test_digits_are_disjoint():
     x, y, x_test, y_test = demo.digits_of(np, 4)
     assert len(x) == len(y) == demo.TRAIN_SIZE
     assert len(x_test) == len(y_test) == 1797 - demo.TRAIN_SIZE
@@ -118,13 +118,13 @@ def test_train_and_test_digits_are_apart():
     assert not np.array_equal(x, demo.digits_of(np, 5)[0])
 
 
-def test_run_gives_finite_figures_and_a_picture(ran):
+def test_run_returns_finite_figures_and_writes_a_picture(ran):
     result, _ = ran
     assert result.curves.shape == (2, 2, 4, 4)
     np.testing.assert_array_equal(result.curves[0, 0, :, 0], [0, 10, 20, 25])
     assert np.isfinite(result.figures).all()
     assert result.figures.shape == (2, 2, len(demo.COLUMNS))
-    np.testing.assert_array_equal(result.curves[0, :, 0], result.curves[1, :, 0])  # both sides start alike
+    np.testing.assert_array_equal(result.curves[0, :, 0], result.curves[1, :, 0])  # the same initial values
     assert (result.curves[0, :, -1] != result.curves[1, :, -1])[:, 1:].any()
     assert (result.curves[:, :, -1, 1] < result.curves[:, :, 0, 1] / 2).all()
     assert (result.curves[:, :, -1, 2:] > 70).all()
@@ -132,7 +132,7 @@ def test_run_gives_finite_figures_and_a_picture(ran):
     assert result.picture.stat().st_size > 20_000
 
 
-def test_run_finds_what_it_checks(ran):
+def test_run_passes_its_own_checks(ran):
     result, printed = ran
     assert len(result.descent) == 13
     assert demo.count_rises(result.descent) == 0
@@ -148,7 +148,7 @@ def test_run_is_reproducible(ran, tmp_path):
     np.testing.assert_array_equal(again.norms[:, :1], ran[0].norms[:, :1])
 
 
-def test_sentences_follow_the_numbers(ran):
+def test_sentences_match_the_numbers(ran):
     result, _ = ran
     without, with_dropout = np.zeros((2, 1, 4)), np.zeros((2, 1, 4))
     without[:, 0], with_dropout[:, 0] = (200, 0.1, 100, 90), (200, 0.2, 98, 92.5)
@@ -177,14 +177,14 @@ def test_a_missing_library_is_named(monkeypatch, tmp_path, module):
         demo.run(tmp_path / "picture.png", seeds=1, console=Console(file=io.StringIO()), steps=1)
 
 
-def test_wrong_arguments_are_refused(tmp_path):
+def test_wrong_arguments_raise(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         demo.run(tmp_path / "picture.png", seeds=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         demo.run(tmp_path / "nowhere" / "picture.png", seeds=1)
 
 
-def test_importing_the_demo_needs_none_of_its_libraries():
+def test_importing_the_demo_imports_no_optional_library():
     code = "import sys, gpudrop.demo; sys.exit(str([m for m in ('sklearn', 'matplotlib', 'rich') if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The programs in examples/ run and do what they say, and the tutorials quote what they print."""
+"""The programs in examples/ run with correct results, and the tutorials quote their output."""
 
 import importlib.util
 import math
@@ -32,7 +32,7 @@ def loaded(name):
 
 
 def check_quoted(name, printed):
-    """The tutorial's words are those that were printed, and its numbers nearly: sums differ between processors."""
+    """The tutorial quotes the printed words, and nearly the printed numbers: sums differ between processors."""
     (quoted,) = [text for page in PAGES.values() for of, _, text in QUOTED.findall(page) if of == name]
     assert NUMBER.sub("#", quoted) == NUMBER.sub("#", printed)
     for a, b in zip(NUMBER.findall(quoted), NUMBER.findall(printed), strict=True):
@@ -45,12 +45,12 @@ def requires(backend):
         pytest.skip(module)
 
 
-def test_every_example_has_its_test():
+def test_every_example_has_a_test():
     tests = {name.removeprefix("test_example_") for name in vars(sys.modules[__name__])}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
 
 
-def test_every_example_has_its_page():
+def test_every_example_has_a_page():
     assert {name for page in PAGES.values() for name, _ in INCLUDE.findall(page)} == {
         path.stem for path in EXAMPLES.glob("*.py")
     }
@@ -60,7 +60,7 @@ def test_every_example_has_its_page():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_includes_is_there(page):
+def test_included_code_and_pictures_of_a_page_exist(page):
     for name, options in INCLUDE.findall(PAGES[page]):
         code = (EXAMPLES / f"{name}.py").read_text()
         for option, value in re.findall(r"^:([\w-]+): (.*)$", options, re.MULTILINE):
@@ -81,7 +81,7 @@ def test_example_three_layers(capsys, recwarn):
 
 
 def test_the_checks_of_the_example_can_fail():
-    """Masks that change from call to call are no function's, and a wrong gradient is seen under fixed ones."""
+    """The gradient check fails if masks change between calls, and if a gradient is wrong under fixed masks."""
     example = loaded("three_layers")
     x, labels = example.moons(20, seed=0)
     parameters, dropouts = example.initial_parameters(), example.dropout_layers()
@@ -120,7 +120,7 @@ def test_example_train_cupy():
 
 
 def test_train_cupy_on_numpy_arrays():
-    """The same program, with NumPy under CuPy's name."""
+    """The same program with NumPy instead of CuPy."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("cupy", reason="CuPy is not installed")
     example = loaded("train_cupy")
@@ -147,7 +147,7 @@ def test_example_cuda_graph():
 
 
 @pytest.mark.parametrize("name", ["train_cupy", "train_numba", "cuda_graph"])
-def test_without_a_gpu_one_line_says_so(name):
+def test_the_error_without_a_gpu_is_one_line(name):
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_ENABLE_CUDASIM"}
     command = [sys.executable, str(EXAMPLES / f"{name}.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment | {"CUDA_VISIBLE_DEVICES": "-1"})
@@ -185,7 +185,7 @@ def test_example_monte_carlo(capsys, tmp_path):
 
 
 def sharded(*launcher):
-    """What sharded_torch.py prints when Python is called with these arguments before its name."""
+    """The output of sharded_torch.py. Python is called with these arguments before the file name."""
     command = [sys.executable, *launcher, str(EXAMPLES / "sharded_torch.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ def sharded(*launcher):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun")
 def test_example_sharded_torch():
-    """One process by itself, and 2 and 4 of torchrun, print the same."""
+    """A single process, and 2 and 4 processes of torchrun, print the same."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     alone = sharded()
     check_quoted("sharded_torch", alone)

@@ -1,4 +1,4 @@
-"""The package as it is built and published: what its metadata say, and what an sdist and a wheel hold and run."""
+"""The built package: its metadata, the files of an sdist and a wheel, and whether they run."""
 
 import compileall
 import os
@@ -81,7 +81,7 @@ def test_the_conda_recipe_agrees_with_the_metadata():
 SUFFIXES = (".cff", ".md", ".py", ".rst", ".toml")
 
 
-def test_addresses_of_the_project_are_those_of_the_metadata():
+def test_project_urls_match_the_metadata():
     files = [path for path in (*ROOT.glob("*"), *(ROOT / "docs").rglob("*")) if path.suffix in SUFFIXES]
     pattern = re.compile(r"https?://(?:github\.com/[\w-]+/gpudrop(?![\w-])|[\w.-]*gpudrop[\w.-]*\w)")
     found = {path: set(pattern.findall(path.read_text())) for path in files}
@@ -90,7 +90,7 @@ def test_addresses_of_the_project_are_those_of_the_metadata():
     assert {path: addresses for path, addresses in found.items() if not addresses <= known} == {}
 
 
-def test_the_classifiers_name_the_versions_of_python_that_ci_tests():
+def test_the_classifiers_list_the_python_versions_that_ci_tests():
     workflow = ROOT / ".github" / "workflows" / "ci.yml"
     if not workflow.exists():
         pytest.skip("an sdist has no workflows")
@@ -101,7 +101,7 @@ def test_the_classifiers_name_the_versions_of_python_that_ci_tests():
 
 
 def build(kind, tree, folder):
-    """What setuptools builds from a tree: the path of an sdist or a wheel in a new folder."""
+    """Build an sdist or a wheel from a tree with setuptools; returns its path in the empty folder."""
     pytest.importorskip("setuptools", minversion="77", reason="setuptools is not installed, or older than 77")
     code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, folder], cwd=tree, check=True, capture_output=True)
@@ -111,7 +111,7 @@ def build(kind, tree, folder):
 
 @pytest.mark.slow
 def test_an_sdist_has_all_files_of_the_repository(tmp_path):
-    """Those that tests, benchmarks and documentation need; what begins with a dot is for the repository alone."""
+    """Including tests, benchmarks and documentation. Files whose path begins with a dot are left out."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("there is no git, or no checkout of it")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
@@ -147,7 +147,7 @@ except RuntimeError as error:
 
 @pytest.fixture
 def packed(tmp_path):
-    """The package in one folder, as it is installed."""
+    """The package in one folder, with the layout of an installation."""
     skip = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(ROOT / "gpudrop", tmp_path / "packed" / "gpudrop", ignore=skip)
     shutil.copytree(ROOT / "kernels", tmp_path / "packed" / "gpudrop" / "kernels", ignore=skip)
@@ -184,7 +184,7 @@ print(gpudrop.__file__, *y, *dx)
 
 @pytest.mark.slow
 def test_an_installed_wheel_runs(wheel, tmp_path):
-    """In an environment of its own, which has nothing but the wheel and reads the dependencies from this one."""
+    """In a new environment that has only the wheel, and finds the dependencies in this environment."""
     pytest.importorskip("pip", reason="pip is not installed")
     venv.create(tmp_path / "venv", symlinks=True)
     commands = tmp_path / "venv" / "bin"
@@ -198,7 +198,7 @@ def test_an_installed_wheel_runs(wheel, tmp_path):
     run(sys.executable, "-m", "pip", "--python", commands / "python", "install", "--no-deps", "--no-index", wheel)
     packages = Path(run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     assert packages.is_relative_to(tmp_path)
-    # In a folder that a .pth file names no other .pth file is read, so that an editable gpudrop is not found there.
+    # Python ignores .pth files in a folder that a .pth file names, so it finds no editable gpudrop there.
     (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     file, *values = run(commands / "python", "-c", QUICK_START).split()
     assert Path(file).is_relative_to(packages)
@@ -207,14 +207,14 @@ def test_an_installed_wheel_runs(wheel, tmp_path):
     run(commands / "gpudrop", "selftest", "--quick")
 
 
-def test_in_a_zip_file_it_works(packed, tmp_path):
+def test_it_runs_from_a_zip_file(packed, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", packed)
     done = subprocess.run([sys.executable, "-c", PROGRAM, archive], capture_output=True, text=True)
     assert done.stdout == "[ 0.  4.  0. 12.]\n", done.stderr
 
 
-def test_without_its_sources_one_error_says_what_is_missing(packed):
-    """Where there are only .pyc files."""
+def test_the_error_without_source_files_says_what_is_missing(packed):
+    """The package has only .pyc files."""
     compileall.compile_dir(packed, quiet=2, legacy=True)
     for file in packed.rglob("*.py"):
         file.unlink()
@@ -232,7 +232,7 @@ LARGE = ("torch", "matplotlib", "sklearn", "transformers", "cupy", "pytest")
 
 
 @pytest.mark.slow
-def test_pyinstaller_packs_all_that_kernels_are_made_of(packed, tmp_path):
+def test_pyinstaller_packs_all_sources_of_the_kernels(packed, tmp_path):
     pytest.importorskip("PyInstaller", reason="PyInstaller is not installed")
     (tmp_path / "program.py").write_text(FROZEN)
     command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "ERROR", "--paths", str(packed)]

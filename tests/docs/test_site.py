@@ -1,4 +1,4 @@
-"""The documentation builds without warnings, and a browser finds its way through it."""
+"""The documentation builds without warnings, and its search and layout work in a browser."""
 
 import shutil
 import subprocess
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the pages, built from the files that are there."""
+    """The folder of the built pages."""
     for module in ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme", "torch"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-    tree = tmp_path_factory.mktemp("docs")  # a copy of the text, for autosummary writes pages beside it
+    tree = tmp_path_factory.mktemp("docs")  # a copy, because autosummary writes into docs/
     for folder in ("docs", "examples", "bench/results"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("generated"))
     for page in ROOT.glob("*.md"):
@@ -29,7 +29,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def page(site):
-    """A page of the system's Chromium, 390 pixels wide as a phone."""
+    """A page in the system's Chromium, 390 pixels wide like a phone."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium")

@@ -1,4 +1,4 @@
-"""The snippets of the README and of the documentation run as they stand, and print what the page says."""
+"""The snippets of the README and of the documentation run unchanged, and print the output that the page shows."""
 
 import re
 from contextlib import redirect_stdout
@@ -17,7 +17,7 @@ README, FAMILY_PAGE, NAMES_PAGE = (
     (ROOT / name).read_text() for name in ("README.md", "docs/family.md", "docs/coming_from.md")
 )
 SNIPPET = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
-WORDS = 900  # of the README, with its code
+WORDS = 900  # the limit for the README, including its code
 
 
 def needs(code):
@@ -32,7 +32,7 @@ def needs(code):
 
 
 def parameters():
-    """The snippets of a page that need the same backend: they run one after another, in one namespace."""
+    """The snippets of a page that need the same backend. They run one after another in one namespace."""
     for page in PAGES:
         snippets = SNIPPET.findall(page.read_text())
         for name in backends.BACKENDS:
@@ -53,7 +53,7 @@ def test_snippets(backend_name, snippets, tmp_path, monkeypatch):
     monkeypatch.setattr("gpudrop.formulas.activations.ACTIVATIONS", dict(activations.ACTIVATIONS))
     namespace = {"__name__": "snippet"}
     for number, (code, wanted) in enumerate(snippets):
-        script = tmp_path / f"snippet_{number}.py"  # formulas are read from their file
+        script = tmp_path / f"snippet_{number}.py"  # gpudrop reads formulas from their source file
         script.write_text(code)
         with redirect_stdout(StringIO()) as printed:
             exec(compile(code, str(script), "exec"), namespace)
@@ -69,14 +69,14 @@ def test_the_readme_is_short():
     assert len(README.split()) <= WORDS
 
 
-def test_what_the_readme_links_to_is_there():
-    """In a fresh clone: results that git ignores are on no other machine."""
+def test_link_targets_in_the_readme_exist():
+    """This check is reliable only in a fresh clone, which lacks the results that git ignores."""
     links = re.findall(r"\]\(([\w./-]+)\)", README)
     assert "docs/mask.md" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_tables_of_variants_are_complete():
-    """Every row has its test and its benchmark, for the tables of those are tested to be complete."""
+    """Other tests check that every variant has a test and a benchmark."""
     assert sorted(re.findall(r"^\| \{py:func\}`~gpudrop\.(\w+)` \|", FAMILY_PAGE, re.MULTILINE)) == sorted(FAMILY)
     assert sorted(re.findall(r"^\| `(\w+)` \|", NAMES_PAGE, re.MULTILINE)) == sorted(FAMILY)

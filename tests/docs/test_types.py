@@ -1,4 +1,4 @@
-"""What type checkers make of the public functions: mypy reads them as a user's own code calls them."""
+"""The types of the public functions: mypy checks code that calls them as a user does."""
 
 import inspect
 import os
@@ -74,7 +74,7 @@ layers.GaussianNoise(0.1, rng=7)
 assert_type(several.keep_prob, float)
 """
 
-# What is wrong, and a part of what mypy says of it.
+# Wrong calls, and a part of mypy's message for each.
 WRONG = {
     'gpudrop.dropout(x, "0.5")': 'incompatible type "str"; expected "float"',
     "gpudrop.dropout(x, rng=0.5)": 'incompatible type "float"; expected "gpudrop.generator.Generator | Stream | int | ',
@@ -122,7 +122,7 @@ def call(name, options, *arguments):
 
 
 def checked(tmp_path, code):
-    """What mypy says of a file: its messages by the text of their line."""
+    """mypy's messages for a file, by the text of the line."""
     file = tmp_path / "user.py"
     file.write_text(code)
     found, failure, _ = api.run([*ARGUMENTS, str(file)])
@@ -139,7 +139,7 @@ def from_the_repository(monkeypatch):
 
 
 def test_right_calls_have_the_types_they_should_and_wrong_ones_are_reported(tmp_path):
-    """Also every option that a variant or a layer has by its signature, and none that it has not."""
+    """A variant or a layer accepts every option in its signature, and no other."""
     right, wrong = BEGIN + RIGHT, dict(WRONG)
     own = {name: defaults(FAMILY[name].function) for name in VARIANTS}
     common = set.intersection(*map(set, own.values()))
@@ -211,11 +211,11 @@ def test_the_functions_and_modules_of_torch_have_types(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "text"), declarations.texts().items(), ids=lambda value: getattr(value, "name", ""))
-def test_what_type_checkers_read_is_the_family(path, text):
+def test_declarations_for_type_checkers_match_the_family(path, text):
     assert path.read_text() == text, "python -m tests.declarations --write"
 
 
-def test_the_signatures_that_variant_assembles_have_the_types_of_all_parameters():
+def test_assembled_signatures_have_types_for_all_parameters():
     for name in VARIANTS:
         parameters = inspect.signature(FAMILY[name].function).parameters
         assert all(a.annotation is not a.empty for a in parameters.values()), name

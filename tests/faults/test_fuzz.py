@@ -114,10 +114,10 @@ FAULTS = {
     raises: "IndexError is not documented",
     warns: "RuntimeWarning is not documented",
     overwrites: "an input was overwritten",
-    reaches_beyond: "more than out was written to",
-    draws_another_mask: "the mask is not the reference's",
-    multiplies: "y is not +0.0 where the reference drops",
-    forgets: "the same stream gave something else",
+    reaches_beyond: "memory beside out was overwritten",
+    draws_another_mask: "the mask differs from the reference",
+    multiplies: "y is not +0.0 at an element that the reference drops",
+    forgets: "the same stream returned different results",
     writes_first: "an array was written to before an error",
 }
 FEW = [call for call in fuzz.CALLS if call.name in ("dropout", "dropout_vjp", "keep_mask", "drop_path")]
@@ -150,7 +150,7 @@ def test_a_stream_that_is_drawn_too_early_is_detected(monkeypatch):
 
     monkeypatch.setattr(plan, "rng_of", early)
     found = problems(monkeypatch)
-    assert "a generator or a state moved on before an error" in found and "2 streams were drawn" in found
+    assert "a generator or a state changed before an error" in found and "2 streams were drawn" in found
 
 
 def test_an_error_for_valid_arguments_is_detected(monkeypatch):
@@ -158,7 +158,7 @@ def test_an_error_for_valid_arguments_is_detected(monkeypatch):
         raise ValueError("p is never right")
 
     monkeypatch.setitem(gpudrop.keep_mask.__globals__, "check_p", check_p)
-    assert "refuses what is right: p is never right" in problems(monkeypatch)
+    assert "correct arguments are rejected: p is never right" in problems(monkeypatch)
 
 
 def test_a_result_of_another_type_is_detected(monkeypatch):

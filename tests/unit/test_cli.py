@@ -28,7 +28,7 @@ def test_bits_are_the_fields_of_the_stream(count):
 
 
 @pytest.mark.slow
-def test_bits_end_quietly_when_the_reader_has_enough():
+def test_bits_exit_without_an_error_when_the_reader_closes_the_pipe():
     reader = subprocess.Popen([*GPUDROP, "bits"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert len(reader.stdout.read(10_000_000)) == 10_000_000
     reader.stdout.close()
@@ -36,12 +36,12 @@ def test_bits_end_quietly_when_the_reader_has_enough():
     assert reader.wait(timeout=30) == 0
 
 
-def test_bits_refuse_a_negative_seed():
+def test_bits_reject_a_negative_seed():
     done = subprocess.run([*GPUDROP, "bits", "--seed", "-1"], capture_output=True, text=True, env={"TERM": "dumb"})
     assert done.returncode == 2 and done.stdout == "" and "--seed" in done.stderr
 
 
-def test_info_says_what_serves_and_why_the_rest_does_not():
+def test_info_lists_usable_backends_and_why_others_are_unusable():
     done = subprocess.run([*GPUDROP, "info"], capture_output=True, text=True, check=True, env={"COLUMNS": "200"})
     lines = done.stdout.splitlines()
     for name in ("cpu", "cupy_elementwise", "numba_cuda"):
@@ -51,13 +51,13 @@ def test_info_says_what_serves_and_why_the_rest_does_not():
     assert any("numba " in line for line in lines)
 
 
-def test_demo_says_what_is_missing_in_one_line(tmp_path):
+def test_demo_reports_a_missing_folder_in_one_line(tmp_path):
     command = [*GPUDROP, "demo", "--picture", str(tmp_path / "no" / "such.png")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("gpudrop demo: the folder of the picture must exist")
 
 
-def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
+def test_warmup_compiles_only_the_named_kernels(monkeypatch):
     from typer.testing import CliRunner
 
     from gpudrop import backends
@@ -84,7 +84,7 @@ def test_warmup_compiles_what_is_named_and_nothing_else(monkeypatch):
 
 
 @pytest.mark.slow
-def test_warmup_says_what_is_wrong_in_one_line():
+def test_warmup_reports_wrong_arguments_in_one_line():
     wrong = {
         "gelo": "unknown activation 'gelo'; known: elu",
         "relu --variant dropout9d": "unknown variant 'dropout9d'; known: alpha_dropout",
@@ -98,7 +98,7 @@ def test_warmup_says_what_is_wrong_in_one_line():
 
 @pytest.mark.slow
 def test_every_command_shows_its_help():
-    """An old typer and a new click, which it is made of, fail here."""
+    """An old typer fails here with a newer click, on which it depends."""
     from gpudrop.cli import app
 
     for command in ([], *([command.callback.__name__] for command in app.registered_commands)):
@@ -110,11 +110,11 @@ COMMANDS = ["info", "bits --count 1000000", "warmup relu", "--help", "--version"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-@pytest.mark.parametrize("trouble", ["a full disk", "closed", "a reader that leaves"])
+@pytest.mark.parametrize("trouble", ["a full disk", "closed", "a reader that closes the pipe"])
 @pytest.mark.parametrize("command", few(COMMANDS, "info", "--version"))
-def test_output_that_can_not_be_written_is_one_line_and_exit_status_1(command, trouble, monkeypatch):
-    """But for raw bytes, of which the reader takes as many as it likes."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with which nothing is left to be written at the end
+def test_an_output_error_prints_one_line_and_sets_exit_status_1(command, trouble, monkeypatch):
+    """Except `bits`, whose reader may close the pipe at any time."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it would leave no output to write at exit
     arguments = [*GPUDROP, *command.split()]
     if trouble == "a full disk":
         with Path("/dev/full").open("w") as full:
@@ -138,7 +138,7 @@ def test_output_that_can_not_be_written_is_one_line_and_exit_status_1(command, t
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 @pytest.mark.parametrize("command", ["selftest --quick --json /dev/full", "demo --seeds 1 --picture /dev/full"])
-def test_a_file_on_a_full_disk_is_one_line_and_exit_status_1(command):
+def test_a_full_disk_prints_one_line_and_sets_exit_status_1(command):
     done = subprocess.run([*GPUDROP, *command.split()], capture_output=True, text=True)
     assert (done.returncode, done.stdout != "") == (1, True)
     assert done.stderr == f"gpudrop {command.split()[0]}: [Errno 28] No space left on device\n"
@@ -158,18 +158,18 @@ except SystemExit as end:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits for files")
-def test_a_warmup_that_can_keep_nothing_fails(tmp_path):
+def test_a_warmup_that_cannot_write_its_cache_fails(tmp_path):
     done = run(FULL_CACHE, clean=False, NUMBA_CACHE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1)
     assert "END: gpudrop warmup: Numba's cache can't be used (" in done.stdout
 
 
-def test_the_version_is_that_of_the_package():
+def test_version_prints_the_version_of_the_package():
     done = subprocess.run([*GPUDROP, "--version"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"gpudrop {gpudrop.__version__}\n", "")
 
 
 def test_warmup_of_all_variants_compiles_what_plain_calls_use(monkeypatch):
-    """Layers as they are made without options, in training and out of it."""
+    """Layers without options, in training and evaluation mode."""
     from typer.testing import CliRunner
 
     from gpudrop.cli import app
