@@ -1,6 +1,6 @@
 """The command line: gpudrop demo, gpudrop info, gpudrop selftest, gpudrop bench, gpudrop warmup, gpudrop bits.
 
-A command raises what is wrong, and `main` makes one line of it.
+A command raises an exception, and `main` prints it as one line.
 """
 
 import importlib
@@ -19,14 +19,14 @@ app = typer.Typer(help="Dropout with one mask everywhere.", no_args_is_help=True
 
 
 def main() -> None:
-    """Run the program. An error, also in writing the output, is one line on standard error, and exit status 1."""
+    """Run the program; any error is printed as one line on standard error, with exit status 1."""
     if sys.stdout is None:
         _fail(OSError("standard output is closed"))
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # not as Python exits, when an error can't be handled any more
+            sys.stdout.flush()  # here, because an error can't be handled while Python exits
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich and click exit on it without a message
             _fail(end.__context__)
@@ -42,7 +42,7 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def _give_up_output() -> None:
-    """Discard what standard output can't write, so that Python does not try again as it exits."""
+    """Discard output that can't be written, so that Python does not try again as it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -68,19 +68,19 @@ def _options(
 def demo(
     picture: Annotated[
         Path | None,
-        typer.Option(help="Where the picture goes; there is none with --torch.", show_default="gpudrop-demo.png"),
+        typer.Option(help="The file for the picture. Not with --torch.", show_default="gpudrop-demo.png"),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="How many times the network is trained, each way.", show_default="8; 4 with --torch"),
+        typer.Option(min=1, help="How many times to train each network.", show_default="8; 4 with --torch"),
     ] = None,
     torch: Annotated[
-        bool, typer.Option("--torch", help="Train a transformer in PyTorch, with either dropout.")
+        bool, typer.Option("--torch", help="Train a transformer in PyTorch, with PyTorch's and with gpudrop's dropout.")
     ] = False,
 ) -> None:
-    """Train a network with and without dropout and show what dropout is for, or with --torch what it costs."""
+    """Train a network with and without dropout and show the difference; with --torch, compare the speed too."""
     if torch and picture:
-        raise typer.BadParameter("there is no picture with --torch", param_hint="--picture")
+        raise typer.BadParameter("it can't be combined with --torch", param_hint="--picture")
     given = {"picture": picture, "seeds": seeds}
     run = importlib.import_module("gpudrop.torch.demo" if torch else "gpudrop.demo").run
     run(**{name: value for name, value in given.items() if value is not None})
@@ -88,7 +88,7 @@ def demo(
 
 @app.command()
 def info() -> None:
-    """Tell the versions, the devices, and which backend serves which arrays, or why it doesn't."""
+    """Show the versions, the devices and the backends, and why a backend is not available."""
     from rich.console import Console
     from rich.table import Table
 
@@ -98,7 +98,7 @@ def info() -> None:
     versions.add_row("gpudrop", VERSION)
     for package in ("numpy", "numba", "ml_dtypes", "cupy", "numba-cuda"):
         versions.add_row(package, _version(package))
-    serving = Table("backend", "serves", "state", title="Backends")
+    serving = Table("backend", "arrays", "state", title="Backends")
     for name, kind in backends.BACKENDS.items():
         module = backends.load(name)
         state = f"no: {module}" if isinstance(module, str) else f"yes, on {', '.join(module.devices())}"
@@ -123,10 +123,10 @@ def _version(package: str) -> str:
 @app.command()
 def selftest(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and smaller samples, in a few seconds.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Where the results go, besides.", metavar="FILE")] = None,
-    backend: Annotated[str | None, typer.Option(help="The only one to test; without it, all that serve.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.", metavar="FILE")] = None,
+    backend: Annotated[str | None, typer.Option(help="The backend to test. Default: all available ones.")] = None,
 ) -> None:
-    """Prove that this machine's backends draw the right masks, and random ones; the exit status is 1 if not."""
+    """Check that the backends on this machine draw the right masks, and random ones; if not, exit status 1."""
     from gpudrop.testing.selftest import main
 
     raise typer.Exit(main(backend, quick, json))
@@ -138,9 +138,9 @@ def bench(
 ) -> None:
     """Compare the speed of dropout on this machine with a copy, NumPy or CuPy, and PyTorch, in under a minute.
 
-    It measures CuPy arrays on a GPU that can be used, and NumPy arrays elsewhere.
+    It measures CuPy arrays if a GPU is available, and NumPy arrays otherwise.
 
-    Results are compared with the reference first; exit status 1: gpudrop's own are wrong.
+    Each result is compared with the reference first. Exit status 1: gpudrop's own results are wrong.
     """
     from gpudrop.testing.benchmark.comparison import main
 
@@ -149,24 +149,24 @@ def bench(
 
 @app.command()
 def warmup(
-    activations: Annotated[list[str] | None, typer.Argument(help="Which; without any, all of the table.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="May be given several times; float32 without it.")] = None,
+    activations: Annotated[list[str] | None, typer.Argument(help="The activations. Default: all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: float32.")] = None,
     bits: Annotated[
         int | None, typer.Option(help="Random bits per element.", show_default="the variant's default")
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="May be given several times; dropout without it; all: every one.")
+        list[str] | None, typer.Option(help="May be repeated; all: every variant. Default: dropout.")
     ] = None,
     backend: Annotated[str, typer.Option(help="cpu, or cupy_elementwise on a GPU.")] = "cpu",
 ) -> None:
-    """Compile kernels into the cache on disk, so that no later process waits for them."""
+    """Compile kernels into the cache on disk, so that later processes need not wait for the compiler."""
     from rich.progress import track
 
     from gpudrop.warming import NAMES, warmup
 
     names = variant or ["dropout"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # if the cache can't be written, this was in vain
+        warnings.simplefilter("error", RuntimeWarning)  # a cache that can't be written makes this command useless
         for name in NAMES if "all" in names else names:
             options: dict[str, Any] = {"bits": bits, "variant": name, "backend": backend}
             warmup(activations, dtypes=dtype or ["float32"], **options, progress=partial(track, description=name))
@@ -176,9 +176,9 @@ def warmup(
 def bits(
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
     call: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
-    count: Annotated[int | None, typer.Option(min=0, help="How many bytes; without it they never end.")] = None,
+    count: Annotated[int | None, typer.Option(min=0, help="The number of bytes. Default: no limit.")] = None,
 ) -> None:
-    """Write the raw random bytes of a stream to standard output, for a battery of tests to read."""
+    """Write the raw random bytes of a stream to standard output, as input for a statistical test suite."""
     from gpudrop.generator import Stream
     from gpudrop.kernels.cpu import random_bytes
 
@@ -189,5 +189,5 @@ def bits(
             sys.stdout.buffer.write(block if count is None else block[: count - position])
             position += len(block)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader has read what it wanted
+    except BrokenPipeError:  # not an error here: the reader has enough bytes
         _give_up_output()

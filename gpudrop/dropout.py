@@ -1,4 +1,4 @@
-"""dropout, dropout_vjp and keep_mask: everything is checked, then allocated, then dispatched once."""
+"""dropout, dropout_vjp and keep_mask: they check all arguments, allocate the result and launch one kernel."""
 
 import inspect
 import operator
@@ -37,57 +37,60 @@ def dropout(
 ) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
 
-    Inverted dropout: y = keep ? activation(x) * scale : 0, where scale = 1 / (1 - p), so that the
-    expected value of y is activation(x) and nothing needs to be done at prediction time. Source:
-    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
+    This is inverted dropout: y = keep ? activation(x) * scale : 0, where scale = 1 / (1 - p). The expected value of y
+    is activation(x), so no scaling is needed at prediction time.
+
+    Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
     networks from overfitting", JMLR 15 (2014), section 10.
 
     Parameters
     ----------
     x : array of float16, bfloat16, float32 or float64, any shape, any strides
-        A NumPy array or scalar, a CuPy array, a Numba device array, or anything with DLPack or
-        __cuda_array_interface__. NumPy's bfloat16 is that of ml_dtypes, on device arrays too.
+        A NumPy array or scalar, a CuPy array, a Numba device array, or any array that supports DLPack or
+        __cuda_array_interface__. The dtype bfloat16 is ml_dtypes.bfloat16, for device arrays too.
     p : float
-        The probability of dropping an element, from 0 to 1; honoured to within 2**-(bits + 1).
+        The probability of dropping an element, from 0 to 1. The probability used differs from p by at most
+        2**-(bits + 1).
     mask_shape : tuple of int and None, optional
-        The mask's own shape, which broadcasts against x's; None in it stands for x's own size. Elements that
-        share an element of the mask are kept or dropped together: (None, None, 1, 1) drops whole channels of
-        (samples, channels, rows, columns). Without it each element has its own.
+        The shape of the mask, which is broadcast against x. None in the tuple means the size of x along that axis.
+        Elements that share an element of the mask are kept or dropped together. For example, (None, None, 1, 1) drops
+        whole channels of (samples, channels, rows, columns). By default each element has its own mask element.
     activation : str, optional
-        The name of an activation to apply first; None applies none.
+        The name of the activation that is applied first. None applies no activation.
     training : bool
-        False applies the activation alone, as p=0 does. 1 and 0 are taken for True and False.
+        If False, only the activation is applied, as with p=0. The integers 1 and 0 are accepted too.
     rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
-        A Generator hands out its next stream if a mask is drawn; a Stream always gives the same mask, and an int n is
-        ``Stream(n, 0)``; None is the default generator (`manual_seed`). The notes of `Generator` have the whole rule.
+        The source of the mask. A Generator uses its next stream, if a mask is drawn. A Stream always produces the same
+        mask. An int n means ``Stream(n, 0)``. None uses the default generator (`manual_seed`). The notes of
+        `Generator` describe every type.
     bits : {8, 16, 32}
         Random bits per element.
     out : array, optional
-        Where to write y: of x's kind, shape and dtype; x itself is allowed.
+        The array that y is written to. It has the kind, shape and dtype of x. It may be x itself.
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}, optional
-        Which kernels to use; None chooses by the array. All give the same mask.
+        The backend to use. By default the kind of array selects it. All backends draw the same mask.
     shard : Shard, optional
-        Which part of a larger array x is, if it is one; mask_shape is then the whole array's.
+        The position of x in a larger array, if x is a part of one. mask_shape then describes the whole array's mask.
 
     Returns
     -------
     array
-        y, of x's kind, shape, dtype and memory order. For a subclass of NumPy's arrays it is what that subclass makes
-        of results (np.matrix: a matrix; np.memmap: a plain array), for a NumPy scalar a scalar. For an array of another
-        library it is made by its namespace's from_dlpack, or is a CuPy array where it has none. On a device it is
-        computed on the current CuPy stream or the array's Numba stream, without synchronisation.
+        y, with the kind, shape, dtype and memory order of x. A NumPy scalar returns a scalar. A subclass of NumPy's
+        array is wrapped by its own rules: np.matrix returns a matrix, and np.memmap a plain array. For an array of
+        another library, y is created by from_dlpack of its array namespace. If that does not exist, y is a CuPy array.
+        On a GPU, y is computed on the current CuPy stream or the array's Numba stream, without synchronisation.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong; nothing has been written or drawn then.
+        If an argument is invalid. In this case nothing has been written and no stream has been used.
     RuntimeError
-        If the backend can't serve on this machine.
+        If the backend is not available on this machine.
 
     Notes
     -----
-    Dropped elements are +0.0 whatever x is, nan and inf included. Arithmetic is float32 (float64 for
-    float64), rounded once.
+    Dropped elements are +0.0 for every x, including nan and inf. Arithmetic is float32, or float64 for float64, and
+    the result is rounded once.
 
     Examples
     --------
@@ -117,24 +120,25 @@ def dropout_vjp(
     shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> tuple[Array, Backprop]:
-    """`dropout`, and the function that takes a gradient back through it.
+    """Apply `dropout`, and return the result and a function that computes the gradient.
 
-    Nothing of the mask is stored: the backward pass draws it again. It keeps x (not a copy of it), or y
-    alone where that decides (relu), or neither (no activation). Do not change the one it keeps in place before the
-    backward pass (``y += skip``), or the gradient is wrong: write ``y = y + skip``.
+    The mask is not stored: the backward pass draws it again. The function keeps a reference to x, not a copy. For relu
+    it keeps y instead of x, and without an activation it keeps neither. Do not change that array in place before the
+    backward pass, or the gradient is wrong. For example, write ``y = y + skip`` instead of ``y += skip``.
 
     Parameters
     ----------
     x, p, mask_shape, activation, training, rng, bits, out, backend, shard
-        As for `dropout`; out may not overlap x if the backward pass needs x.
+        As for `dropout`. If the backward pass needs x, out must not overlap x.
 
     Returns
     -------
     y : array
         As from `dropout`.
     backprop : function
-        ``backprop(dy, *, out=None) -> dx``, where dx = keep ? dy * scale * slope(x) : 0. dy is of x's kind,
-        shape and dtype, and so is dx; out may be dy itself. It may be called any number of times.
+        ``backprop(dy, *, out=None) -> dx``, where dx = keep ? dy * scale * slope(x) : 0 and slope is the derivative of
+        the activation. dy and dx have the kind, shape and dtype of x. out may be dy itself. The function may be called
+        any number of times.
 
     Examples
     --------
@@ -161,7 +165,7 @@ def _prepared(
     shard: Shard | None = None,
     context: Context | None = None,
 ) -> Prepared:
-    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # not by a Variation, which takes time to make
+    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a plain tuple: creating a Variation takes longer
     return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, backend, shard, context)
 
 
@@ -201,11 +205,12 @@ def keep_mask(
     shard: Shard | None = None,
     **unknown: NoReturn,
 ) -> Any:
-    """The mask that `dropout` would use for the same elements, as booleans: True where an element is kept.
+    """Return the mask that `dropout` uses: a boolean array that is True where an element is kept.
 
     Parameters
     ----------
     shape : int or tuple of int
+        The shape of the mask.
     p : float
         The probability of dropping an element, from 0 to 1.
     rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
@@ -213,13 +218,13 @@ def keep_mask(
     bits : {8, 16, 32}
         Random bits per element.
     start : int
-        The index in the whole array's mask, counted in C order, of the first element; 0 with a shard.
+        The C-order index of the first element in the mask of the whole array. It must be 0 if a shard is passed.
     like : array, optional
-        An array whose kind (and device) the result has; NumPy's without it.
+        The result has the kind and the device of this array. By default it is a NumPy array.
     backend : str, optional
         As for `dropout`.
     shard : Shard, optional
-        Which part of a larger array's mask it is; shape is the part's own.
+        The position of the result in the mask of a larger array. shape is then the shape of this part.
 
     Returns
     -------
@@ -228,7 +233,7 @@ def keep_mask(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong.
+        If an argument is invalid.
 
     Examples
     --------
@@ -244,7 +249,7 @@ def keep_mask(
     start, shape, p, bits = check_uint64("start", start), _check_shape(shape), check_p(p), check_bits(bits)
     operand = arrays.as_operand("like", np.empty(0) if like is None else like)
     if shard is not None and start:
-        raise ValueError("give start or shard, not both")
+        raise ValueError("start and shard can't both be set: pass only one of them")
     return draw_mask(shape, p, rng, bits, start, operand, backend, shard)
 
 
@@ -258,10 +263,10 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-# As every variant has them. Type checkers, to which a function has no attributes, know dropout_vjp.
+# Every variant has these two attributes. Type checkers know no attributes of functions; for them there is dropout_vjp.
 dropout.vjp, dropout.prepare = dropout_vjp, _prepared  # type: ignore[attr-defined]
 _function: Any
-for _function in (dropout, dropout_vjp, keep_mask):  # their unknown arguments are there to be refused
+for _function in (dropout, dropout_vjp, keep_mask):  # **unknown exists for its error message alone: hide it
     _signature = inspect.signature(_function)
     _known = [a for a in _signature.parameters.values() if a.kind is not a.VAR_KEYWORD]
     _function.__signature__ = _signature.replace(parameters=_known)

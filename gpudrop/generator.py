@@ -1,4 +1,4 @@
-"""Where randomness comes from: a Stream is the randomness of one call, a Generator hands them out."""
+"""Random streams: a Stream is the randomness of one call, and a Generator produces one Stream after another."""
 
 import operator
 import os
@@ -15,18 +15,19 @@ from gpudrop import arrays, backends
 from gpudrop.checks import check_keys, check_uint64
 from gpudrop.hints import name_of
 
-# Of all generators, so that a fork can wait for it: a child could never take a lock that another thread had then.
+# One lock for all generators, so that a fork can wait for it. A child process could never take a lock that another
+# thread held at the fork.
 lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The randomness of one call: an immutable value, so that equal streams give equal masks.
+    """The randomness of one call, an immutable value: equal streams produce equal masks.
 
     Parameters
     ----------
     seed, call : int
-        From 0 to 2**64 - 1. Two streams that differ in either never share a Philox counter and key.
+        From 0 to 2**64 - 1. Two different streams never use the same pair of Philox counter and key.
 
     Examples
     --------
@@ -38,22 +39,23 @@ class Stream:
 
     seed: int
     call: int
-    stored = False  # whether the numbers are in a device's memory
+    stored = False  # whether seed and call are in GPU memory
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_uint64("seed", self.seed))
         object.__setattr__(self, "call", check_uint64("call", self.call))
 
     def numbers(self) -> dict[str, int]:
-        """{"seed": int, "call": int}: what Stream takes."""
+        """Return the arguments of Stream as {"seed": int, "call": int}."""
         return {"seed": self.seed, "call": self.call}
 
 
 class StoredStream(Stream):
-    """A stream that is read when a kernel runs: `seed` is a device array of both numbers, unsigned and of 64 bits.
+    """A stream in GPU memory, which a kernel reads when it runs.
 
-    It equals every stream of the same numbers, for which the device is waited for, and is saved as a Stream of these.
-    It has no hash: a replayed graph may write other numbers there.
+    `seed` is a device array of two unsigned 64-bit integers: the seed and the call. Comparing and pickling wait for
+    the device. The stream equals every stream with the same numbers, and is pickled as a Stream. It has no hash,
+    because a replayed graph may write other numbers to the array.
     """
 
     stored = True
@@ -77,18 +79,18 @@ class StoredStream(Stream):
 
 
 class Generator:
-    """Hands out the streams of a seed: call = 0, 1, 2, ..., each exactly once, from any thread.
+    """Produce the streams of a seed with call = 0, 1, 2, ..., each exactly once; it is thread-safe.
 
     Parameters
     ----------
     seed : int, optional
-        From 0 to 2**64 - 1; drawn from the operating system when none is given.
+        From 0 to 2**64 - 1. By default the operating system's random source chooses it.
     device : bool
-        Whether the state is in the memory of the current CUDA device, of CuPy or else of Numba. A kernel of one thread
-        moves it on and others read it, so nothing of a stream passes through the host: a CUDA graph that is captured
-        from calls on CuPy arrays draws fresh masks at each replay. It gives the same streams in the same order, serves
-        device arrays alone, and its call starts from 0 again after 2**64. `state_dict`, `spawn` and pickling wait for
-        the device.
+        Whether the state is kept in GPU memory, on the current CUDA device of CuPy or else of Numba. A one-thread
+        kernel updates the state, and other kernels read it, so no random number passes through the CPU. A CUDA graph
+        captured from calls on CuPy arrays therefore draws new masks at each replay. The streams and their order are
+        the same as without `device`. Such a generator works with device arrays only, and its call restarts at 0 after
+        2**64 calls. `state_dict`, `spawn` and pickling wait for the device.
 
     Raises
     ------
@@ -97,27 +99,27 @@ class Generator:
 
     Notes
     -----
-    An argument `rng` of a function or a layer is a Generator, a `Stream`, or one of what SPEC 7 of Scientific Python
-    lists:
+    The argument `rng` of a function or a layer accepts a Generator, a `Stream`, and the types that SPEC 7 of
+    Scientific Python lists:
 
     ==============================  =====================================  =====================================
     rng                             a function draws from                  a layer or `mc_samples` draws from
     ==============================  =====================================  =====================================
     None                            the default generator                  the default generator
     Generator                       its next stream                        the same Generator
-    Stream                          it                                     it
+    Stream                          this Stream                            this Stream
     int, from 0 to 2**64 - 1        ``Stream(rng, 0)``                     ``Generator(rng)``
     numpy.random.SeedSequence       ``Stream(seed, 0)``                    ``Generator(seed)``
     numpy.random.Generator          ``Stream(seed, 0)``, a seed each call  ``Generator(seed)``
     numpy.random.BitGenerator       as ``numpy.random.Generator(rng)``     the same
     ==============================  =====================================  =====================================
 
-    The seed of a SeedSequence is its ``generate_state(1, numpy.uint64)[0]``. NumPy's Generator draws it by
-    ``integers(0, 2**64, dtype=numpy.uint64)``: in a function at each call, after all checks and only if a mask is
-    drawn; in a layer once, when its rng is set; in `mc_samples` once a call.
+    The seed of a SeedSequence is its ``generate_state(1, numpy.uint64)[0]``. A seed is drawn from NumPy's Generator by
+    ``integers(0, 2**64, dtype=numpy.uint64)``. A function draws it at each call, after all checks and only if a mask is
+    needed. A layer draws it once, when its rng is set. `mc_samples` draws it once per call.
 
-    A function with an int repeats its mask at each call. A layer with an int does not, but two layers with the same
-    int draw the same masks: layers that share a Generator draw different ones.
+    A function with an int rng uses the same mask at each call. A layer with an int rng does not. Two layers with the
+    same int draw the same masks. Layers that share a Generator draw different masks.
 
     Examples
     --------
@@ -134,19 +136,19 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None, device: bool = False) -> None:
-        self._chosen = seed is not None  # by somebody, who then wants these numbers
+        self._chosen = seed is not None  # a chosen seed is kept after a fork, see _in_child
         self._seed = check_uint64("seed", seed) if self._chosen else secrets.randbits(64)
         self._call = 0
         self._array = backends.to_device(np.array([self._seed, 0], np.uint64)) if device else None
         self.stored = self._array is not None
 
     def next(self) -> Stream:
-        """The next stream.
+        """Return the next stream.
 
         Returns
         -------
         Stream
-            One that is in the device's memory, if the generator is.
+            It is in GPU memory if the generator's state is.
 
         Raises
         ------
@@ -167,23 +169,23 @@ class Generator:
             return self._seed, call
 
     def _take_on_device(self, module: Any, operand: arrays.Operand) -> Any:
-        """The next stream as an array of an operand's kind, by a kernel that runs where the operand's do."""
+        """Return the next stream as a device array of the operand's kind, computed on the operand's CUDA stream."""
         stream = arrays.empty(2, np.uint64, operand)
         backends.advance(module, operand, backends.as_kind(self._array, operand), stream)
         return stream
 
     def spawn(self, n: int) -> "list[Generator]":
-        """Derive n independent generators, through NumPy's SeedSequence, using up one call.
+        """Derive n independent generators through NumPy's SeedSequence; this uses one call.
 
         Parameters
         ----------
         n : int
-            How many; at least 0.
+            The number of generators, at least 0.
 
         Returns
         -------
         list of Generator
-            The same ones whenever spawned from the same state; other ones at the next spawn.
+            They depend on the state alone. The next spawn returns different ones.
 
         Examples
         --------
@@ -195,19 +197,19 @@ class Generator:
         return [Generator(seed, self.stored) for seed in spawned_seeds(self, n)]
 
     def state_dict(self) -> dict[str, int]:
-        """The state: {"seed": int, "call": int}, where call is the next one to be handed out."""
+        """Return the state, {"seed": int, "call": int}; call is that of the next stream."""
         if self.stored:
             return StoredStream(self._array).numbers()
         with lock:
             return {"seed": self._seed, "call": self._call}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a state that `state_dict` returned.
+        """Continue from a state that `state_dict` returned.
 
         Parameters
         ----------
         state : dict
-            {"seed": int, "call": int}; nothing changes if it isn't a state.
+            {"seed": int, "call": int}. If it is not valid, an error is raised and nothing changes.
         """
         check_keys("generator", state, ("seed", "call"))
         seed = check_uint64("seed", state["seed"])
@@ -215,7 +217,7 @@ class Generator:
         call = state["call"] if used_up else check_uint64("call", state["call"])
         with lock:
             self._seed, self._call, self._chosen = seed, call, True
-        if self.stored:  # in place, since graphs have its address
+        if self.stored:  # in place, because captured graphs hold the address
             arrays.overwrite(self._array, np.array([seed, call % 2**64], np.uint64))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,7 +237,7 @@ _default = Generator()
 
 
 def _in_child() -> None:
-    """After a fork: with a copy of the default generator, the parent and all children would draw the same masks."""
+    """Reseed the default generator after a fork: else the parent and all children would draw the same masks."""
     if not _default._chosen:
         _default._seed, _default._call = secrets.randbits(64), 0
     lock.release()
@@ -246,11 +248,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart the default generator, the one behind `rng=None`, from a seed.
+    """Restart the default generator, which `rng=None` selects, from a seed.
 
-    Processes that are forked afterwards go on from this seed, all of them with the same masks; without it, each has a
-    seed of its own. In a worker that must have other masks, call it with another seed (`os.getpid()`, the worker's
-    number).
+    Processes that are forked afterwards continue from this seed, so they all draw the same masks. Without a call of
+    `manual_seed`, each forked process has its own seed. To draw different masks in a worker, call `manual_seed` there
+    with a different seed, such as `os.getpid()` or the worker's number.
 
     Parameters
     ----------
@@ -273,14 +275,17 @@ def manual_seed(seed: int) -> Generator:
 
 
 def spawned(rng: Generator | Stream | None, memo: dict[int, Any]) -> Any:
-    """The rng of a layer's deep copy: a Generator spawned from the layer's, one for all that shared it, by memo."""
+    """Return the rng of a layer's deep copy: a Generator spawned from the layer's.
+
+    Layers that share a Generator share the spawned one too; memo records it.
+    """
     if isinstance(rng, Generator) and id(rng) not in memo:
         memo[id(rng)] = rng.spawn(1)[0]
     return memo.get(id(rng), rng)
 
 
 class NumpySource:
-    """NumPy's generator as the rng of a function: each call draws a seed from it, and its stream is call 0 of that."""
+    """A NumPy generator as the rng of a function: each call draws a seed from it and uses call 0 of that seed."""
 
     stored = False
 
@@ -292,7 +297,7 @@ class NumpySource:
 
 
 Source: TypeAlias = Generator | Stream | NumpySource
-"""What a checked call draws from."""
+"""The checked rng of a call."""
 
 RngLike: TypeAlias = (
     Generator
@@ -304,7 +309,7 @@ RngLike: TypeAlias = (
     | np.random.BitGenerator
     | None
 )
-"""What an argument rng may be; the notes of `Generator` say what each does."""
+"""The types that an argument rng accepts; the notes of `Generator` explain each."""
 
 
 @overload
@@ -312,7 +317,7 @@ def check_rng(rng: Generator | Stream | None) -> Generator | Stream: ...
 @overload
 def check_rng(rng: RngLike) -> Source: ...
 def check_rng(rng: RngLike) -> Source:
-    """What a function with this rng draws from, or an error: the rule that the notes of `Generator` state."""
+    """Return the source of streams for the rng of a function, or raise; the notes of `Generator` state the rule."""
     if rng is None:
         return _default
     if isinstance(rng, (Generator, Stream)):
@@ -333,7 +338,7 @@ def check_rng(rng: RngLike) -> Source:
 
 
 def _refusal(rng: Any) -> TypeError:
-    """The error for what can't be an rng."""
+    """Return the error for an unsupported rng."""
     found = repr(rng) if isinstance(rng, (bool, float, np.generic)) else name_of(type(rng))
     found = f"the module {rng.__name__}" if isinstance(rng, ModuleType) else found
     numpys = rng is np.random or isinstance(rng, np.random.RandomState)
@@ -344,9 +349,9 @@ def _refusal(rng: Any) -> TypeError:
 
 
 def kept_rng(rng: RngLike) -> Generator | Stream | None:
-    """The rng of what keeps it for many calls, or an error: a Generator for a seed.
+    """Return the rng that a layer stores, or raise: a seed becomes a Generator.
 
-    None stays None: copies of a layer share the default generator.
+    None stays None, so that copies of a layer share the default generator.
     """
     if rng is None or isinstance(rng, (Generator, Stream)):
         return rng
@@ -355,7 +360,7 @@ def kept_rng(rng: RngLike) -> Generator | Stream | None:
 
 
 def spawned_seeds(rng: Source, n: int) -> list[int]:
-    """The seeds of the n generators that a Stream, or the next one of a Generator, spawns."""
+    """Return the seeds of n generators spawned from a Stream, or from the next Stream of a Generator."""
     if check_uint64("n", n) > 2**32:
         raise ValueError(f"n must be at most 2**32, got {n}")
     parent = rng if isinstance(rng, Stream) else rng.next()
@@ -365,9 +370,9 @@ def spawned_seeds(rng: Source, n: int) -> list[int]:
 
 
 def take(rng: Source, module: Any, operand: arrays.Operand) -> tuple[Any, Any]:
-    """The (seed, call) of this call: those of a Stream, or of the next one that a Generator hands out.
+    """Return (seed, call) of a Stream, or of the next Stream of a Generator.
 
-    For one that is in a device's memory, an array of both, of the operand's kind, and None.
+    For a stream in GPU memory, return (array, None). The array holds both numbers and is of the operand's kind.
     """
     if rng.stored:
         if isinstance(rng, Stream):
@@ -375,6 +380,6 @@ def take(rng: Source, module: Any, operand: arrays.Operand) -> tuple[Any, Any]:
         if isinstance(rng, Generator):
             return rng._take_on_device(module, operand), None
     if type(rng) is Generator:
-        return rng._take()  # what next() hands out, without the Stream around it
+        return rng._take()  # the numbers of next(); creating a Stream takes longer
     stream = rng if isinstance(rng, Stream) else rng.next()
     return stream.seed, stream.call

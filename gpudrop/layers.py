@@ -1,4 +1,4 @@
-"""Layers for hand-written training loops: a class for each row of the family, all of them alike."""
+"""Layers for hand-written training loops: one class for each dropout variant, all with the same interface."""
 
 import copy
 import functools
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 SOURCES = {
     "default": ("the default generator", "None"),
-    "generator": ("a generator of its own", "a gpudrop.Generator"),
+    "generator": ("its own generator", "a gpudrop.Generator"),
     "stream": ("a Stream, which repeats its mask", "a gpudrop.Stream"),
 }
-"""What a layer may draw from: its name in a state, the same in words, and what the layer's rng is."""
+"""The sources of a layer's masks. Name in a state -> (description, value of the layer's rng)."""
 
 
 def _check_remember(remember: Any) -> int | None:
@@ -43,28 +43,28 @@ def _check_remember(remember: Any) -> int | None:
 
 
 def _other_probability(p: float) -> float:
-    return round(1 - p, 15)  # so that 0.8 reads as p=0.2
+    return round(1 - p, 15)  # so that keep_prob=0.8 is shown as p=0.2
 
 
 def _source(rng: Generator | Stream | None) -> str:
-    """What a layer with this rng draws from, as `SOURCES` names it."""
+    """Return the name in `SOURCES` of a layer's rng."""
     return "default" if rng is None else "generator" if isinstance(rng, Generator) else "stream"
 
 
 class _Calls:
-    """The calls that a layer's `backward` can go back through."""
+    """The calls that a layer remembers for `backward`."""
 
     __slots__ = ("backprops", "drawn", "draws", "warned")
 
     def __init__(self, remember: int | None) -> None:
         self.backprops: deque[Any] = deque(maxlen=remember)
         self.drawn = 0  # calls in training since the last backward pass
-        self.draws = False  # whether the last call is one of these
+        self.draws = False  # whether the last call is counted in drawn
         self.warned = False
 
 
 class _Kind(NamedTuple):
-    """What all layers of a class have in common: see `Layer.settings`."""
+    """The properties shared by all layers of a class: see `Layer.settings`."""
 
     variant: Variant
     settings: dict[str, Callable[[Any], Any]]
@@ -89,48 +89,48 @@ def _kind_of(row: Variant) -> _Kind:
 
 
 class Layer:
-    """A variant as a layer: call it forward, then `backward`.
+    """A dropout variant as a layer: call the layer for the forward pass, then call `backward`.
 
-    A subclass names its `variant`, a row of `gpudrop.variants.FAMILY`; or, for a function of your own, `function` and
-    `noise`, which says what p and bits may be. Its options are the function's own.
+    A subclass sets `variant` to a row of `gpudrop.variants.FAMILY`. For a function of your own, set `function` and
+    `noise` instead; the noise checks p and bits. The options of the layer are those of the function.
 
     Parameters
     ----------
     p : float or Schedule
-        As for the variant; its default if keep_prob isn't given either. A Schedule is asked for p at `step`.
+        As for the variant's function. The default is the variant's own. A Schedule returns p for the current `step`.
     keep_prob : float, optional
-        1 - p, for those who think in it; give one of the two.
+        1 - p. Pass either p or keep_prob.
     rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
-        As for `gpudrop.dropout`, except that a seed makes a Generator, which is then the attribute's value: an int n
-        makes ``Generator(n)``, and NumPy's Generator draws one seed. The notes of `gpudrop.Generator` have the whole
-        rule.
+        As for `gpudrop.dropout`, but a seed is converted to a Generator, which becomes the value of the attribute. An
+        int n becomes ``Generator(n)``. NumPy's Generator draws one seed. The notes of `gpudrop.Generator` describe
+        every type.
     remember : int, optional
-        How many calls `backward` can go back through, the last one first: as many as there are between two backward
-        passes, as over the steps of a sequence; None remembers all. With 1, the default, it goes through the last call
-        and may do so again.
+        The number of calls that the layer remembers for `backward`, which processes the last one first. Set it to the
+        number of calls between two backward passes, such as the steps of a sequence. None remembers all calls. With 1,
+        the default, `backward` uses the last call, and may be called again.
     **options
-        The variant's own, and activation and bits as for `gpudrop.dropout`.
+        The variant's own options, and activation and bits as for `gpudrop.dropout`.
 
     Attributes
     ----------
     training : bool
-        Whether elements are dropped; set by `train` and `eval`.
+        Whether elements are dropped. `train` and `eval` set it.
     step : int
-        The training step that a Schedule is asked for: set it in the loop.
+        The training step that is passed to a Schedule. Set it in the training loop.
 
     Notes
     -----
-    All parameters are attributes that can be read and set: they are checked, and the next call goes by them. There are
-    no others, but those that a subclass of your own sets.
+    All parameters are attributes that can be read and set. A new value is checked, and the next call uses it. No other
+    attributes can be set, except by subclasses of your own.
 
-    What `backward` needs is not copied: for relu it is the array that the call returned, for other activations the one
-    that it was given. If that is changed in place in between (``h += skip``), the gradient is wrong; write
-    ``h = h + skip``. With ``remember=None`` these arrays are kept until `backward` has gone through their call; setting
-    `remember` forgets all calls.
+    `backward` uses an array of the call without a copy. For relu it is the array that the call returned. For other
+    activations it is the array that was passed to the call. If you change that array in place before `backward`, the
+    gradient is wrong. For example, write ``h = h + skip`` instead of ``h += skip``. With ``remember=None`` each array
+    is kept until `backward` has processed its call. Setting `remember` forgets all calls.
 
-    To repeat a call under the same mask, as a check of the gradient by finite differences does, give the layer a Stream
-    for that time: ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``.
-    To repeat several calls that have a mask each, set ``layer.rng = gpudrop.Generator(0)`` before the first of them.
+    To repeat a call with the same mask, set the rng to a Stream. A gradient check by finite differences needs this:
+    ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``. To repeat a
+    sequence of calls with different masks, set ``layer.rng = gpudrop.Generator(0)`` before the first call.
 
     Examples
     --------
@@ -179,7 +179,7 @@ class Layer:
         **options: "Unpack[LayerOptions]",
     ) -> None:
         if not hasattr(self, "_kind"):
-            raise TypeError(f"{type(self).__name__} is no layer by itself: a subclass of it names its variant")
+            raise TypeError(f"{type(self).__name__} can't be created by itself: define a subclass that sets variant")
         defaults = self.defaults()
         for name in options:
             if name not in defaults:
@@ -187,14 +187,14 @@ class Layer:
                 near = hint(name, known, ARGUMENTS)
                 raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(known)}{near}")
         if p is not None and keep_prob is not None:
-            raise ValueError("give p or keep_prob, not both")
+            raise ValueError("p and keep_prob can't both be set: pass only one of them")
         if keep_prob is not None and self.strength() != "p":
             raise TypeError(f"{type(self).__name__} has no option 'keep_prob': {self.strength()} is not a probability")
         strength = {"keep_prob": keep_prob} if keep_prob is not None else {self.strength(): p}
         if p is None and keep_prob is None:
             strength = {self.strength(): self.default()}
         others = {"remember": remember, "training": True, "step": 0}
-        # rng is last: it may draw a seed from NumPy's generator, which nothing may refuse afterwards.
+        # rng is set last, because it may draw a seed from NumPy's generator: no error may follow that.
         self._begin({**strength, **defaults, **options, **others, "rng": rng})
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
@@ -207,26 +207,26 @@ class Layer:
 
     @classmethod
     def settings(cls) -> dict[str, Callable[[Any], Any]]:
-        """What can be set, by name, and the check of each, which returns what is stored."""
+        """Return the attributes that can be set: name -> function that checks a value and returns the stored one."""
         return cls._kind.settings
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The options and their defaults, in order."""
+        """Return the options and their defaults, in order."""
         row = cls._kind.variant
         return {**row.options, "activation": None, "bits": row.bits}
 
     @classmethod
     def default(cls) -> float:
-        """The variant's p without being given one."""
+        """Return the default of p."""
         return cls._kind.variant.default
 
     @classmethod
     def strength(cls) -> str:
-        """What the variant calls its p."""
+        """Return the variant's name for p: "std" for GaussianNoise."""
         return cls._kind.variant.strength
 
-    if TYPE_CHECKING:  # to type checkers __setattr__ would be a reason to allow any attribute
+    if TYPE_CHECKING:  # a class with __setattr__ may have any attribute, so type checkers must not see it
         p: Any
         std: Any
         keep_prob: float
@@ -254,11 +254,11 @@ class Layer:
         def __setattr__(self, name: str, value: Any) -> None:
             put, (row, settings, options) = object.__setattr__, self._kind
             if name not in settings:
-                if type(self).__module__ != __name__:  # a class of the user's, with attributes of its own
+                if type(self).__module__ != __name__:  # a user's subclass may have other attributes
                     put(self, name, value)
                     return
                 known = f"it has {', '.join(settings)}{hint(name, settings, ARGUMENTS)}"
-                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to be set; {known}")
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set; {known}")
             value = settings[name](value)
             if name in (row.strength, "keep_prob"):
                 put(self, "_given_keep_prob", name == "keep_prob")
@@ -269,18 +269,18 @@ class Layer:
             elif name == "remember":
                 put(self, "_calls", _Calls(value))
             elif name == "rng":
-                self._calls.drawn = 0  # calls before had another purpose
+                self._calls.drawn = 0  # backward must not warn about calls before this change
 
         @property
         def keep_prob(self) -> float:
-            """1 - p; with a Schedule, at `step`."""
+            """1 - p; with a Schedule, the value for the current `step`."""
             if self.strength() != "p":
                 raise AttributeError(f"{type(self).__name__} has no keep_prob: {self.strength()} is not a probability")
             return _other_probability(self._strength_now())
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The options and their values, to be read."""
+        """The options and their values, as a read-only mapping."""
         return MappingProxyType(self._options)
 
     def _strength_now(self) -> float:
@@ -288,7 +288,7 @@ class Layer:
         return strength(self.step) if isinstance(strength, Schedule) else strength
 
     def __call__(self, *arrays: Array) -> Array:
-        """y, from x (and for zoneout the previous state); remembered for `backward`."""
+        """Return y for x (zoneout: for x and the previous state), and remember the call for `backward`."""
         row = self._kind.variant
         if len(arrays) != len(row.inputs):
             names = " and ".join(row.inputs)
@@ -305,23 +305,25 @@ class Layer:
         return y
 
     def backward(self, dy: Array) -> Array:
-        """dx for dy, through the mask of the last call, or of the last one that it hasn't gone through with `remember`.
+        """Return the gradient dx for dy, with the mask of the last remembered call.
 
-        A layer that is called with two arrays returns the gradients of both.
+        If `remember` is not 1, each call of `backward` removes that call, so the next one uses the call before it. A
+        layer that is called with two arrays returns the gradients of both.
 
         Raises
         ------
         RuntimeError
-            If the layer hasn't been called, or there is no such call left.
+            If the layer has not been called, or if it remembers no further call.
 
         Warns
         -----
         RuntimeWarning
-            Once, if calls in training are left out: the layer remembers one call, and was called again after them.
+            Once, if the layer remembers one call only and was called in training several times before `backward`. The
+            earlier calls then receive no gradient.
         """
         calls = self._calls
         if not calls.backprops:
-            left = "" if self.remember == 1 else f"; there is none left, with remember={self.remember}"
+            left = "" if self.remember == 1 else f"; with remember={self.remember}, backward has used all of them"
             raise RuntimeError(f"backward needs a call of the layer before it{left}")
         dx = calls.backprops[-1](dy)
         if calls.backprops.maxlen != 1:
@@ -329,9 +331,9 @@ class Layer:
         elif calls.drawn > calls.draws and not calls.warned:
             calls.warned = True
             warnings.warn(
-                f"backward goes through the last call of this {type(self).__name__}, and leaves out "
-                f"{calls.drawn - calls.draws} in training before it; with remember=n it goes back through n calls, the "
-                "last one first. All is well if you only looked at what those calls returned",
+                f"backward uses only the last call of this {type(self).__name__} and ignores "
+                f"{calls.drawn - calls.draws} earlier call(s) in training; with remember=n it goes back through n "
+                "calls, the last one first. Ignore this warning if the results of those calls need no gradient",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -339,25 +341,25 @@ class Layer:
         return dx
 
     def train(self, mode: bool = True) -> "Self":
-        """Drop elements from now on (or not, if mode is False); returns the layer."""
+        """Switch dropout on, or off if mode is False, and return the layer."""
         if isinstance(mode, str):
             raise ValueError(f"mode must be True or False, got {mode!r}; eval() switches dropout off, train() on")
         self.training = check_truth("mode", mode)
         return self
 
     def eval(self) -> "Self":
-        """Drop nothing from now on; returns the layer."""
+        """Switch dropout off, and return the layer."""
         return self.train(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, of Python's own numbers, strings, bools, None, lists and dicts, as JSON has them.
+        """Return the state of the layer; JSON can represent it.
 
         Returns
         -------
         dict
             {"variant": str, "p": float or a Schedule's state, the options, "step": int, "training": bool, "rng":
-            {"from": "default", "generator" or "stream", "seed": int, "call": int}}; for gaussian_noise std in the place
-            of p.
+            {"from": "default", "generator" or "stream", "seed": int, "call": int}}. For gaussian_noise the key is
+            "std" instead of "p".
         """
         name, rng = self.strength(), check_rng(self.rng)
         strength = getattr(self, name)
@@ -372,35 +374,37 @@ class Layer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned; nothing changes if it isn't one.
+        """Continue from a state that `state_dict` returned.
 
-        A generator that other layers share, as the default one is, goes on from there for them too.
+        If the layer shares its generator with other layers, their generator changes too. All layers without an rng
+        share the default generator.
 
         Raises
         ------
         TypeError, ValueError
-            If it isn't a state, or is that of another variant, of other options, or of a layer that draws from
-            something else: from a generator of its own, say, where this one draws from the default one.
+            If the state is not valid, or if it belongs to another variant, to other options or to another kind of rng.
+            For example, the saved layer had its own generator, but this layer uses the default one. In this case
+            nothing changes.
         """
         settings, strength, variant = self.settings(), self.strength(), self.function.__name__
         if isinstance(state, Mapping) and state.get("variant", variant) != variant:
-            raise ValueError(f"the state is of {state['variant']!r}, and this layer is {variant!r}")
+            raise ValueError(f"the state belongs to a layer of {state['variant']!r}, but this layer is of {variant!r}")
         check_keys("layer", state, ("variant", strength, *self._options, "step", "training", "rng"))
         for name, value in self._options.items():
             saved = tuple(state[name]) if isinstance(state[name], list) else state[name]
             if saved != value or type(saved) is not type(value):
-                raise ValueError(f"the state is of a layer with {name}={saved!r}, and this one has {name}={value!r}")
+                raise ValueError(f"the state has {name}={saved!r}, but this layer has {name}={value!r}")
         p = state[strength]
         p = Schedule.from_state_dict(p) if isinstance(p, Mapping) else settings[strength](p)
         step, training = settings["step"](state["step"]), settings["training"](state["training"])
         check_keys("stream" if isinstance(self.rng, Stream) else "generator", state["rng"], ("from", "seed", "call"))
         source, numbers = state["rng"]["from"], {name: state["rng"][name] for name in ("seed", "call")}
-        if source not in list(SOURCES):  # a list, say, is not hashable
-            raise ValueError(f"a state's rng must be from {', '.join(SOURCES)}, got {source!r}")
+        if source not in list(SOURCES):  # a list, because source may have no hash
+            raise ValueError(f"'from' in a state's rng must be one of {', '.join(SOURCES)}, got {source!r}")
         if source != _source(self.rng):
             (words, needed), (own, _) = SOURCES[source], SOURCES[_source(self.rng)]
             raise ValueError(
-                f"the state is of a layer that draws from {words}, and this one draws from {own}: set its rng to "
+                f"the state belongs to a layer that draws from {words}, but this one draws from {own}: set its rng to "
                 f"{needed} first"
             )
         rng = check_rng(self.rng)
@@ -410,11 +414,11 @@ class Layer:
             self.rng = Stream(**numbers)
         shown = self._given_keep_prob and not isinstance(p, Schedule)
         setattr(self, strength, p)
-        object.__setattr__(self, "_given_keep_prob", shown)  # a layer that was made with keep_prob goes on showing it
+        object.__setattr__(self, "_given_keep_prob", shown)  # a layer created with keep_prob still shows it
         self.step, self.training = step, training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        """A copy that draws other masks: its generator is spawned from the layer's, and uses up one of its streams."""
+        """Return a copy that draws other masks: its generator is spawned from the layer's, which uses one stream."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         rng = spawned(self.rng, memo)
@@ -422,7 +426,7 @@ class Layer:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What was set, also by a subclass; not the calls, and with them their arrays."""
+        """Return all attributes, also those of a subclass, without the remembered calls and their arrays."""
         return {name: value for name, value in vars(self).items() if name not in ("_calls", "_options")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -448,12 +452,12 @@ class Layer:
 
 
 def _beginning(strength: str) -> Any:
-    """`__init__` of layers that call their p something else: it has no keep_prob either."""
+    """Create `__init__` for layers with another name for p; they have no keep_prob."""
 
     def __init__(self: Any, *given: Any, **options: Any) -> None:
         name = type(self).__name__
         if "p" in options:
-            raise TypeError(f"{name} has no option 'p'; how strong it is, {strength} says")
+            raise TypeError(f"{name} has no option 'p'; its strength is {strength}")
         if strength in options:
             if given:
                 raise TypeError(f"{name}.__init__() got multiple values for argument {strength!r}")
@@ -469,11 +473,14 @@ def _beginning(strength: str) -> Any:
 
 
 def _layer_of(row: Variant) -> type[Layer]:
-    """The class of a variant."""
+    """Create the layer class of a variant."""
     what = (row.function.__doc__ or "").partition("\n")[0].rstrip(".")
-    more = f" It is called with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
-    more += f" Its p is called {row.strength}." if row.strength != "p" else ""
-    doc = f"""{what}; see `gpudrop.{row.name}` and `Layer`.{more}
+    more = f" Call the layer with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
+    more += f" The parameter {row.strength} replaces p." if row.strength != "p" else ""
+    doc = f"""{what}.
+
+    This is the layer of `gpudrop.{row.name}`, which describes the options. `Layer` describes the common parameters,
+    attributes and methods.{more}
 
     Examples
     --------
@@ -488,62 +495,62 @@ def _layer_of(row: Variant) -> type[Layer]:
 
 
 VARIANTS = {name: _layer_of(row) for name, row in FAMILY.items()}
-"""The layer of each variant, by the variant's name."""
+"""Name of the variant -> layer class."""
 
 globals().update((cls.__name__, cls) for cls in VARIANTS.values())
 
 if TYPE_CHECKING:
     # Generated by python -m tests.declarations.
     class Dropout(Layer):
-        """`gpudrop.dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropout`. `Layer` describes the common parameters."""
 
     class Dropout1d(Layer):
-        """`gpudrop.dropout1d` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropout1d`. `Layer` describes the common parameters."""
 
     class Dropout2d(Layer):
-        """`gpudrop.dropout2d` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropout2d`. `Layer` describes the common parameters."""
 
     class Dropout3d(Layer):
-        """`gpudrop.dropout3d` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropout3d`. `Layer` describes the common parameters."""
 
     class DropPath(Layer):
-        """`gpudrop.drop_path` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.drop_path`. `Layer` describes the common parameters."""
 
     class LockedDropout(Layer):
-        """`gpudrop.locked_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.locked_dropout`. `Layer` describes the common parameters."""
 
     class EmbeddingDropout(Layer):
-        """`gpudrop.embedding_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.embedding_dropout`. `Layer` describes the common parameters."""
 
     class TokenDropout(Layer):
-        """`gpudrop.token_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.token_dropout`. `Layer` describes the common parameters."""
 
     class ConsistentDropout(Layer):
-        """`gpudrop.consistent_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.consistent_dropout`. `Layer` describes the common parameters."""
 
     class DropConnect(Layer):
-        """`gpudrop.drop_connect` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.drop_connect`. `Layer` describes the common parameters."""
 
     class DropBlock1d(Layer):
-        """`gpudrop.dropblock1d` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropblock1d`. `Layer` describes the common parameters."""
 
     class DropBlock2d(Layer):
-        """`gpudrop.dropblock2d` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.dropblock2d`. `Layer` describes the common parameters."""
 
     class AlphaDropout(Layer):
-        """`gpudrop.alpha_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.alpha_dropout`. `Layer` describes the common parameters."""
 
     class FeatureAlphaDropout(Layer):
-        """`gpudrop.feature_alpha_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.feature_alpha_dropout`. `Layer` describes the common parameters."""
 
     class GaussianDropout(Layer):
-        """`gpudrop.gaussian_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.gaussian_dropout`. `Layer` describes the common parameters."""
 
     class UniformDropout(Layer):
-        """`gpudrop.uniform_dropout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.uniform_dropout`. `Layer` describes the common parameters."""
 
     class GaussianNoise(Layer):
-        """`gpudrop.gaussian_noise` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.gaussian_noise`. `Layer` describes the common parameters."""
 
         def __init__(
             self,
@@ -555,9 +562,9 @@ if TYPE_CHECKING:
         ) -> None: ...
 
     class Zoneout(Layer):
-        """`gpudrop.zoneout` as a layer: see there, and `Layer`."""
+        """A layer that applies `gpudrop.zoneout`. `Layer` describes the common parameters."""
 
-        # It gives several gradients, so that it can't stand in for other layers.
+        # It returns one gradient for each input, unlike the other layers.
         def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
 
     # End of what is generated.

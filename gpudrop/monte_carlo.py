@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: how sure a network is, from the spread of what it gives under many masks."""
+"""Monte-Carlo dropout: the uncertainty of a prediction, from the spread of a network's outputs under many masks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from gpudrop.generator import Generator, RngLike, spawned_seeds
 
 
 class MonteCarlo(NamedTuple):
-    """What `mc_samples` returns.
+    """The result of `mc_samples`.
 
     Attributes
     ----------
     mean, variance : array
-        Over the samples, of the shape and kind that fn returns.
+        The mean and the variance over the calls of fn, with the shape and kind of fn's results.
     """
 
     mean: Any
@@ -33,51 +33,53 @@ def mc_samples(
     batch_size: int | None = None,
     first: int = 0,
 ) -> MonteCarlo:
-    """Call fn n times under different masks: the mean and the variance of what it returns.
+    """Call fn n times under different masks, and return the mean and the variance of its results.
 
     Source: Gal and Ghahramani, "Dropout as a Bayesian approximation: representing model uncertainty in deep
-    learning", ICML 2016, equations 6 and 7 (without the noise of observations, 1 / tau).
+    learning", ICML 2016, equations 6 and 7 (without the observation noise, 1 / tau).
 
     Parameters
     ----------
     fn : function
-        fn(x) -> array, whose first axis goes with x's. Its dropouts must be in training; whatever their generator
-        is, NumPy's too, they draw from one that belongs to the call. A `Stream` still repeats its mask, and so does an
-        int or a SeedSequence that fn gives to a function.
+        fn(x) -> array with samples on its first axis, as in x. The dropouts in fn must be in training mode. They draw
+        from a generator that `mc_samples` creates for the call, and their own generators, NumPy's too, are not used. A
+        `Stream` still repeats its mask. An int or a SeedSequence that fn passes to a function does too.
     x : array
-        Its first axis counts the samples of the batch.
+        The batch. Its first axis counts samples.
     n : int
-        How many times fn is called on each; at least 1.
+        The number of calls of fn for each sample, at least 1.
     rng : Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
-        Derives a generator for each of the n calls: a Generator through `spawn`, using up one of its streams; a
-        Stream as a Generator at that stream, so that the same Stream gives the same result, and so does the same int.
-        None is the default generator. The notes of `Generator` have the whole rule.
+        The source of one generator for each of the n calls. A Generator spawns them (`Generator.spawn`), which uses
+        one of its streams. A Stream spawns them as a Generator at that stream would. The same Stream or int always
+        returns the same result. None uses the default generator. The notes of `Generator` describe every type.
     batch_size : int, optional
-        Call fn on so many samples at a time.
+        The number of samples per call of fn. By default it is the whole batch.
     first : int
-        The number of x's first sample in the whole batch. The mask of a sample depends on its number, the call
-        of fn and the stream: parts of a batch give what they give in the whole of it, and so does a batch that
-        has grown, or n.
+        The index of the first sample of x in the whole batch. The mask of a sample depends on its index, on the number
+        of the call and on the stream. A part of a batch therefore returns the same results as the whole batch. A
+        larger batch or a larger n does not change the masks of earlier samples and calls.
 
     Returns
     -------
     MonteCarlo
-        (mean, variance), of fn's own kind of array, in its dtype but float32 at least (PyTorch's tensors: in their
-        own); the variance is the mean of the squared deviations.
+        (mean, variance), arrays of the kind that fn returns. Their dtype is that of fn's result, but at least float32;
+        PyTorch tensors keep their dtype. The variance is the mean of the squared deviations.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or fn's results can't be added up, as Numba's device arrays can't.
+        If an argument is invalid, or if fn's results do not support addition. Numba's device arrays do not.
 
     Notes
     -----
-    An array in fn is taken to have samples on its first axis (`locked_dropout`: on the first but for time). One that
-    has none, or has them folded into another axis, gets other masks in parts than in the whole, unless it says so:
-    `drop_connect` and `embedding_dropout` for weights and tables, a mask_shape that begins with 1 for what samples
-    share. In a mask_shape the samples' own axis is None, not a number. DropBlock's normalisation is of the part that
-    it sees. Threads that fn starts don't know of any of this, unless they run in a copy of its context
-    (`contextvars.copy_context().run`). With PyTorch's parameters in fn, wrap the call in `torch.no_grad()`.
+    Each array in fn must have samples on its first axis. For `locked_dropout` it is the first axis that is not time.
+    For other arrays a part of a batch draws other masks than the whole batch, with these exceptions. `drop_connect`
+    and `embedding_dropout` apply to weights and tables. A mask_shape that begins with 1 shares the mask between
+    samples. In a mask_shape, the axis of samples must be None, not a number.
+
+    The normalisation of DropBlock depends on the part that is passed to fn. Threads that fn starts must run in a copy
+    of the context (`contextvars.copy_context().run`), or they use their own generators. If fn has PyTorch parameters,
+    call `mc_samples` under `torch.no_grad()`.
 
     Examples
     --------
@@ -98,7 +100,7 @@ def mc_samples(
     if n == 0:
         raise ValueError("n must be at least 1, got 0")
     if not getattr(x, "shape", ()):
-        raise ValueError("x must have a first axis, that of samples")
+        raise ValueError(f"x must be an array whose first axis counts samples, got {type(x).__name__} without axes")
     size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size)
     if size == 0:
         raise ValueError("batch_size must be at least 1, got 0")
@@ -108,20 +110,20 @@ def mc_samples(
     if len(parts) == 1:
         return parts[0]
     if any(mean.shape[:1] != x[start : start + size].shape[:1] for start, (mean, _) in zip(starts, parts, strict=True)):
-        raise ValueError("fn must return an array whose first axis goes with x's, for parts of x to be put together")
+        raise ValueError("with batch_size, fn must return an array whose first axis is as long as x itself")
     return MonteCarlo(*(_concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _moments(fn: Callable[[Any], Any], x: Any, seeds: list[int], first: int) -> MonteCarlo:
-    """Mean and variance over the seeds, in one pass, after Welford, Technometrics 4 (1962)."""
+    """Return the mean and the variance over the seeds, in one pass by Welford's method, Technometrics 4 (1962)."""
     mean = variance = None
     for count, seed in enumerate(seeds, 1):
         with Changes(rng=Generator(seed), first=first):
             y = fn(x)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite results show in the moments
+        with np.errstate(invalid="ignore", over="ignore"):  # no warning: infinite results make the moments infinite
             try:
-                y = y * np.float32(1)  # 16-bit numbers would lose the digits that are summed
-                y.shape  # noqa: B018  (a number or a list has none)
+                y = y * np.float32(1)  # to float32 at least: sums in 16 bits would be too inexact
+                y.shape  # noqa: B018  (a number or a list has no shape)
             except (AttributeError, TypeError):
                 raise TypeError(f"fn must return arrays that can be added up, got {type(y).__name__}") from None
             if mean is None:

@@ -1,3 +1,3 @@
-"""`gpudrop.testing.reference`, under its first name."""
+"""The old name of `gpudrop.testing.reference`."""
 
 from gpudrop.testing.reference import *  # noqa: F403

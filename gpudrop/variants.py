@@ -1,8 +1,8 @@
-"""The family: one row for each variant of dropout, from which layers, PyTorch's face, warm-up and tests derive.
+"""The dropout variants: one table, from which layers, PyTorch modules, warm-up and tests are derived.
 
-A variant is a function here that returns a `Variation`, under a decorator that enters its row into `FAMILY` and makes
-the public function of it. A structured variant is a mask_shape, the others are a noise; what all of them take and share
-with `dropout` is in `variant` alone.
+A variant is a function that returns a `Variation`. Its decorator adds a row to `FAMILY` and creates the public
+function. A structured variant sets a mask_shape; the others set a noise. The function `variant` alone handles the
+arguments that all variants share with `dropout`.
 """
 
 import functools
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class Option(NamedTuple):
-    """What a variant takes besides p and what all variants take.
+    """An option that only some variants have.
 
     Attributes
     ----------
     check : function
-        Its value in Python's own types, or an error that names it.
+        Converts a value to Python's own types, or raises an error that names the option.
     reshapes : bool
-        Whether it gives the result another shape than x has. PyTorch's functions and modules leave such options out.
+        Whether the option changes the shape of the result. PyTorch's functions and modules omit such options.
     """
 
     check: Callable[[Any], Any]
@@ -56,42 +56,44 @@ OPTIONS = {
     "samples": Option(lambda samples: None if samples is None else check_uint64("samples", samples), reshapes=True),
     "block_size": Option(_check_block_size),
 }
-"""The options of all variants, by name."""
+"""Name -> Option, for the options of all variants."""
 
 COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys()
-"""The names of what every variant takes."""
+"""The names of the arguments that every variant accepts."""
 
 
 class Variant(NamedTuple):
-    """One row of the family.
+    """One row of the table of variants.
 
     Attributes
     ----------
     layer : str
-        The name of its class in `gpudrop.layers` and in `gpudrop.torch`.
+        The name of the variant's class in `gpudrop.layers` and in `gpudrop.torch`.
     function : function
-        The public one. Its attribute `vjp` is the function that returns (y, backprop) instead, and `prepare` the one
-        that returns the checked call, a `plan.Prepared`.
+        The public function. Its attribute `vjp` is the function that returns (y, backprop). Its attribute `prepare`
+        is the function that returns the checked call, a `plan.Prepared`.
     noise : Noise
+        The operation in training.
     prediction : Noise
-        What is done when not in training, and where everything is switched off.
+        The operation at prediction time, and wherever dropout is switched off.
     whole : bool
-        Whether the mask depends on the whole array, so that no part of it can be drawn alone.
+        Whether the mask depends on the whole array, so that a part of it can't be drawn by itself.
     torchs : str, optional
-        The class of torch.nn that does the same; the function of torch.nn.functional has this variant's name.
+        The equivalent class of torch.nn. The equivalent function of torch.nn.functional has the variant's name.
     ndim : int
-        How many dimensions an array has that it takes, for warm-up and tests to make one.
+        The number of dimensions of a valid input; warm-up and tests create one.
     name : str
+        The name of the function.
     inputs : tuple of str
-        The arrays that it is called with.
+        The names of the array arguments.
     strength : str
-        What it calls its p.
+        The name of the argument p: "std" for gaussian_noise.
     default : float
-        Of its p.
+        The default of p.
     bits : int
-        Random bits per element by default.
+        The default number of random bits per element.
     options : dict
-        Its own options and their defaults: `OPTIONS` has the checks.
+        The variant's own options and their defaults. `OPTIONS` has the checks.
     """
 
     layer: str
@@ -101,7 +103,7 @@ class Variant(NamedTuple):
     whole: bool
     torchs: str | None
     ndim: int
-    # What the function's signature says, read once: that takes longer than a small call.
+    # Read once from the function's signature: reading a signature takes longer than a small call.
     name: str
     inputs: tuple[str, ...]
     strength: str
@@ -111,9 +113,9 @@ class Variant(NamedTuple):
 
     @property
     def by_sign(self) -> bool:
-        """Whether y tells by its sign what was dropped, so that the gradient of relu needs no x.
+        """Whether the sign of y shows which elements were dropped, so that the gradient of relu does not need x.
 
-        A mask of the whole array has a scale that is counted, and y doesn't tell it.
+        False for DropBlock: the scale is counted over the whole mask and can't be read from y.
         """
         return self.noise.zeroes and not self.whole
 
@@ -127,7 +129,7 @@ def row_of(
     torchs: str | None = None,
     ndim: int = 4,
 ) -> Variant:
-    """A row of the family; what isn't given is as for `dropout`."""
+    """Return a row of the table; the defaults are those of `dropout`."""
     parameters = inspect.signature(function).parameters
     *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
     own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in COMMON}
@@ -136,24 +138,24 @@ def row_of(
 
 
 FAMILY = {"dropout": row_of("Dropout", dropout, torchs="Dropout")}
-"""The variants by the names of their functions; the others enter below."""
+"""Name of the function -> Variant. The decorators below add the other variants."""
 
 
 class Variation(NamedTuple):
-    """What a call of a variant does besides its row; the defaults are dropout itself.
+    """The part of a variant that depends on the call; the defaults are those of dropout.
 
     Attributes
     ----------
     p : float
         The strength of the noise, not yet checked.
     mask : tuple or Blocks, optional
-        A mask_shape as `dropout` has it, or DropBlock's blocks; None draws for each element.
+        A mask_shape as for `dropout`, or the blocks of DropBlock. None draws a value for each element.
     batch_axis : int, optional
-        The axis of x that counts samples, None if none does.
+        The axis of x that counts samples. None if there is no such axis.
     other : array, optional
-        The second array that the noise reads; of x's kind, shape and dtype.
+        The second array that the noise reads. It has the kind, shape and dtype of x.
     copies : int, optional
-        How many times x is repeated along a new first axis.
+        The number of times x is repeated along a new first axis.
     """
 
     p: float
@@ -164,10 +166,11 @@ class Variation(NamedTuple):
 
 
 def variant(layer: str, *, noise: Noise = DROPOUT, prediction: Noise = PLAIN, bits: int = 16, **facts: Any) -> Any:
-    """Enter a variant into the family, and make the public function of vary(x, p, ...) -> Variation.
+    """Return a decorator that adds a variant to the table and creates its public function.
 
-    x is an array of a supported kind; the arguments are those of `Variant`, and bits is the default. The function takes
-    vary's own parameters, and by name those of `dropout`: activation, training, rng, bits, out, backend and shard.
+    The decorated function is vary(x, p, ...) -> Variation, where x is an array of a supported kind. The arguments are
+    the attributes of `Variant`; bits is the default of the public function. The public function accepts the parameters
+    of vary, and as keywords those of `dropout`: activation, training, rng, bits, out, backend and shard.
     """
 
     def enter(vary: Callable[..., Variation]) -> Any:
@@ -179,9 +182,9 @@ def variant(layer: str, *, noise: Noise = DROPOUT, prediction: Noise = PLAIN, bi
 
 
 def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bits: int) -> Any:
-    """The public function of a variant.
+    """Create the public function of a variant.
 
-    Its `prepare` takes a `context` besides, where that of the code that runs is not meant.
+    Its `prepare` accepts a `context` too, which replaces the context of the running code.
     """
 
     def prepared(
@@ -220,10 +223,10 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
     own_way: dict[str, Any] = {"bits": {"default": bits}, "out": {"annotation": AnyArray | None}}
     named = [a.replace(**own_way.get(a.name, {})) for a in named]
     forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
-    forward.__annotations__ = vjp.__annotations__ = {}  # vary's own are not theirs: the signature has them
-    prepared.__name__ = prepared.__qualname__ = vary.__name__  # which errors about missing arguments show
+    forward.__annotations__ = vjp.__annotations__ = {}  # functools.wraps copied those of vary; the signature has more
+    prepared.__name__ = prepared.__qualname__ = vary.__name__  # shown by errors about missing arguments
     vjp.__name__, vjp.__qualname__ = f"{vary.__name__}.vjp", f"{vary.__qualname__}.vjp"
-    vjp.__doc__ = f"What `{vary.__name__}` returns, and the function that takes a gradient back: see `dropout_vjp`."
+    vjp.__doc__ = f"Return the result of `{vary.__name__}` and a function for its gradient: see `dropout_vjp`."
     forward.vjp, forward.prepare = vjp, prepared
     return forward
 
@@ -232,7 +235,7 @@ if TYPE_CHECKING:
     V = TypeVar("V", covariant=True)
 
     class _Declares(Protocol[V]):
-        """`variant` to type checkers, by the options of what it decorates."""
+        """The type of `variant`, for type checkers; V is the type of the public function."""
 
         def __call__(
             self,
@@ -260,7 +263,7 @@ of_two = cast("_Declares[signatures.OfTwo]", variant)
 
 
 def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Variation:
-    """A mask over samples, if there are any, and channels."""
+    """Return a mask over channels, and over samples if x has an axis of samples."""
     channels_last = OPTIONS["channels_last"].check(channels_last)
     batched = x.ndim == spatial + 2
     if not batched and x.ndim != spatial + 1:
@@ -277,8 +280,10 @@ def _channels(x: AnyArray, p: float, spatial: int, channels_last: bool) -> Varia
 def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of sequences.
 
+    Neighbours in a feature map are strongly correlated, so dropping single elements has little effect.
+
     Source: Tompson, Goroshin, Jain, LeCun and Bregler, "Efficient object localization using convolutional
-    networks", CVPR 2015 (SpatialDropout): neighbours in a feature map are too alike to be dropped one by one.
+    networks", CVPR 2015 (SpatialDropout).
 
     Parameters
     ----------
@@ -286,9 +291,9 @@ def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
     p : float
         The probability of dropping a channel, from 0 to 1.
     channels_last : bool
-        Whether x is (samples, length, channels) or (length, channels).
+        If True, the shape of x is (samples, length, channels) or (length, channels).
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -305,8 +310,8 @@ def dropout1d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
 def dropout2d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of images.
 
-    Source and parameters: see `dropout1d`; x is (samples, channels, rows, columns), or with channels_last
-    (samples, rows, columns, channels), or the same without samples.
+    Source and parameters: see `dropout1d`. The shape of x is (samples, channels, rows, columns). With channels_last it
+    is (samples, rows, columns, channels). The axis of samples may be missing.
 
     Examples
     --------
@@ -323,8 +328,8 @@ def dropout2d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
 def dropout3d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Variation:
     """Drop whole channels of volumes.
 
-    Source and parameters: see `dropout1d`; x is (samples, channels, depth, rows, columns), or with
-    channels_last (samples, depth, rows, columns, channels), or the same without samples.
+    Source and parameters: see `dropout1d`. The shape of x is (samples, channels, depth, rows, columns). With
+    channels_last it is (samples, depth, rows, columns, channels). The axis of samples may be missing.
 
     Examples
     --------
@@ -340,8 +345,8 @@ def dropout3d(x: AnyArray, p: float = 0.5, *, channels_last: bool = False) -> Va
 def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
     """Drop whole samples of a residual branch: stochastic depth.
 
-    Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", ECCV 2016; here
-    inverted, so that prediction scales nothing. `drop_path_rates` gives the usual p of each layer.
+    Source: Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", ECCV 2016. This is the
+    inverted form, which needs no scaling at prediction time. `drop_path_rates` returns the usual p of each layer.
 
     Parameters
     ----------
@@ -349,7 +354,7 @@ def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
     p : float
         The probability of dropping a sample, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -365,17 +370,17 @@ def drop_path(x: AnyArray, p: float = 0.5) -> Variation:
 
 
 def drop_path_rates(p: float, depth: int) -> list[float]:
-    """The p of each of `depth` layers, rising linearly from 0 to p.
+    """Return p for each of `depth` layers, rising linearly from 0 to p.
 
-    Source: Huang et al. (see `drop_path`), section 3, the linear decay of survival, in timm's form: the first
+    Source: Huang et al. (see `drop_path`), section 3, linear decay of the survival probability. As in timm, the first
     layer is never dropped.
 
     Parameters
     ----------
     p : float
-        The last layer's probability of dropping, from 0 to 1.
+        The drop probability of the last layer, from 0 to 1.
     depth : int
-        How many layers there are.
+        The number of layers.
 
     Returns
     -------
@@ -393,10 +398,10 @@ def drop_path_rates(p: float, depth: int) -> list[float]:
 
 @of_times("LockedDropout")
 def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variation:
-    """Drop the same features at every step in time: locked, or variational, dropout.
+    """Drop the same features at every time step: locked or variational dropout.
 
     Source: Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks",
-    NeurIPS 2016; the name is of Merity, Keskar and Socher's AWD-LSTM (ICLR 2018).
+    NeurIPS 2016. The name comes from Merity, Keskar and Socher's AWD-LSTM (ICLR 2018).
 
     Parameters
     ----------
@@ -404,9 +409,9 @@ def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variat
     p : float
         The probability of dropping a feature of a sample, from 0 to 1.
     time_axis : int
-        The axis that shares the mask.
+        The axis of time. All its positions share one mask.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -426,18 +431,18 @@ def locked_dropout(x: AnyArray, p: float = 0.5, *, time_axis: int = 0) -> Variat
 
 @plain("EmbeddingDropout")
 def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Drop whole rows of an embedding table, that is, words wherever they occur.
+    """Drop whole rows of an embedding table, so that a dropped word is dropped wherever it occurs.
 
     Source: Gal and Ghahramani (see `locked_dropout`), section 4; Merity et al.'s AWD-LSTM.
 
     Parameters
     ----------
     x : array, shape (words, features)
-        The table, before rows are looked up in it.
+        The embedding table, before the lookup.
     p : float
         The probability of dropping a word, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -454,20 +459,20 @@ def embedding_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @plain("TokenDropout")
 def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Drop whole tokens of a sequence: word dropout on what the words were embedded as.
+    """Drop whole tokens of an embedded sequence: word dropout.
 
     Source: Iyyer, Manjunatha, Boyd-Graber and Daumé, "Deep unordered composition rivals syntactic methods for
-    text classification", ACL 2015; here inverted. Integer tokens are replaced with `keep_mask`:
+    text classification", ACL 2015. This is the inverted form. For integer tokens use `keep_mask`:
     `np.where(gpudrop.keep_mask(tokens.shape, p, rng), tokens, unknown)`.
 
     Parameters
     ----------
     x : array, shape (samples, tokens, features)
-        Or any other shape whose last axis is features.
+        Any other shape whose last axis counts features is accepted too.
     p : float
         The probability of dropping a token, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -484,10 +489,10 @@ def token_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @plain("ConsistentDropout")
 def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Drop the same elements of every sample, as if one thinned network saw the whole batch.
+    """Drop the same elements of every sample: one mask for the whole batch.
 
-    One draw of a Monte-Carlo sample of the network in Gal and Ghahramani, "Dropout as a Bayesian
-    approximation", ICML 2016: all the inputs go through the same weights.
+    All samples then pass through the same thinned network. That network is one Monte-Carlo sample in the sense of Gal
+    and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
 
     Parameters
     ----------
@@ -495,7 +500,7 @@ def consistent_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     p : float
         The probability of dropping an element, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -513,7 +518,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
     """Drop weights instead of activations: DropConnect, and the weight drop of AWD-LSTM.
 
     Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", ICML
-    2013, here inverted; Merity et al.'s AWD-LSTM does it to the recurrent weights of an LSTM.
+    2013. This is the inverted form. Merity et al.'s AWD-LSTM applies it to the recurrent weights of an LSTM.
 
     Parameters
     ----------
@@ -522,15 +527,15 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
     p : float
         The probability of dropping a weight, from 0 to 1.
     samples : int, optional
-        How many samples get a mask each. Without it there is one mask for all of them.
+        The number of samples, each with a mask of its own. By default there is one mask for all samples.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the errors; out has the result's shape.
+        As for `dropout`. out has the shape of the result. The errors are those of `dropout` too.
 
     Returns
     -------
     array, shape (..., as x) or (samples, ..., as x)
-        With samples, backprop takes and gives arrays of this shape: each sample's weights have a gradient of
-        their own, and that of x is their sum over the first axis.
+        With samples, backprop accepts and returns arrays of this shape too, one gradient per sample. The gradient with
+        respect to x is their sum over the first axis.
 
     Examples
     --------
@@ -550,7 +555,7 @@ def drop_connect(x: AnyArray, p: float = 0.5, *, samples: int | None = None) -> 
 
 
 def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
-    """DropBlock's mask, and the probability of a seed: equation 1 of the paper."""
+    """Return the mask of DropBlock, and the probability of a seed by equation 1 of the paper."""
     _check_ndim(x, spatial, "feature maps")
     block_size = OPTIONS["block_size"].check(block_size)
     if 0 in x.shape:
@@ -567,8 +572,8 @@ def _blocks(x: AnyArray, p: float, spatial: int, block_size: int) -> Variation:
 def dropblock1d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variation:
     """Drop blocks of neighbours in sequences: DropBlock in one dimension.
 
-    Source and parameters: see `dropblock2d`; x is (samples, channels, length), or any other shape whose last
-    axis is a feature map.
+    Source and parameters: see `dropblock2d`. The shape of x is (samples, channels, length), or any other shape whose
+    last axis is a feature map.
 
     Examples
     --------
@@ -585,23 +590,24 @@ def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
     """Drop square blocks of neighbours in feature maps: DropBlock.
 
     Source: Ghiasi, Lin and Le, "DropBlock: a regularization method for convolutional networks", NeurIPS 2018.
-    Seeds are drawn with probability gamma = p / block_size**2 * size**2 / (size - block_size + 1)**2 over the
-    positions where a block fits (its first corner; the paper names its centre), each drops its block, and what
-    is left is multiplied by how many elements there are for one that is kept. Blocks may overlap, so more
-    than 1 - p is kept; a block larger than the map is cut to the map.
+
+    Each position where a block fits is a seed with probability
+    gamma = p / block_size**2 * size**2 / (size - block_size + 1)**2. A seed drops the block whose first corner it is;
+    in the paper it is the centre. The elements that are kept are multiplied by (number of elements) / (number kept).
+    Blocks may overlap, so more than 1 - p of the elements are kept. A block larger than the map is cut to the map.
 
     Parameters
     ----------
     x : array, shape (samples, channels, rows, columns)
-        Or any other shape whose last two axes are a feature map.
+        Any other shape whose last two axes are a feature map is accepted too.
     p : float
-        About the probability of dropping an element, from 0 to 1.
+        The approximate probability of dropping an element, from 0 to 1.
     block_size : int
-        The side of a block, in elements.
+        The side length of a block, in elements.
     activation, training, rng, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
     bits : {32, 8, 16}
-        Random bits per seed; gamma is small, so the default is 32.
+        Random bits per seed. The default is 32 because gamma is small.
 
     Examples
     --------
@@ -626,12 +632,13 @@ def dropblock2d(x: AnyArray, p: float = 0.1, *, block_size: int = 7) -> Variatio
 
 @plain("AlphaDropout", noise=noises.ALPHA, torchs="AlphaDropout")
 def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Dropout that keeps mean 0 and variance 1, for networks of SELUs.
+    """Apply dropout that keeps mean 0 and variance 1, for networks with SELU.
 
-    Source: Klambauer, Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks", NeurIPS 2017:
-    dropped elements become alpha' = -1.758, what SELU tends to at -infinity, and an affine map restores the
-    moments: y = a * (keep ? activation(x) : alpha') + b with a = ((1 - p) * (1 + p * alpha'**2))**-0.5 and
-    b = -a * p * alpha'. As in PyTorch, p = 1 gives 0.
+    Source: Klambauer, Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks", NeurIPS 2017.
+
+    Dropped elements are set to alpha' = -1.758, the limit of SELU at -infinity. An affine map then restores the mean
+    and the variance: y = a * (keep ? activation(x) : alpha') + b with a = ((1 - p) * (1 + p * alpha'**2))**-0.5 and
+    b = -a * p * alpha'. As in PyTorch, the result is 0 for p = 1.
 
     Parameters
     ----------
@@ -639,7 +646,7 @@ def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
     p : float
         The probability of dropping an element, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -654,9 +661,9 @@ def alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @plain("FeatureAlphaDropout", noise=noises.ALPHA, torchs="FeatureAlphaDropout")
 def feature_alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Alpha dropout of whole channels.
+    """Apply alpha dropout to whole channels.
 
-    Source and parameters: see `alpha_dropout`; x is (samples, channels, ...).
+    Source and parameters: see `alpha_dropout`. The shape of x is (samples, channels, ...).
 
     Examples
     --------
@@ -674,18 +681,18 @@ def feature_alpha_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @plain("GaussianDropout", noise=noises.GAUSSIAN, bits=32)
 def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Multiply by normal noise of dropout's own mean and variance, 1 and p / (1 - p).
+    """Multiply by normal noise with the mean and the variance of dropout, 1 and p / (1 - p).
 
-    Source: Srivastava et al. (see `dropout`), section 10. The normal deviates are drawn by Box and Muller's
-    method from the words of the mask, two of each pair; see the page on the mask in the documentation.
+    Source: Srivastava et al. (see `dropout`), section 10. Box and Muller's method turns each pair of 32-bit words of
+    the stream into two normal deviates; see the page on the mask in the documentation.
 
     Parameters
     ----------
     x : array
     p : float
-        From 0 to less than 1: the p of the dropout that has this variance.
+        From 0 to less than 1. The noise has the mean and the variance of dropout with this p.
     activation, training, rng, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors. A deviate takes 32 bits.
+        As for `dropout`. The returned array and the errors are those of `dropout` too. A normal deviate takes 32 bits.
 
     Examples
     --------
@@ -699,19 +706,21 @@ def gaussian_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @plain("UniformDropout", noise=noises.UNIFORM)
 def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
-    """Multiply by uniform noise of dropout's own mean and variance, 1 and p / (1 - p).
+    """Multiply by uniform noise with the mean and the variance of dropout, 1 and p / (1 - p).
 
-    The noise lies between 1 - h and 1 + h with h = sqrt(3 * p / (1 - p)). After Shen, Tian, Liu, Xu and Tao,
-    "Continuous dropout", IEEE Transactions on Neural Networks and Learning Systems 29 (2018). With Bernoulli
-    noise of this mean and variance it is `dropout`, and with normal noise `gaussian_dropout`.
+    The noise lies between 1 - h and 1 + h with h = sqrt(3 * p / (1 - p)). `dropout` is the same with Bernoulli noise,
+    and `gaussian_dropout` the same with normal noise.
+
+    Source: after Shen, Tian, Liu, Xu and Tao, "Continuous dropout", IEEE Transactions on Neural Networks and Learning
+    Systems 29 (2018).
 
     Parameters
     ----------
     x : array
     p : float
-        From 0 to less than 1: the p of the dropout that has this variance.
+        From 0 to less than 1. The noise has the mean and the variance of dropout with this p.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors.
+        As for `dropout`. The returned array and the errors are those of `dropout` too.
 
     Examples
     --------
@@ -725,7 +734,7 @@ def uniform_dropout(x: AnyArray, p: float = 0.5) -> Variation:
 
 @of_deviates("GaussianNoise", noise=noises.ADDITIVE, bits=32)
 def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
-    """Add normal noise: y = activation(x) + std * deviate, with a gradient of dy * slope(x).
+    """Add normal noise: y = activation(x) + std * deviate. The gradient is dy * slope(x).
 
     Source: Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation 7 (1995).
 
@@ -735,7 +744,7 @@ def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
     std : float
         The standard deviation of the noise, at least 0, in units of x.
     activation, training, rng, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors. A deviate takes 32 bits.
+        As for `dropout`. The returned array and the errors are those of `dropout` too. A normal deviate takes 32 bits.
 
     Examples
     --------
@@ -750,21 +759,22 @@ def gaussian_noise(x: AnyArray, std: float = 1.0) -> Variation:
 def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
     """Keep a unit's previous state instead of dropping it, for recurrent networks.
 
-    Source: Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR 2017:
-    y = keep ? activation(x) : previous in training, and for prediction the expected value of that,
+    In training, y = keep ? activation(x) : previous. At prediction time y is the expected value,
     (1 - p) * activation(x) + p * previous.
+
+    Source: Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR 2017.
 
     Parameters
     ----------
     x : array
         The new state.
     previous : array
-        The previous state, of x's kind, shape and dtype.
+        The previous state. It has the kind, shape and dtype of x.
     p : float
         The probability of keeping the previous state, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`, and so are the returned array and the errors. backprop returns the gradients of x
-        and of previous, and its out is for the first.
+        As for `dropout`. The returned array and the errors are those of `dropout` too. backprop returns the gradients
+        with respect to x and to previous; its out receives the first.
 
     Examples
     --------

@@ -25,7 +25,7 @@ INIT = """
         ) -> None: ...
 """
 BACKWARD = """
-        # It gives several gradients, so that it can't stand in for other layers.
+        # It returns one gradient for each input, unlike the other layers.
         def backward(self, dy: Array) -> tuple[{gradients}]: ...  # type: ignore[override]
 """
 FORWARD = """
@@ -34,7 +34,7 @@ FORWARD = """
 
 
 def layer(row):
-    what = f"`gpudrop.{row.name}` as a layer: see there, and `Layer`."
+    what = f"A layer that applies `gpudrop.{row.name}`. `Layer` describes the common parameters."
     text = f'    class {row.layer}(Layer):\n        """{what}"""\n'
     if row.strength != "p":
         text += INIT.format(strength=row.strength)
@@ -45,7 +45,7 @@ def layer(row):
 
 def module(row):
     bases = "Variant" if row.torchs is None else f"Variant, torch.nn.{row.torchs}"
-    what = f"`gpudrop.{row.name}` as a module: see there, and `Variant`."
+    what = f"A module that applies `gpudrop.{row.name}`. `Variant` describes the common parameters."
     text = f'    class {row.layer}({bases}):\n        """{what}"""\n'
     if len(row.inputs) > 1:
         text += FORWARD.format(tensors=", ".join(f"{name}: torch.Tensor" for name in ("input", *row.inputs[1:])))

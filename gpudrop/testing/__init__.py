@@ -1,1 +1,1 @@
-"""What gpudrop is tested by: its reference in plain NumPy, its self-test, statistics, and the table of ulps."""
+"""Tools to test gpudrop: a reference in plain NumPy, the self-test, statistics, and a table of ulps."""

@@ -1,4 +1,4 @@
-"""The contract in plain integers and float64: independent of the package, written to be read and not to be fast."""
+"""The reference: the contract in plain integers and float64, independent of the package, readable but slow."""
 
 from fractions import Fraction
 from importlib import resources
@@ -12,7 +12,7 @@ SELU, ALPHA = 1.0507009873554804934193349852946, 1.67326324235437728481704299167
 
 
 def philox4x32(counter, key, rounds=10):
-    """The four output words. Salmon et al., SC11. A word is a Python integer or an array of uint64 below 2**32."""
+    """Return the four output words. Salmon et al., SC11. A word is a Python integer or a uint64 array below 2**32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -27,14 +27,14 @@ def words(seed, call, chunk):
 
 
 def field(seed, call, m, bits):
-    """Element m's random integer: field m % lanes of a 128-bit little-endian integer."""
+    """Return the random integer of element m: field m % lanes of a 128-bit little-endian integer."""
     chunk, lane = divmod(m, 128 // bits)
     block = sum(word << (32 * i) for i, word in enumerate(words(seed, call, chunk)))
     return block >> (bits * lane) & (2**bits - 1)
 
 
 def fields(seed, call, start, size, bits):
-    """field() for the elements start, ..., start + size - 1, vectorised."""
+    """Return field() for the elements start, ..., start + size - 1, vectorised."""
     lanes = 128 // bits
     first, stop = start // lanes, -(-(start + size) // lanes)
     block = words(seed, call, np.arange(stop - first, dtype=np.uint64) + np.uint64(first))
@@ -42,7 +42,7 @@ def fields(seed, call, start, size, bits):
 
 
 def quantize(p, bits):
-    """(threshold, scale, effective p), exact but for the last rounding to float."""
+    """Return (threshold, scale, effective p), exact except for the final rounding to float."""
     threshold = floor(Fraction(p) * 2**bits + Fraction(1, 2))
     kept = 2**bits - threshold
     return threshold, float(Fraction(2**bits, kept)) if kept else 0.0, float(Fraction(threshold, 2**bits))
@@ -75,13 +75,13 @@ def known_answers():  # [(rounds, counter, key, expected), ...]
 
 
 def gated(gate, slope):
-    """The pair of x * gate(x), for gates from 0 to 1. The clips give infinite x the limits, where inf * 0 is nan."""
+    """Return value and slope of x * gate(x), for gates from 0 to 1. Clipping avoids inf * 0 = nan for infinite x."""
     near = -1e4, 1e4
     return lambda x: np.maximum(x, -1e4) * gate(x), lambda x: gate(x) + np.clip(x, *near) * slope(np.clip(x, *near))
 
 
 def sigmoid_gated(t, dt):
-    """The pair of x * sigmoid(t(x)); 1 - sigmoid(t) is sigmoid(-t), which cancels nothing."""
+    """Return value and slope of x * sigmoid(t(x)); 1 - sigmoid(t) is computed as sigmoid(-t), without cancellation."""
     return gated(lambda x: expit(t(x)), lambda x: dt(x) * expit(t(x)) * expit(-t(x)))
 
 
@@ -93,7 +93,7 @@ def tanh_slope(x):
     return 4 * expit(2 * x) * expit(-2 * x)
 
 
-# At a kink a slope is that of the left side, but 1 at hardswish's 3; the slope at nan is nobody's promise.
+# At a kink the slope is the left derivative, except hardswish at 3, where it is 1. The slope at nan is undefined.
 ACTIVATIONS = {
     "identity": (lambda x: x, np.ones_like),
     "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x <= 0, 0.0, 1.0)),
@@ -119,18 +119,18 @@ ACTIVATIONS = {
 }
 
 
-# The dropout family. Each variant gives (y, backprop), and backprop(dy) is the gradient with respect to x.
+# The dropout variants. Each returns (y, backprop), and backprop(dy) is the gradient with respect to x.
 
 
 def activated(x, activation):
-    """(z, slope): the value and the derivative of the activation, in float64."""
+    """Return (z, slope): the value and the derivative of the activation, in float64."""
     value, slope = ACTIVATIONS[activation]
     x = np.asarray(x, np.float64)
     return value(x), slope(x)
 
 
 def masked(x, kept, scale, activation):
-    """scale * z where kept and 0 elsewhere. The select comes first: inf * 0 would be nan."""
+    """Return scale * z where kept, and 0 elsewhere. Select first, because inf * 0 would be nan."""
     z, slope = activated(x, activation)
 
     def backprop(dy):
@@ -140,9 +140,9 @@ def masked(x, kept, scale, activation):
 
 
 def structured(x, p, mask_shape, seed=0, call=0, bits=16, activation="identity"):
-    """Inverted dropout (Srivastava et al., JMLR 2014, section 10) with one decision per element of the mask's shape.
+    """Inverted dropout (Srivastava et al., JMLR 2014, section 10) with one decision per element of the mask.
 
-    mask_shape broadcasts against x from the right; None is x's own size there."""
+    mask_shape is broadcast against x from the right. None means the size of x along that axis."""
     ends = np.shape(x)[np.ndim(x) - len(mask_shape) :]
     mask_shape = [own if size is None else size for size, own in zip(mask_shape, ends, strict=True)]
     kept = np.broadcast_to(keep_mask(mask_shape, p, seed, call, bits), np.shape(x))
@@ -150,7 +150,7 @@ def structured(x, p, mask_shape, seed=0, call=0, bits=16, activation="identity")
 
 
 def dropout_channels(spatial, x, p, channels_last, **options):
-    """SpatialDropout, the same at every position of a feature map; the axes before the channels, if any, are samples.
+    """SpatialDropout: one decision per feature map. Any axes before the channels count samples.
 
     Tompson et al., Efficient object localization using convolutional networks, CVPR 2015, section 3.2."""
     samples = np.ndim(x) - spatial - 1
@@ -177,7 +177,7 @@ def dropout3d(x, p, seed=0, call=0, bits=16, activation="identity", channels_las
 def drop_path(x, p, seed=0, call=0, bits=16, activation="identity"):
     """One decision per sample. Huang et al., Deep networks with stochastic depth, ECCV 2016.
 
-    The paper scales by the survival probability at prediction; this divides by it in training, as timm does."""
+    The paper multiplies by the survival probability at prediction. This divides by it in training, as timm does."""
     return structured(x, p, (None,) + (1,) * (np.ndim(x) - 1), seed, call, bits, activation)
 
 
@@ -192,34 +192,34 @@ def locked_dropout(x, p, seed=0, call=0, bits=16, activation="identity", time_ax
 
 
 def embedding_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Whole rows of a table of two axes, so every occurrence of a word goes. Gal and Ghahramani, NIPS 2016."""
+    """Whole rows of a 2-D table, so that a word is dropped at every occurrence. Gal and Ghahramani, NIPS 2016."""
     return structured(x, p, (None, 1), seed, call, bits, activation)
 
 
 def token_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Word dropout: whole tokens of (..., T, F), each occurrence on its own.
+    """Word dropout: whole tokens of (..., T, F), with one decision per occurrence.
 
     Iyyer et al., Deep unordered composition rivals syntactic methods for text classification, ACL 2015. The paper
-    averages the tokens that are left; this has the scale of inverted dropout instead."""
+    averages the remaining tokens. This uses the scale of inverted dropout instead."""
     return structured(x, p, (None,) * (np.ndim(x) - 1) + (1,), seed, call, bits, activation)
 
 
 def consistent_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """One mask for all samples, which are axis 0."""
+    """One mask for all samples, which are on axis 0."""
     return structured(x, p, (1,) + (None,) * (np.ndim(x) - 1), seed, call, bits, activation)
 
 
 def drop_connect(w, p, seed=0, call=0, bits=16, activation="identity", samples=None):
-    """A mask on weights, or one mask for each of several samples; then y has, and backprop gives, an axis of samples.
+    """One mask on weights, or one mask per sample; then y and the result of backprop have an axis of samples.
 
-    Wan et al., Regularization of neural networks using DropConnect, ICML 2013. The paper doesn't scale in training;
-    this has the scale of inverted dropout."""
+    Wan et al., Regularization of neural networks using DropConnect, ICML 2013. The paper doesn't scale in training.
+    This uses the scale of inverted dropout."""
     shape = np.shape(w) if samples is None else (samples, *np.shape(w))
     return masked(w, keep_mask(shape, p, seed, call, bits), quantize(p, bits)[1], activation)
 
 
 def dropblock_sizes(size, p, block_size):
-    """(block, seeds, gamma): the block and the number of its positions along each axis, and equation 1, exact."""
+    """Return (block, seeds, gamma): block size and number of positions per axis, and gamma of equation 1, exact."""
     block = [min(block_size, n) for n in size]
     seeds = [n - b + 1 for n, b in zip(size, block, strict=True)]
     gamma = Fraction(p) / prod(block) * prod(size) / prod(seeds) if all(size) else Fraction(0)
@@ -229,8 +229,8 @@ def dropblock_sizes(size, p, block_size):
 def dropblock(spatial, x, p, block_size, seed, call, bits, activation):
     """Algorithm 1 of Ghiasi, Lin and Le, DropBlock: a regularization method for convolutional networks, NeurIPS 2018.
 
-    The paper names a block by its centre and this by its first corner: the same blocks, and an even block_size has no
-    centre. The scale is that of the mask which came out, over the whole array."""
+    The paper identifies a block by its centre, and this by its first corner, because an even block_size has no centre.
+    The blocks are the same. The scale is computed from the mask that was drawn, over the whole array."""
     shape = np.shape(x)
     block, seeds, gamma = dropblock_sizes(shape[-spatial:], p, block_size)
     seed_here = ~keep_mask((*shape[:-spatial], *seeds), gamma, seed, call, bits)
@@ -253,10 +253,10 @@ def dropblock2d(x, p, seed=0, call=0, bits=32, activation="identity", block_size
 
 
 def dropblock_keep_probability(size, p, block_size=7, bits=32):
-    """The probability that each position of a feature map, (W,) or (H, W), is kept: no seed covers it.
+    """Return the probability that a position of a feature map, (W,) or (H, W), is kept, that is, no block covers it.
 
-    Near the border fewer seeds do. On average a position is covered p times; blocks overlap, so more than 1 - p of
-    the positions stay."""
+    Fewer blocks cover positions near the border. On average p blocks cover a position. Blocks overlap, so more than
+    1 - p of the positions are kept."""
     block, seeds, gamma = dropblock_sizes(size, p, block_size)
     covering = np.ones((), int)
     for n, b, places in zip(size, block, seeds, strict=True):
@@ -266,9 +266,9 @@ def dropblock_keep_probability(size, p, block_size=7, bits=32):
 
 
 def alpha_masked(x, mask_shape, p, seed, call, bits, activation):
-    """Klambauer et al., Self-normalizing neural networks, NIPS 2017, the paragraph on alpha dropout.
+    """Alpha dropout. Klambauer et al., Self-normalizing neural networks, NIPS 2017, the paragraph on alpha dropout.
 
-    Dropped is alpha' = -lambda * alpha, SELU's limit at -inf; a and b give mean 0 and variance 1 back."""
+    Dropped elements are alpha' = -lambda * alpha, the limit of SELU at -inf. a and b restore mean 0 and variance 1."""
     z, slope = activated(x, activation)
     kept = np.broadcast_to(keep_mask(mask_shape, p, seed, call, bits), z.shape)
     dropped, p = -SELU * ALPHA, quantize(p, bits)[2]
@@ -282,7 +282,7 @@ def alpha_masked(x, mask_shape, p, seed, call, bits, activation):
 
 
 def alpha_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Keeps mean 0 and variance 1. Klambauer et al., NIPS 2017."""
+    """Dropout that keeps mean 0 and variance 1. Klambauer et al., NIPS 2017."""
     return alpha_masked(x, np.shape(x), p, seed, call, bits, activation)
 
 
@@ -292,10 +292,10 @@ def feature_alpha_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
 
 
 def normals(seed, call, size, start=0):
-    """Standard normal numbers of the elements start, ..., start + size - 1, right to about 1e-15.
+    """Return standard normal numbers for the elements start, ..., start + size - 1, accurate to about 1e-15.
 
     Box and Muller, A note on the generation of random normal deviates, Annals of Mathematical Statistics, 1958.
-    Elements 2 * k and 2 * k + 1 share words 2 * k and 2 * k + 1 of the stream, which are its fields of 32 bits."""
+    Elements 2 * k and 2 * k + 1 share the 32-bit words 2 * k and 2 * k + 1 of the stream."""
     first, stop = start - start % 2, start + size + (start + size) % 2
     w = fields(seed, call, first, stop - first, 32).astype(np.int64).reshape(-1, 2)
     # 1 - u1 is exact in float64, so the logarithm loses nothing where u1 is near 1.
@@ -310,13 +310,13 @@ def normals(seed, call, size, start=0):
 
 
 def multiplied(x, factor, activation):
-    """factor * z, for noise that drops nothing."""
+    """Return factor * z, for multiplicative noise."""
     z, slope = activated(x, activation)
     return z * factor, lambda dy: np.asarray(dy, np.float64) * factor * slope
 
 
 def gaussian_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Times normal noise of mean 1 and dropout's variance p / (1 - p); no threshold, so p is as given and bits unused.
+    """Multiply by normal noise of mean 1 and variance p / (1 - p), as in dropout. p is not quantised; bits is unused.
 
     Srivastava et al., JMLR 2014, section 10; Keras's GaussianDropout."""
     noise = normals(seed, call, np.size(x)).reshape(np.shape(x))
@@ -324,23 +324,24 @@ def gaussian_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
 
 
 def gaussian_noise(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Plus normal noise of mean 0; p is its standard deviation, and bits is unused. Keras's GaussianNoise."""
+    """Add normal noise of mean 0 and standard deviation p. bits is unused. Keras's GaussianNoise."""
     z, slope = activated(x, activation)
     noise = normals(seed, call, z.size).reshape(z.shape)
     return z + p * noise, lambda dy: np.asarray(dy, np.float64) * slope
 
 
 def uniform_dropout(x, p, seed=0, call=0, bits=16, activation="identity"):
-    """Times uniform noise of mean 1 and dropout's variance p / (1 - p), a third of half_width**2; p is as given.
+    """Multiply by uniform noise of mean 1 and variance p / (1 - p), as in dropout. p is not quantised.
 
-    After Shen et al., Continuous dropout, IEEE TNNLS 2017, whose masks are uniform too."""
+    The variance is half_width**2 / 3. After Shen et al., Continuous dropout, IEEE TNNLS 2017, which uses uniform masks
+    too."""
     half_width = sqrt(3 * p / (1 - p))
     u = (fields(seed, call, 0, np.size(x), bits).reshape(np.shape(x)) + 0.5) / 2**bits
     return multiplied(x, 1 + half_width * (2 * u - 1), activation)
 
 
 def zoneout(x, previous, p, seed=0, call=0, bits=16, activation="identity"):
-    """Keep z or stay at the previous state, with no scale; backprop gives both gradients, (dx, dprevious).
+    """Keep z or the previous state, without a scale; backprop returns both gradients, (dx, dprevious).
 
     Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden activations, ICLR 2017."""
     z, slope = activated(x, activation)
@@ -354,7 +355,7 @@ def zoneout(x, previous, p, seed=0, call=0, bits=16, activation="identity"):
 
 
 def zoneout_expected(x, previous, p, bits=16, activation="identity"):
-    """Zoneout at prediction: the expected value of training, with its quantised p. Krueger et al., ICLR 2017."""
+    """Zoneout at prediction: the expected value in training, with the quantised p. Krueger et al., ICLR 2017."""
     z, slope = activated(x, activation)
     p = quantize(p, bits)[2]
 
@@ -365,7 +366,7 @@ def zoneout_expected(x, previous, p, bits=16, activation="identity"):
     return (1 - p) * z + p * np.asarray(previous, np.float64), backprop
 
 
-VARIANTS = (  # those that take (x, p, ...) alone
+VARIANTS = (  # the variants with one input array
     dropout1d,
     dropout2d,
     dropout3d,
@@ -390,7 +391,7 @@ FAMILY = {variant.__name__: variant for variant in VARIANTS}
 
 
 def progress(step, steps):
-    """From 0 to 1 over the steps, and 1 from then on."""
+    """Return a number that rises from 0 to 1 over the steps, and is 1 afterwards."""
     return max(step, 0) / steps if step < steps else 1.0
 
 
@@ -400,7 +401,7 @@ def linear(step, first, last, steps):
 
 
 def cosine(step, first, last, steps):
-    """Half a cosine. Loshchilov and Hutter, SGDR, ICLR 2017, equation 5, has it for learning rates."""
+    """Half a cosine period. From the learning rates of Loshchilov and Hutter, SGDR, ICLR 2017, equation 5."""
     weight = (1 + cos(pi * progress(step, steps))) / 2
     return weight * first + (1 - weight) * last
 
@@ -408,15 +409,15 @@ def cosine(step, first, last, steps):
 def curriculum(step, p, steps):
     """Morerio et al., Curriculum dropout, ICCV 2017: the retain probability is (1 - theta) * exp(-gamma * t) + theta.
 
-    theta = 1 - p and gamma = 10 / steps: within exp(-10) * p of p after the steps, and never there."""
+    theta = 1 - p and gamma = 10 / steps. After the steps the result is within exp(-10) * p of p. It never reaches p."""
     return -p * expm1(-10 * step / steps)
 
 
 def early(step, p, steps, decay=False):
-    """Dropout before `steps` alone, against underfitting. Liu et al., Dropout reduces underfitting, ICML 2023."""
+    """Dropout only before `steps`, against underfitting. Liu et al., Dropout reduces underfitting, ICML 2023."""
     return linear(step, p, 0.0, steps) if decay else p if step < steps else 0.0
 
 
 def late(step, p, steps):
-    """Dropout from `steps` on alone, against overfitting. Liu et al., ICML 2023."""
+    """Dropout only from `steps` on, against overfitting. Liu et al., ICML 2023."""
     return 0.0 if step < steps else p

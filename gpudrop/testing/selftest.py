@@ -1,8 +1,8 @@
-"""gpudrop selftest: the proof that this machine's backends draw the contract's masks, for anyone to run.
+"""gpudrop selftest: check that the backends on this machine draw the masks that the contract defines.
 
-A case is a call of a function here with literals for arguments, so that a case that fails is a line of Python. What is
-right, `gpudrop.testing.reference` says, which shares no code with the kernels. Whether masks are random,
-`gpudrop.testing.statistics` says.
+A case is a call of a function in this module with literals as arguments. A failed case can therefore be printed as a
+line of Python. Results are compared with `gpudrop.testing.reference`, which shares no code with the kernels.
+`gpudrop.testing.statistics` tests whether masks are random.
 """
 
 import json
@@ -27,10 +27,10 @@ from gpudrop.variants import FAMILY
 
 PACKAGES = ("numpy", "numba", "scipy", "ml_dtypes")
 SIZES = (0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257)
-LARGE_SIZES = (1023, 1024, 1025, 2**16 - 1, 2**16 + 9, 2**21 + 3)  # about a host thread's tiles, and several threads
+LARGE_SIZES = (1023, 1024, 1025, 2**16 - 1, 2**16 + 9, 2**21 + 3)  # near a CPU thread's tiles; for several threads
 SEED, CALL = 2**63 + 5, 2**40 + 3
 LAYOUTS = {
-    "Fortran order": lambda a: a,  # and made in that order: of Numba's device arrays, a.T is a copy
+    "Fortran order": lambda a: a,  # the array is created in that order, because a.T copies Numba's device arrays
     "every other column": lambda a: a[:, ::2],
     "from the second row on": lambda a: a[1:],
     "misaligned": lambda a: a.reshape(-1)[1:],
@@ -38,7 +38,7 @@ LAYOUTS = {
     "backwards": lambda a: a[::-1, ::-3],
     "repeated": lambda a: np.broadcast_to(a[0], (5, *a[0].shape)),
 }
-HOST_LAYOUTS = ("backwards", "repeated")  # device arrays of Numba have none of these
+HOST_LAYOUTS = ("backwards", "repeated")  # Numba's device arrays do not support these
 VARIANTS = {
     "dropout2d": (2, 5, 3, 7),
     "locked_dropout": (3, 4, 9),
@@ -48,23 +48,23 @@ VARIANTS = {
     "gaussian_noise": (3, 101),
     "uniform_dropout": (3, 101),
 }
-"""Variants with kernels of their own, and an array's shape for each."""
+"""Name of a variant with its own kernels -> shape of the array in its case."""
 
 SLOW = ("keep_rate", "small_calls", "call_bits", "place_bits")
 """Checks whose hundreds of launches take too long in the CUDA simulator."""
 
 WAITING = ("small_calls", "launch_shapes")
-"""Checks that wait for so many small calls that a GPU gets fewer of them."""
+"""Checks that wait for many small calls. They use fewer elements on a GPU."""
 
 
 class Placed(statistics.Source):
-    """What a backend computes on one of its devices."""
+    """A source that computes with one backend on one of its devices."""
 
     def __init__(self, backend, device=0):
         self.backend, self.device = backend, device
 
     def on_device(self):
-        """The context in which the device is the current one."""
+        """Return a context manager that makes the device the current one."""
         return backends.load(self.backend).on_device(self.device)
 
     def put(self, array):
@@ -84,18 +84,18 @@ class Placed(statistics.Source):
             return self.get(gpudrop.dropout(self.put(x), p, rng=stream, bits=bits, backend=self.backend))
 
     def both(self, function, x, *args, look=lambda a: a, **options):
-        """y, and dx for dy = x; `look` is the view that the calls get of an array."""
+        """Return y, and dx for dy = x; `look` creates the view of an array that is passed to the calls."""
         with self.on_device():
             placed = look(self.put(x))
             y, backprop = function.vjp(placed, *args, backend=self.backend, **options)
             return self.get(y), self.get(backprop(placed))
 
 
-# The cases' functions: each raises AssertionError, with what was found
+# The functions of the cases: each raises AssertionError with the difference that it found
 
 
 def known_answer(backend, counter, key, words, device=0):
-    """Philox's published words, seen through masks: a field is kept at the threshold that equals it, and not above."""
+    """Masks match published Philox words: a field is kept at a threshold equal to it, and dropped one above."""
     source, (c0, c1, c2, c3) = Placed(backend, device), counter
     stream = {"seed": key[0] | key[1] << 32, "call": c2 | c3 << 32}
     for lane, word in enumerate(words):
@@ -105,24 +105,24 @@ def known_answer(backend, counter, key, words, device=0):
 
 
 def mask(backend, shape, p, seed, call, bits, start, device=0):
-    """A mask is the reference's to the bit."""
+    """A mask equals the mask of the reference."""
     got = Placed(backend, device).keep_mask(shape, p, seed, call, bits, start)
     _same(got, reference.keep_mask(shape, p, seed, call, bits, start))
 
 
 def backward(backend, dtype, bits, size, device=0):
-    """Forward and backward have the reference's mask; at p = 1/2 and for powers of two every value is exact."""
+    """Forward and backward use the reference's mask; at p = 1/2 and for powers of two every value is exact."""
     _doubled(Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype), bits)
 
 
 def strides(backend, layout, dtype, device=0):
-    """The mask belongs to the logical index, however the elements lie."""
+    """The mask depends on the logical index, not on the memory layout."""
     order: Any = "F" if layout == "Fortran order" else "C"
     _doubled(Placed(backend, device), np.arange(1, 109).reshape(6, 18).astype(dtype, order), look=LAYOUTS[layout])
 
 
 def shard(backend, dtype, whole, start, shape, device=0):
-    """A shard's mask is that part of the whole array's, forward and backward."""
+    """The mask of a shard is a part of the whole array's mask, forward and backward."""
     source, part = Placed(backend, device), tuple(slice(k, k + n) for k, n in zip(start, shape, strict=True))
     x = (2.0 ** (np.arange(math.prod(shape)) % 7)).astype(dtype).reshape(shape)
     want = np.where(reference.keep_mask(whole, 0.5, SEED, CALL)[part], x + x, x - x)
@@ -132,7 +132,7 @@ def shard(backend, dtype, whole, start, shape, device=0):
 
 
 def two_arrays(backend, dtype, size, device=0):
-    """A kernel of two inputs, and one of two results: zoneout's value and its gradients are exact."""
+    """Kernels with two inputs and with two outputs: the value and the gradients of zoneout are exact."""
     source, x = Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype)
     previous, keep = -x[::-1].copy(), reference.keep_mask(size, 0.5, SEED, CALL)
     with source.on_device():
@@ -145,7 +145,7 @@ def two_arrays(backend, dtype, size, device=0):
 
 
 def values(backend, activation, dtype, size, device=0):
-    """Values and slopes are within the table of ulps; at p = 1/2 the scale of 2 changes no rounding."""
+    """Values and derivatives are within the table of ulps; at p = 1/2 the scale is 2 and does not change rounding."""
     source, stream = Placed(backend, device), gpudrop.Stream(SEED, CALL)
     with source.on_device(), np.errstate(all="ignore"):
         x = ulps.samples(dtype, 50_000)
@@ -155,12 +155,12 @@ def values(backend, activation, dtype, size, device=0):
         found = {"value": source.get(y), "slope": source.get(backprop(source.put(np.ones_like(x))))}
         kept, exact = reference.keep_mask(x.shape, 0.5, SEED, CALL), ulps.seen(x, backend)
         for (role, got), formula in zip(found.items(), reference.ACTIVATIONS[activation], strict=True):
-            assert not np.any(got[~kept]), f"{role}: what is dropped is not 0"
+            assert not np.any(got[~kept]), f"{role}: dropped elements are not 0"
             _within(activation, role, got[kept], 2 * formula(exact[kept]), 2 * ulps.allowed(activation, role, dtype)[1])
 
 
 def variant(backend, name, device=0):
-    """A variant of dropout is the reference's, forward and backward, within the table of ulps."""
+    """A variant matches the reference, forward and backward, within the table of ulps."""
     noise = ulps.row_of(FAMILY[name].noise)
     x = np.random.default_rng(0).standard_normal(VARIANTS[name], np.float32)
     stream = gpudrop.Stream(SEED, CALL)
@@ -171,12 +171,12 @@ def variant(backend, name, device=0):
 
 
 def statistic(backend, check, size, device=0):
-    """The findings of one of the checks of `gpudrop.testing.statistics`, which are judged together with all others."""
+    """Return the findings of one check of `gpudrop.testing.statistics`; `run` adjusts all p-values together."""
     return statistics.findings(check, Placed(backend, device), size)
 
 
 def _doubled(source, x, bits=16, look=lambda a: a):
-    """At p = 1/2 what is kept is twice itself, forward and backward."""
+    """At p = 1/2 kept elements are doubled, forward and backward."""
     y, dx = source.both(gpudrop.dropout, x, 0.5, look=look, rng=gpudrop.Stream(SEED, CALL), bits=bits)
     x = look(x)
     want = np.where(reference.keep_mask(x.shape, 0.5, SEED, CALL, bits), x + x, x - x)
@@ -185,34 +185,34 @@ def _doubled(source, x, bits=16, look=lambda a: a):
 
 
 def _within(name, role, got, exact, floor):
-    """As many ulps as the table allows, counted at max(|exact|, floor)."""
+    """Assert that the error is within the table of ulps, counted at max(|exact|, floor)."""
     allowed = ulps.allowed(name, role, got.dtype.name)[0]
     error = ulps.error(got, exact, floor).max(initial=0)
-    assert error <= allowed, f"{role}: {error:.2f} ulps, {allowed} are allowed"
+    assert error <= allowed, f"{role}: the error is {error:.2f} ulps, {allowed} are allowed"
 
 
 def _same(got, want):
-    assert got.shape == want.shape and got.dtype == want.dtype, f"{got.dtype} of shape {got.shape}"
+    assert got.shape == want.shape and got.dtype == want.dtype, f"the result is {got.dtype} of shape {got.shape}"
     wrong = np.flatnonzero(got.ravel() != want.ravel())
-    assert not wrong.size, f"{wrong.size} of {want.size} elements differ, the first is number {wrong[:1]}"
+    assert not wrong.size, f"{wrong.size} of {want.size} elements differ, first at index {wrong[:1]}"
 
 
 class Case(NamedTuple):
-    """One call: a function of this module, and literals."""
+    """One call of a function of this module, with literals as arguments."""
 
     function: str
     arguments: dict
 
     def run(self):
-        """The p-values that were found, if there are any, and what is wrong, or None."""
+        """Run the case and return (findings, error): a list that may be empty, and a message or None."""
         try:
             return globals()[self.function](**self.arguments) or [], None
-        except Exception as error:  # whatever a kernel or a driver raises is what is wrong
+        except Exception as error:  # any error of a kernel or a driver is a failure of the case
             return [], f"{type(error).__name__}: {error}"
 
     @property
     def line(self):
-        """The line of Python that fails as the case does."""
+        """A line of Python that repeats the case."""
         call = f"selftest.{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
         if self.function == "statistic":
             imports, call = "selftest, statistics", f"assert statistics.worst({call}) > {statistics.ALPHA}"
@@ -222,7 +222,7 @@ class Case(NamedTuple):
 
 
 def plan(backend, device=0, quick=False):
-    """The cases for a device of a backend."""
+    """Generate the cases for a device of a backend."""
     simulated = backends.load(backend).devices() == ["the CUDA simulator"]
     few = quick or simulated
     where = {"backend": backend} | ({"device": device} if device else {})
@@ -231,7 +231,7 @@ def plan(backend, device=0, quick=False):
         return Case(function, where | arguments)
 
     for rounds, counter, key, words in reference.known_answers()[:: 5 if simulated else 1]:
-        if rounds == 10 and counter[1] < 2**30:  # a mask reaches no chunk beyond
+        if rounds == 10 and counter[1] < 2**30:  # the largest element index limits the chunk
             yield case("known_answer", counter=counter, key=key, words=words)
     stream = {"seed": SEED, "call": CALL}
     for bits in statistics.BITS:
@@ -244,7 +244,7 @@ def plan(backend, device=0, quick=False):
             yield case("mask", shape=(300,), p=p, **stream, bits=bits, start=0)
         for seed, call in ((0, 0), (2**32, 2**32), (2**64 - 1, 2**64 - 1)):
             yield case("mask", shape=(200,), p=0.5, seed=seed, call=call, bits=bits, start=0)
-        if not few:  # with a carry of the chunk's low word within
+        if not few:  # within this mask the low word of the chunk overflows
             yield case("mask", shape=(1031, 4001), p=0.3, **stream, bits=bits, start=2**32 * lanes - 500_003)
     for dtype in statistics.DTYPES:
         for bits in statistics.BITS:
@@ -272,19 +272,20 @@ def plan(backend, device=0, quick=False):
 
 @dataclass
 class Report:
-    """What a run found.
+    """The results of a run.
 
     Attributes
     ----------
     backends : dict
-        Each backend's devices, or the reason why it can't serve.
+        Name of the backend -> its devices, or the reason why it is not available.
     cases : list of (Case, list of float)
-        Each case and the p-values that it found, if it did.
+        Each case and its p-values, if it is a statistical check.
     failures : list of (Case, str)
-        What is wrong.
+        Each failed case and the error.
     worst : float
-        The smallest p-value, adjusted for the number of all.
+        The smallest p-value, adjusted for the number of p-values.
     seconds : float
+        The duration of the run.
     """
 
     backends: dict
@@ -294,7 +295,7 @@ class Report:
     seconds: float = 0.0
 
     def rows(self):
-        """(check, backend, checked, failed, smallest p-value or None) for each kind of case on each backend."""
+        """Return (check, backend, checked, failed, smallest p-value or None) for each check on each backend."""
         rows: Any = defaultdict(lambda: [0, 0, []])
         failed = [case for case, _ in self.failures]
         for case, p_values in self.cases:
@@ -305,20 +306,20 @@ class Report:
         return [(*key, checked, bad, min(p_values, default=None)) for key, (checked, bad, p_values) in rows.items()]
 
     def summary(self):
-        """One line: what was checked, how many, and the worst p-value."""
+        """Return one line with the verdict, the numbers of cases and the worst p-value."""
         serving = [name for name, devices in self.backends.items() if not isinstance(devices, str)]
         p_values = sum(len(p_values) for _, p_values in self.cases)
         exact = sum(not p_values for _, p_values in self.cases)
-        verdict = f"FAILED, {len(self.failures)} of them" if self.failures else "passed"
+        verdict = f"FAILED in {len(self.failures)} cases" if self.failures else "passed"
         return (
             f"{verdict}: {exact} cases of known answers, masks, values and "
             f"gradients and {p_values} p-values on {', '.join(serving)} in {self.seconds:.0f} s; the worst p-value, "
-            f"adjusted for all of them, is {self.worst:.2g} (below {statistics.ALPHA:g} is a failure: a false alarm in "
-            f"{1 / statistics.ALPHA:,.0f} runs at most)"
+            f"adjusted for their number, is {self.worst:.2g} (below {statistics.ALPHA:g} is a failure: at most one "
+            f"false alarm in {1 / statistics.ALPHA:,.0f} runs)"
         )
 
     def as_dict(self):
-        """All of it, for JSON."""
+        """Return all results as a dict for JSON."""
         return {
             "passed": not self.failures,
             "summary": self.summary(),
@@ -338,15 +339,16 @@ class Report:
 def run(
     backend: str | None = None, quick: bool = False, progress: Callable[[list[Any]], Iterable[Any]] = list
 ) -> Report:
-    """Test the backends that serve on this machine, or the one that is named.
+    """Test all backends that are available on this machine, or one of them.
 
     Parameters
     ----------
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}, optional
+        The backend to test. By default all available ones.
     quick : bool
-        Fewer cases and smaller samples, in a few seconds.
+        Whether to run fewer cases with smaller samples, which takes a few seconds.
     progress : callable, optional
-        Gets the list of cases and gives its items, as a progress bar does.
+        A function that receives the list of cases and returns an iterable of them, such as a progress bar.
 
     Returns
     -------
@@ -355,8 +357,8 @@ def run(
     Raises
     ------
     ValueError, RuntimeError
-        If the backend's name is unknown, or it can't serve on this machine; or under python -O, which leaves out the
-        assertions that the test is made of.
+        If the backend is unknown or not available on this machine. Also under python -O, which removes the assertions
+        that the test needs.
 
     Examples
     --------
@@ -365,7 +367,7 @@ def run(
     []
     """
     if not __debug__:
-        raise RuntimeError("the test is made of assertions, which python -O leaves out")
+        raise RuntimeError("the test needs assertions, which python -O removes: run it without -O")
     if backend is not None:
         backends.choose(backends.BACKENDS.get(backend), backend)
     began, serving = time.perf_counter(), {}
@@ -398,7 +400,7 @@ def run(
 
 
 def main(backend: str | None = None, quick: bool = False, file: Path | None = None) -> int:
-    """Run the test, show the table, write the file; the exit status."""
+    """Run the test, print the table, write the file, and return the exit status."""
     if file is not None:
         check_folder("results", file)
     from rich.console import Console

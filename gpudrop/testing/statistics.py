@@ -1,9 +1,12 @@
-"""Are masks random? Named checks that give p-values, and one false-alarm rate for all of them together.
+"""Statistical checks of the masks: each check returns p-values, and one false-alarm rate applies to all of them.
 
-A check takes a source of masks (the package on some backend, or a mistake that it must see) and how many elements to
-draw, and gives (case, p-values) for each of its cases: small p-values speak against the source. `battery` runs all
-checks and adjusts all their p-values together by Holm's method, which holds whatever depends on what: a perfect source
-fails with a probability of at most ALPHA. What admits no chance at all, equality say, has a p-value of 1 or 0.
+The arguments of a check are a source of masks and the number of elements to draw. The source is the package on some
+backend, or a faulty source that the check must detect. A check generates (case, p-values) for each of its cases. Small
+p-values are evidence against the source.
+
+`battery` runs all checks and adjusts all p-values together by Holm's method, which is valid for dependent tests too. A
+perfect source fails with a probability of at most ALPHA. A deterministic check, such as equality, has a p-value of 1
+or 0.
 
 Source of the adjustment: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
 Statistics 6 (1979).
@@ -20,17 +23,17 @@ from scipy.stats import binomtest, chi2, chi2_contingency, chisquare, norm
 import gpudrop
 from gpudrop import generator
 
-ALPHA = 1e-4  # how often a battery of tests may be wrong about a perfect source
+ALPHA = 1e-4  # the probability that a perfect source fails the battery
 SEED = 20141115
 BITS = (8, 16, 32)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-DYADIC = (0.25, 0.5)  # honoured exactly, whatever the bits
-WARP, BLOCK = 32, 256  # threads, each of which does the elements of one Philox call
-TILES = (1024, 2**16)  # elements that a host thread does at a time, and between two looks for more
+DYADIC = (0.25, 0.5)  # p that is exact for any number of bits
+WARP, BLOCK = 32, 256  # threads; each thread computes the elements of one Philox call
+TILES = (1024, 2**16)  # elements that a CPU thread computes at a time, and elements of the slice that it fetches
 
 
 class Source:
-    """What is judged: the package's masks and values on the host, as NumPy arrays."""
+    """The source that is checked: the package's masks and values on the CPU, as NumPy arrays."""
 
     def keep_mask(self, shape, p, seed=SEED, call=0, bits=16, start=0):
         return gpudrop.keep_mask(shape, p, gpudrop.Stream(seed, call), bits=bits, start=start)
@@ -39,7 +42,7 @@ class Source:
         return gpudrop.dropout(x, p, rng=gpudrop.Stream(SEED, call), bits=bits)
 
     def spawn(self, n):
-        """The seeds of generators for n layers."""
+        """Return the seeds of generators for n layers."""
         return generator.spawned_seeds(gpudrop.Stream(SEED, 0), n)
 
 
@@ -48,29 +51,29 @@ def two_sided(z):
 
 
 def correlation(a, b, p):
-    """z-test that two masks of known rate are uncorrelated; for one mask and itself at a lag it holds as well."""
+    """z-test that two masks of known rate are uncorrelated; it is valid for a mask and its shifted copy too."""
     q = 1 - p
     covariance = np.count_nonzero(a & b) - q * (np.count_nonzero(a) + np.count_nonzero(b)) + a.size * q * q
     return two_sided(covariance / (q * (1 - q) * sqrt(a.size)))
 
 
 def dispersion(counts, n, p):
-    """Chi-square test, two-sided, that counts are independent draws from Binomial(n, 1 - p)."""
+    """Two-sided chi-square test that counts are independent samples of Binomial(n, 1 - p)."""
     return spread(np.sum((counts - n * (1 - p)) ** 2) / (n * p * (1 - p)), counts.size)
 
 
 def spread(statistic, degrees):
-    """Two-sided p-value of a chi-square statistic: too even is as wrong as too uneven."""
+    """Two-sided p-value of a chi-square statistic: too little variation is as wrong as too much."""
     return 2 * min(chi2.cdf(statistic, degrees), chi2.sf(statistic, degrees))
 
 
 def pattern_counts(mask):
-    """How often each pattern of eight neighbours occurs."""
+    """Count each pattern of eight neighbours."""
     return np.bincount(np.packbits(mask), minlength=256)
 
 
 def shapes(size):
-    """The same number of elements, nearly, in one to three dimensions."""
+    """Return shapes of nearly the same number of elements, in one to three dimensions."""
     return (size,), (size // 64, 64), (size // 333, 9, 37)
 
 
@@ -84,7 +87,7 @@ def keep_rate(source, size):
         for bits in BITS:
             rate = 1 - gpudrop.quantize(p, bits).effective_p
             for dtype in (None, *DTYPES):
-                shape, call = shapes(size)[call % 3], call + 1  # each has a stream of its own
+                shape, call = shapes(size)[call % 3], call + 1  # each case has its own stream
                 if dtype is None:
                     kept = source.keep_mask(shape, p, call=call, bits=bits)
                 else:
@@ -97,7 +100,7 @@ def mean_and_variance(source, size):
     """E[y] = x and Var[y] = x**2 p / (1 - p), for constant x and random x; z-tests given x."""
     random = np.random.default_rng(1)
     for dtype in DTYPES:
-        # In 16 bits the rounding of y would be seen, but for scales that are powers of two.
+        # In 16-bit dtypes only scales that are powers of two: otherwise the test would detect the rounding of y.
         rates = ((0.1, 8), (0.3, 16), (0.9, 32)) if dtype in ("float32", "float64") else ((0.5, 8), (0.75, 16))
         for call, (p, bits) in enumerate(rates):
             odds = (honoured := gpudrop.quantize(p, bits).effective_p) / (1 - honoured)
@@ -108,13 +111,13 @@ def mean_and_variance(source, size):
                     np.sum(error) / sqrt(np.sum(x2) * odds),
                     np.sum(x * error) / sqrt(np.sum(x2**2) * odds),
                 ]
-                if fourth:  # at p = 1/2 error**2 is x**2 always; else x**2 if dropped, x**2 odds**2 if kept
+                if fourth:  # error**2 is x**2 if dropped and x**2 odds**2 if kept; at p = 1/2 both are equal
                     z.append(np.sum(error**2 - x2 * odds) / sqrt(np.sum(x2**2) * fourth))
                 yield {"p": p, "bits": bits, "dtype": dtype}, two_sided(z)
 
 
 def field_bins(source, size, edges, bits):
-    """How many fields lie between neighbouring edges: masks of one stream are nested, so counts are differences."""
+    """Count the fields between neighbouring edges, as differences, because the masks of one stream are nested."""
     kept = [np.count_nonzero(source.keep_mask(size, p, bits=bits)) for p in edges]
     return -np.diff(kept)
 
@@ -127,7 +130,7 @@ def uniform_fields(source, size):
 
 
 def uniform_low_bits(source, size):
-    """Chi-square of bins of width 2**-16, at the bottom and in the middle; what lies outside is one bin each side."""
+    """Chi-square of bins of width 2**-16, at the bottom and in the middle, and of one outer bin on each side."""
     for first in (0, 2**15 - 32):
         edges = np.unique([0, *range(first, first + 65), 2**16]) / 2**16
         for bits in (16, 32):
@@ -136,7 +139,7 @@ def uniform_low_bits(source, size):
 
 
 def patterns(source, size):
-    """Chi-square of the 256 patterns of eight neighbours: their joint distribution is the product."""
+    """Chi-square of the 256 patterns of eight neighbours, which are independent."""
     kept = np.bitwise_count(np.arange(256, dtype=np.uint8))
     for p in DYADIC:
         expected = size // 8 * (1 - p) ** kept * p ** (8 - kept)
@@ -146,7 +149,7 @@ def patterns(source, size):
 
 
 def runs(source, size):
-    """The number of runs of equal neighbours, along rows and down columns, given how many are kept.
+    """Test of the number of runs of equal neighbours along rows and columns, given the number of kept elements.
 
     Source: Wald and Wolfowitz, "On a test whether two samples are from the same population", Annals of Mathematical
     Statistics 11 (1940).
@@ -163,20 +166,20 @@ def runs(source, size):
 
 
 def positions(source, size):
-    """No lane, column, row or tile keeps more or less than its share, and they vary as binomials do."""
+    """Dispersion test: the kept elements per lane, column, row and tile are binomial."""
     for p in DYADIC:
         for bits in BITS:
             mask = source.keep_mask(size, p, bits=bits)
             for width in (16, 128, 1000, 4096):
                 rows = mask[: size // width * width].reshape(-1, width)
                 found = [dispersion(rows.sum(axis=0), len(rows), p)]
-                if width > 16:  # a count of 16 is too far from normal
+                if width > 16:  # with 16 elements the binomial is too far from normal
                     found.append(dispersion(rows.sum(axis=1), width, p))
                 yield {"p": p, "bits": bits, "width": width}, found
 
 
 def autocorrelation(source, size):
-    """No correlation with the element 1 to 64 later, nor a chunk, a warp, a block of threads or a host's tile later."""
+    """No correlation at lags of 1 to 64 elements, a chunk, a warp, a block of threads or a tile of a CPU thread."""
     for p in DYADIC:
         for bits in BITS:
             mask, chunk = source.keep_mask(size, p, bits=bits), 128 // bits
@@ -186,7 +189,7 @@ def autocorrelation(source, size):
 
 
 def rows(source, size):
-    """No correlation with the element so many rows or columns away."""
+    """No correlation between elements in different rows or columns."""
     for p in DYADIC:
         for width in (100, 128, 257):
             mask = source.keep_mask((size // width, width), p)
@@ -199,14 +202,14 @@ def rows(source, size):
 
 
 def tiles(source, size):
-    """Every pair of tiles of 4096 elements: the largest correlation, and the sum of squares of all."""
+    """No correlation between any two tiles of 4096 elements: each pair, and the sum of squares over all pairs."""
     signs = np.where(source.keep_mask((min(256, size // 4096), 4096), 0.5), np.float32(1), np.float32(-1))
     z = (signs @ signs.T)[np.triu_indices(len(signs), 1)] / sqrt(4096)  # sums of 4096 signs are exact in float32
     yield {}, [*two_sided(z), spread(np.sum(z.astype(np.float64) ** 2), z.size)]
 
 
 def calls(source, size):
-    """Each call against the next, at every shift within 64 elements, and at half of the mask."""
+    """No correlation between consecutive calls, at shifts of up to 64 elements and of half the mask."""
     for call in (0, 1, 2, 2**32 - 1, 2**63):
         a, b = source.keep_mask(size, 0.5, call=call), source.keep_mask(size, 0.5, call=call + 1)
         for shift in (*range(65), size // 2):
@@ -215,7 +218,7 @@ def calls(source, size):
 
 
 def small_calls(source, size):
-    """Every pair of indices in short consecutive calls, which an overlap of few elements fills alike."""
+    """No correlation between any two indices of short consecutive calls, which a small overlap would cause."""
     for bits in BITS:
         masks = np.array([source.keep_mask(64, 0.5, call=call, bits=bits) for call in range(max(100, size // 64))])
         signs = np.where(masks, 1.0, -1.0)
@@ -223,21 +226,21 @@ def small_calls(source, size):
 
 
 def seed_bits(source, size):
-    """Seeds that differ in one bit."""
+    """No correlation between seeds that differ in one bit."""
     mask = source.keep_mask(size, 0.5)
     for bit in range(64):
         yield {"bit": bit}, correlation(mask, source.keep_mask(size, 0.5, seed=SEED ^ 1 << bit), 0.5)
 
 
 def call_bits(source, size):
-    """Calls that differ in one bit."""
+    """No correlation between calls that differ in one bit."""
     mask = source.keep_mask(size, 0.5)
     for bit in range(64):
         yield {"bit": bit}, correlation(mask, source.keep_mask(size, 0.5, call=1 << bit), 0.5)
 
 
 def place_bits(source, size):
-    """Parts of a mask whose indices differ in one bit."""
+    """No correlation between parts of a mask whose indices differ in one bit."""
     mask = source.keep_mask(size, 0.5)
     for bit in range(64):
         if 1 << bit >= size:
@@ -245,16 +248,16 @@ def place_bits(source, size):
 
 
 def layers(source, size):
-    """Layers whose generators were spawned from one, each pair of them."""
+    """No correlation between any two layers whose generators were spawned from one generator."""
     masks = [source.keep_mask(size, 0.5, seed=seed) for seed in source.spawn(12)]
     for (i, a), (j, b) in combinations(enumerate(masks), 2):
         yield {"layers": (i, j)}, correlation(a, b, 0.5)
 
 
 def launch_shapes(source, size):
-    """A mask that is drawn warp by warp, in turns as a grid of blocks takes them, and one drawn by a single call.
+    """Compare a mask drawn by one call with a mask drawn warp by warp, in the order of a grid of blocks.
 
-    Of one stream they are equal; of two they are two samples of one distribution.
+    For the same stream the masks are equal. For two streams they are two samples of one distribution.
     """
     p = 0.25
     for bits in BITS:
@@ -275,7 +278,7 @@ def launch_shapes(source, size):
 
 
 def selection(source, size):
-    """What is dropped is +0.0 whatever it was, and what is kept is itself, times the scale."""
+    """Dropped elements are +0.0 for every input, and kept elements are the input times the scale."""
     for dtype in DTYPES:
         x = np.resize(np.array([np.inf, -np.inf, np.nan, -0.0, 0.0, -1.5, 3.0], dtype), min(size, 4096))
         y, kept = source.dropout(x, 0.5).astype(np.float64), source.keep_mask(x.size, 0.5)
@@ -290,7 +293,7 @@ CHECKS = {
         (keep_rate, 0),
         (mean_and_variance, 1000),
         (uniform_fields, 2**12),
-        (uniform_low_bits, 2**19),  # 5 are expected in each bin from here on
+        (uniform_low_bits, 2**19),  # the smallest size with 5 expected elements in each bin
         (patterns, 2**14),
         (runs, 1000),
         (positions, 2**16),
@@ -307,7 +310,7 @@ CHECKS = {
         (selection, 0),
     )
 }
-"""name -> (check, how many elements it needs for its approximations to hold)"""
+"""Name -> (check, smallest number of elements for which its approximations are valid)."""
 
 
 class Finding(NamedTuple):
@@ -319,7 +322,7 @@ class Finding(NamedTuple):
 
 
 def findings(name, source, size):
-    """All that one check finds, as a list of Finding."""
+    """Run one check and return a list of Finding."""
     check, _ = CHECKS[name]
     return [
         Finding(name, case, float(p_value))
@@ -329,7 +332,7 @@ def findings(name, source, size):
 
 
 def holm(p_values):
-    """p-values adjusted for being many, as an array: those at most a are rejected at a family-wise error rate of a."""
+    """Return p-values adjusted by Holm's method: rejecting those <= a has a family-wise error rate of at most a."""
     p_values = np.asarray(p_values, np.float64)
     order, n = np.argsort(p_values), p_values.size
     adjusted = np.empty(n)
@@ -338,11 +341,11 @@ def holm(p_values):
 
 
 def worst(found):
-    """The smallest p-value of some findings, adjusted for their number."""
+    """Return the smallest p-value of the findings, adjusted for their number."""
     return float(holm([one.p_value for one in found]).min(initial=1))
 
 
 def battery(source, size):
-    """All checks that so many elements are enough for: the findings, and their p-values adjusted together."""
+    """Run all checks that are valid for this size, and return the findings and their jointly adjusted p-values."""
     found = [one for name, (_, least) in CHECKS.items() if size >= least for one in findings(name, source, size)]
     return found, holm([one.p_value for one in found])

@@ -1,4 +1,4 @@
-"""The error of a computed value in units in the last place, and the table of what is allowed."""
+"""Errors in units in the last place (ulps), and the table of allowed errors."""
 
 import json
 from importlib import resources
@@ -10,21 +10,21 @@ FINFO = {name: ml_dtypes.finfo(name) for name in ("float16", "bfloat16", "float3
 
 
 def allowed(name, role, dtype):
-    """(ulps, floor) for an activation's value or slope: the table that every backend is held to."""
+    """Return (ulps, floor) for an activation's value or slope, from the table that applies to every backend."""
     row = json.loads(resources.files("gpudrop.testing").joinpath("ulps.json").read_text())[name][role]
     return row[dtype], row["floor"]
 
 
 def row_of(noise):
-    """The name of the table's row for a variant of this noise: one that selects and scales is as exact as identity."""
+    """Return the name of the table's row for a noise; a noise that only selects and scales uses the row identity."""
     return "identity" if noise.zeroes else noise.name
 
 
 def error(got, exact, floor=0.0):
-    """|got - exact| in ulps of got's dtype at max(|exact|, floor), elementwise.
+    """Return |got - exact| in ulps of got's dtype at max(|exact|, floor), elementwise.
 
-    Values in the far tail, below 2**33 times the smallest normal number of the arithmetic, are judged by
-    their absolute error: x / (1 + exp(-x)) overflows there, with x up to 2**7 (2**10 in float64), and gives 0.
+    Values below 2**33 times the smallest normal number of the arithmetic are compared by their absolute error. There
+    exp(-x) in x / (1 + exp(-x)) overflows, with |x| up to 2**7 (2**10 in float64), and the result is 0.
     """
     finfo = FINFO[got.dtype.name]
     arithmetic = FINFO["float64" if got.dtype == np.float64 else "float32"]
@@ -32,12 +32,12 @@ def error(got, exact, floor=0.0):
     exponent = np.maximum(np.frexp(size)[1] - 1, finfo.minexp)
     unit = np.ldexp(1.0, np.asarray(exponent - finfo.nmant))
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded_same = exact.astype(got.dtype) == got  # inf for what is out of range
+        rounded_same = exact.astype(got.dtype) == got  # values out of range are rounded to inf
         return np.where(rounded_same, 0.0, np.abs(got.astype(np.float64) - exact) / unit)
 
 
 def seen(x, backend):
-    """x in float64 as a backend's arithmetic sees it: what CuPy compiles takes subnormal float32 for zeros."""
+    """Return x in float64 with a backend's flushing: code compiled by CuPy treats subnormal float32 numbers as 0."""
     exact = x.astype(np.float64)
     if backend == "cupy_elementwise" and x.dtype != np.float64:
         exact[np.abs(exact) < float(FINFO["float32"].tiny)] *= 0.0
@@ -45,7 +45,7 @@ def seen(x, backend):
 
 
 def samples(dtype, size=200_000):
-    """Every value of a 16-bit dtype; for the others a wide and a dense sample, every float16 included."""
+    """Return every value of a 16-bit dtype, or for other dtypes a wide and a dense sample with every float16."""
     halves = np.arange(2**16, dtype=np.uint16)
     if dtype in ("float16", "bfloat16"):
         return halves.view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)

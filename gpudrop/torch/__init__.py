@@ -1,9 +1,9 @@
-"""The PyTorch face: gpudrop's kernels as operators, functions and modules, with torch's own randomness."""
+"""gpudrop for PyTorch: operators, functions and modules whose masks depend on torch's own random seed."""
 
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("gpudrop.torch needs PyTorch, which is the package torch") from error
+    raise ImportError("gpudrop.torch needs PyTorch: install the package torch") from error
 
 from gpudrop.torch import checkpoints, functional, threads
 from gpudrop.torch.adoption import accelerate, convert, revert

@@ -1,4 +1,4 @@
-"""Activations that torch has too: which of its modules and functions they are, and its derivatives of them."""
+"""Activations that torch has too: the matching modules and functions of torch, and torch's derivatives of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ aten = torch.ops.aten
 
 
 class Torchs(NamedTuple):
-    """An activation as torch has it.
+    """An activation computed by torch's own operators.
 
-    slope(dy, x) is dy * d value / d x, by operators that torch differentiates once more, in either mode.
+    slope(dy, x) is dy * d value / d x. Torch can differentiate it again, in forward and in reverse mode.
     """
 
     value: Callable[[Any], Any]
@@ -51,23 +51,23 @@ ACTIVATIONS: list[tuple[type[nn.Module], dict[str, Any], str, Callable[[Any, Any
     (nn.Tanh, {}, "tanh", lambda dy, x: aten.tanh_backward(dy, x.tanh())),
     (nn.Hardswish, {}, "hardswish", lambda dy, x: aten.hardswish_backward(dy, x)),
 ]
-"""Torch's modules, which arguments they must have, what gpudrop calls them, and their slopes."""
+"""Rows of (torch's module, the arguments that it must have, gpudrop's name, slope)."""
 
 BY_CLASS: dict[type[nn.Module], list[tuple[dict[str, Any], str]]] = {}
 for _cls, _arguments, _name, _ in ACTIVATIONS:
     BY_CLASS.setdefault(_cls, []).append((_arguments, _name))
 
 FUNCTIONS = {F.relu: "relu", F.gelu: "gelu"}
-"""Those that torch's transformer layers have by name."""
+"""The functions that torch's transformer layers accept by name -> gpudrop's name."""
 
 TORCHS = {name: Torchs(cls(**arguments), slope) for cls, arguments, name, slope in ACTIVATIONS}
 TORCHS["relu2"] = Torchs(lambda x: F.relu(x).square(), lambda dy, x: dy * 2 * F.relu(x))
 TORCHS["quick_gelu"] = Torchs(lambda x: x * (1.702 * x).sigmoid(), _quick_gelu_slope)
-"""By gpudrop's names, all that it has but for users' own."""
+"""gpudrop's name -> Torchs, for all of gpudrop's activations except those that users register."""
 
 
 def name_of(activation: Any) -> str | None:
-    """What gpudrop calls an activation module of torch's, or a function of FUNCTIONS; None for any other."""
+    """Return gpudrop's name of an activation module of torch or of a function in FUNCTIONS; None for any other."""
     if isinstance(activation, nn.Module):
         rows = BY_CLASS.get(type(activation), ())
         return next((name for arguments, name in rows if arguments.items() <= vars(activation).items()), None)

@@ -1,4 +1,4 @@
-"""One line for models that exist: accelerate reroutes torch's functions, convert gives modules other classes."""
+"""Use gpudrop in existing models: accelerate replaces torch's functions, convert changes the classes of modules."""
 
 import functools
 import threading
@@ -17,24 +17,28 @@ from gpudrop.torch import attention, functional, fused, modules
 from gpudrop.torch.activations import name_of
 
 _lock = threading.Lock()
-_held: list["Accelerated"] = []  # what is in force: blocks, and what was asked for the process
-_everywhere = False  # whether attention on CUDA is rerouted too
+_held: list["Accelerated"] = []  # the active blocks, including the one that accelerate(True) starts
+_everywhere = False  # whether attention on CUDA is replaced too
 
 
 def _overrides(x: Any) -> bool:
-    """Whether its type says itself what torch's functions do with it."""
+    """Whether the type of x defines its own __torch_function__."""
     method = getattr(type(x), "__torch_function__", torch._C._disabled_torch_function_impl)
     inherited = getattr(method, "__func__", None) is getattr(torch.Tensor.__torch_function__, "__func__")  # noqa: B009
     return method is not torch._C._disabled_torch_function_impl and not inherited
 
 
 def _rerouted(name: str, on: bool) -> Callable[..., Any]:
-    """gpudrop's function where it drops something and has kernels for it, and torch's, with its errors, elsewhere."""
+    """Return the replacement for a function of torch.
+
+    It calls gpudrop's function if elements are dropped and gpudrop has kernels for the input. Otherwise it calls
+    torch's function, which then raises torch's errors.
+    """
     torchs, own = getattr(F, name), getattr(functional, name)
 
     @functools.wraps(torchs)
     def function(input: Any, p: Any = 0.5, training: Any = on, inplace: Any = False) -> Any:
-        if has_torch_function_unary(input):  # who looks sees torch's function, but for one that drops
+        if has_torch_function_unary(input):  # tensor subclasses and modes get torch's function if nothing is dropped
             drops = training is True and isinstance(p, (int, float)) and p > 0 and not _overrides(input)
             seen = function if drops else torchs
             return handle_torch_function(seen, (input,), input, p=p, training=training, inplace=inplace)
@@ -42,12 +46,12 @@ def _rerouted(name: str, on: bool) -> Callable[..., Any]:
             return torchs(input, p, training if not training or functional.is_on() else False, inplace)
         return own(input, p if type(p) is float else float(p), True, inplace)
 
-    function.__prepare_scriptable__ = lambda: torchs  # type: ignore[attr-defined]  # what torch.jit.script compiles
+    function.__prepare_scriptable__ = lambda: torchs  # type: ignore[attr-defined]  # torch.jit.script compiles torchs
     return function
 
 
 ATTENTION = "scaled_dot_product_attention"
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # and by name alone scale and enable_gqa
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")  # scale and enable_gqa are keyword-only
 
 
 def _rerouted_attention() -> Callable[..., Any]:
@@ -70,14 +74,14 @@ def _rerouted_attention() -> Callable[..., Any]:
         try:
             return attention.scaled_dot_product_attention(*args, **kwargs)
         except (IndexError, RuntimeError, TypeError, ValueError):
-            return torchs(*args, **kwargs)  # whose error it then is
+            return torchs(*args, **kwargs)  # which raises torch's own error
 
-    _builtins._register_builtin(function, "aten::scaled_dot_product_attention")  # what torch.jit.script compiles
+    _builtins._register_builtin(function, "aten::scaled_dot_product_attention")  # torch.jit.script compiles this one
     return function
 
 
 def _serves_attention(tensors: list[torch.Tensor], mask: Any, p: Any) -> bool:
-    """Whether something is dropped of what gpudrop has kernels for, and torch takes these dtypes together."""
+    """Whether elements are dropped, gpudrop has kernels for the tensors, and torch accepts their dtypes together."""
     if any(type(x) not in functional.PLAIN and _overrides(x) for x in tensors):
         return False
     if not isinstance(p, float) or not 0 < p <= 1 or not all(functional.serves(x, "") for x in tensors):
@@ -92,11 +96,11 @@ def _serves_attention(tensors: list[torch.Tensor], mask: Any, p: Any) -> bool:
 
 _rerouting = {name: _rerouted(name, on=name not in functional.OFF_BY_DEFAULT) for name in functional.REPLACED}
 _rerouting[ATTENTION] = _rerouted_attention()
-_before: dict[str, Callable[..., Any]] = {}  # what the names meant
+_before: dict[str, Callable[..., Any]] = {}  # the functions that were replaced
 
 
 class Accelerated(Block):
-    """A block in which torch's functions are rerouted; attention as for `accelerate`."""
+    """A block in which torch's functions are replaced; attention as for `accelerate`."""
 
     def __init__(self, attention: bool | None) -> None:
         self.attention = attention
@@ -116,7 +120,10 @@ class Accelerated(Block):
 
 
 def _reroute() -> None:
-    """Have torch's names mean what is in force; a name gets back what it meant before, which may be somebody else's."""
+    """Replace or restore torch's functions, according to the active blocks.
+
+    The restored function is the one that was replaced, which may be another library's.
+    """
     global _everywhere
     _everywhere = any(held.attention for held in _held)
     for name, function in _rerouting.items():
@@ -137,34 +144,35 @@ def accelerate(process: None = None, *, attention: bool | None = None) -> Block:
 @overload
 def accelerate(process: bool, *, attention: bool | None = None) -> None: ...
 def accelerate(process: bool | None = None, *, attention: bool | None = None) -> Block | None:
-    """Have the dropout of torch.nn.functional, and so of every model that is built on it, drawn by gpudrop.
+    """Replace the dropout of torch.nn.functional, and so of every model that uses it, by gpudrop's.
 
-    Rerouted are dropout, dropout1d, dropout2d, dropout3d, alpha_dropout, feature_alpha_dropout and what
-    scaled_dot_product_attention and multi_head_attention_forward drop, and with these functions torch's modules.
-    Without training, with p = 0, and for tensors of other devices, dtypes and layouts than gpudrop's, they are torch's
-    own functions; so are their errors and warnings.
+    The replaced functions are dropout, dropout1d, dropout2d, dropout3d, alpha_dropout, feature_alpha_dropout,
+    scaled_dot_product_attention and multi_head_attention_forward. Torch's modules call these functions, so they change
+    too. Torch's own functions still run outside training, with p = 0, and for unsupported devices, dtypes and layouts.
+    Their errors and warnings stay the same.
 
     Parameters
     ----------
     process : bool, optional
-        True: from now on; False: no longer. Without it, for a block.
+        True replaces the functions from now on. False restores them. By default the result is a context manager.
     attention : bool, optional
-        Whether scaled_dot_product_attention is rerouted. None: on the CPU, but not on CUDA, where PyTorch's fused
-        kernels draw masks of their own and hold no weights. True: on CUDA too, where the weights then exist in memory,
-        batch * heads * length * length of them, and a call takes longer. False: nowhere.
+        Whether scaled_dot_product_attention is replaced. None replaces it on the CPU but not on CUDA. PyTorch's fused
+        CUDA kernels draw their own masks and do not store the attention weights. True replaces it on CUDA too. The
+        weights are then stored, batch * heads * length * length of them, and a call takes longer. False never replaces
+        it.
 
     Returns
     -------
-    context manager, or None if `process` is given
-        It is a decorator as well, and may be entered again.
+    context manager, or None if `process` is set
+        It is a decorator too, and can be entered again.
 
     Notes
     -----
-    It holds for the whole process, for all of its threads. What was imported by name before (`from
-    torch.nn.functional import dropout`), `torch.dropout`, and torch.nn's recurrent layers stay torch's. A model whose
-    activations are recomputed (`torch.utils.checkpoint`) needs its backward pass in the block too, for that runs
-    parts of the model again. torch.compile compiles a model for inside and for outside. Without CuPy, CUDA tensors are
-    left to torch, with a warning.
+    The replacement applies to the whole process and all of its threads. Some functions stay torch's own: those
+    imported by name before (`from torch.nn.functional import dropout`), `torch.dropout`, and torch.nn's recurrent
+    layers. With activation checkpointing (`torch.utils.checkpoint`), run the backward pass in the block too, because
+    it runs parts of the model again. torch.compile compiles a model separately for use inside and outside the block.
+    Without CuPy, CUDA tensors still use torch's dropout, and a warning says so.
 
     Examples
     --------
@@ -184,7 +192,7 @@ def accelerate(process: bool | None = None, *, attention: bool | None = None) ->
     return None
 
 
-# What convert makes of modules, by their exact class. A Sequential becomes another one where it may fuse something.
+# Torch's class -> gpudrop's class, for convert. An nn.Sequential is handled separately, because only some can fuse.
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {torchs: cls for cls, torchs in modules.STANDS_FOR.items()} | {
     nn.MultiheadAttention: attention.MultiheadAttention,
     nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
@@ -199,16 +207,18 @@ def _may_fuse(sequential: nn.Module) -> bool:
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Give torch's dropout modules in a model gpudrop's classes, and have the activations before them fused.
+    """Convert torch's dropout modules in a model to gpudrop's, and fuse activations with the dropout after them.
 
-    nn.Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout and FeatureAlphaDropout become the modules of that name
-    here, nn.MultiheadAttention `gpudrop.torch.MultiheadAttention`. In an nn.Sequential, and in the feed-forward block
-    of nn.TransformerEncoderLayer and nn.TransformerDecoderLayer, an activation and the dropout directly after it run in
-    one pass. Each module stays the object that it was, with its parameters, its mode and its hooks, at its index.
+    The modules nn.Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout and MultiheadAttention
+    are converted to gpudrop's classes of the same names. An activation and the dropout directly after it run in one
+    pass in an nn.Sequential. The same holds for the feed-forward block of nn.TransformerEncoderLayer and
+    nn.TransformerDecoderLayer. Only the class of a module changes: it remains the same object, with its parameters,
+    mode and hooks, at its index.
 
-    But for masks and speed the model does what it did: a pass is fused only where nothing can tell, as hooks, modes and
-    in-place operations can, which is decided at each call. In evaluation, and with p = 0, the modules are torch's own.
-    Subclasses of torch's modules are left alone, and so is what a model drops by calling functions: see `accelerate`.
+    Apart from masks and speed, the model behaves as before. Hooks, modes and in-place operations could observe a fused
+    pass, so each call checks for them and does not fuse in that case. In evaluation mode, and with p = 0, the modules
+    run torch's code. Subclasses of torch's modules do not change. For models that call dropout functions, use
+    `accelerate`.
 
     Parameters
     ----------
@@ -226,7 +236,7 @@ def convert(model: nn.Module) -> nn.Module:
 
     Notes
     -----
-    torch.jit.script can't compile a converted model, and says so.
+    torch.jit.script can't compile a converted model and raises RuntimeError.
 
     Examples
     --------
@@ -245,10 +255,10 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undo `convert`: give gpudrop's modules in a model the classes that they stand for.
+    """Undo `convert`: change gpudrop's modules in a model back to torch's classes.
 
-    Left alone are modules that torch has none for: other variants, and those with an activation, a generator or a
-    Schedule of their own.
+    Modules without an equivalent in torch do not change: other variants, and modules with an activation, a generator or
+    a Schedule.
 
     Parameters
     ----------

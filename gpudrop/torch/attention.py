@@ -1,4 +1,4 @@
-"""Attention whose dropout is gpudrop's: torch's own function and module, in which the name `dropout` means another."""
+"""Attention with gpudrop's dropout: torch's own function and module, in which `dropout` is replaced."""
 
 import math
 from types import FunctionType, SimpleNamespace
@@ -24,11 +24,11 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` with the dropout of `gpudrop.torch.functional`.
+    """Compute `torch.nn.functional.scaled_dot_product_attention` with the dropout of `gpudrop.torch.functional`.
 
-    Without dropout it is torch's function itself. With it the weights exist in memory, as they do for torch on the
-    host; for the backward pass they are kept once, as they are before dropout, and no mask. On a GPU that takes longer
-    than torch's fused kernels, which draw masks of their own.
+    With dropout_p = 0 it calls torch's function. Otherwise the attention weights are stored, as in torch on the CPU.
+    The backward pass keeps one copy of the weights, from before dropout, and no mask. On a GPU this takes longer than
+    torch's fused kernels, which draw their own masks.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def _attend(
     if _is_plain(query, key, value, attn_mask):
         fixed = options["is_causal"], query.size(-1) ** -0.5 if scale is None else scale
         return _Attention.apply(query, key, value, attn_mask, fixed, *functional.drawing(query, dropout_p))
-    # Torch's own weights; values of no width make its product of them and the values free.
+    # Torch computes the weights. With values of width 0, the product of weights and values costs nothing.
     options = options | {"attn_mask": attn_mask, "enable_gqa": False}
     math_only = torch.ops.aten._scaled_dot_product_attention_math
     weights = math_only(query, key, value[..., :0], dropout_p=0.0, **options)[1]
@@ -70,14 +70,17 @@ def _attend(
 
 
 def takes(query: torch.Tensor, attn_mask: Any) -> bool:
-    """Whether torch's function takes a mask of this kind with such a query."""
+    """Whether torch's function accepts this type of mask for this query."""
     if attn_mask is None:
         return True
     return isinstance(attn_mask, torch.Tensor) and attn_mask.dtype in (torch.bool, torch.float32, query.dtype)
 
 
 def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None) -> bool:
-    """Whether `_Attention` can do it: in eager mode, on tensors of no subclass, and nothing but these three learns."""
+    """Whether `_Attention` supports the call.
+
+    That requires eager mode, plain tensors without subclasses, and a mask that needs no gradient.
+    """
     inputs = (query, key, value)
     return (
         not torch.compiler.is_compiling()
@@ -95,7 +98,7 @@ def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_
 def _weights(
     query: torch.Tensor, key: torch.Tensor, attn_mask: torch.Tensor | None, is_causal: bool, scale: float
 ) -> torch.Tensor:
-    """softmax(query @ key.T * scale + attn_mask) in as little memory as it takes; 0 for rows without a key."""
+    """Return softmax(query @ key.T * scale + attn_mask), in place where possible; rows without a key are 0."""
     scores = (query * scale) @ key.mT
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
@@ -112,9 +115,9 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that keeps its weights once, as they are before dropout, and works in place where nobody else looks.
+    """Attention that keeps one copy of its weights, from before dropout, and works in place on its own buffers.
 
-    Memory is what dropout costs here: pages that are new to the process take longer than the arithmetic.
+    Memory decides the time here: first use of new pages takes longer than the arithmetic.
     """
 
     @staticmethod
@@ -133,7 +136,7 @@ class _Attention(torch.autograd.Function):
 def _attention_gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
     query, key, value, attn_mask, weights = ctx.saved_tensors
     scale, again = ctx.fixed[1], torch.is_grad_enabled()
-    if again:  # somebody differentiates this once more
+    if again:  # the gradient may be differentiated again
         weights = _weights(query, key, attn_mask, *ctx.fixed)
     dvalue = operators.FORWARD(weights, None, ctx.stream, *ctx.call).mT @ dy
     dscores = dy @ value.mT
@@ -148,17 +151,17 @@ def _attention_gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _where(function: Any, **names: Any) -> Any:
-    """A copy of a function for which these names of its module mean other things."""
-    # Without __name__, by which torch.compile would find the module's own names again.
+    """Return a copy of a function in which some global names are replaced."""
+    # Leave out __name__: with it torch.compile would find the original globals of the module.
     around = {name: value for name, value in function.__globals__.items() if name != "__name__"}
     copy = FunctionType(function.__code__, around | names, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
-    copy.__globals__[function.__name__] = copy  # which it hands to modes, and they call
+    copy.__globals__[function.__name__] = copy  # the function passes itself to modes, which call it
     return copy
 
 
 def _without_weights(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Attention of which nobody asks the weights: on CUDA torch's fused kernels, which don't hold them."""
+    """Compute attention without returning its weights; on CUDA by torch's fused kernels, which do not store them."""
     if query.is_cuda and functional.is_on():
         return torchs_own(query, *args, **kwargs)
     return scaled_dot_product_attention(query, *args, **kwargs)
@@ -171,9 +174,9 @@ _functional = SimpleNamespace(
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention` whose weights are dropped by `gpudrop.torch.functional.dropout`.
+    """`torch.nn.MultiheadAttention` with `gpudrop.torch.functional.dropout` on the attention weights.
 
-    On CUDA, and called with need_weights=False, it is torch's: its fused kernels hold no weights.
+    On CUDA with need_weights=False it runs torch's fused kernels, which do not store the weights.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""torch.utils.checkpoint: what it computes again is in the context of the forward pass, and draws the same streams.
+"""torch.utils.checkpoint: recomputation runs in the context of the forward pass and draws the same streams.
 
-Torch itself restores the state of its own generators and autocast for that. It calls a function again after a block
-of `no_dropout` or `mc_samples` has ended, or in another thread, and knows nothing of other generators.
+For recomputation torch restores its own generators and autocast, but no other generators. It may call the function
+again after a block of `no_dropout` or `mc_samples` has ended, or in another thread.
 """
 
 import functools
@@ -16,21 +16,24 @@ from gpudrop.context import Block, Changes, Context, current
 
 
 class Tape:
-    """The streams that a function draws, in order: recorded as it runs, and handed out again as it runs once more."""
+    """The streams that a function draws, recorded in order, so that a second run can use them again."""
 
     def __init__(self, outer: "Tape | None" = None) -> None:
         self.streams: list[torch.Tensor] = []
-        self.outer = outer  # of the function that calls this one
+        self.outer = outer  # the tape of the enclosing checkpoint
 
     def next(self, draw: Callable[[], torch.Tensor], in_step: bool) -> torch.Tensor:
-        """The next stream. in_step: whether draw has to be called in any case, for others draw from its generator."""
+        """Return the next stream.
+
+        If in_step is true, draw is called even if the stream is known, because others use its generator too.
+        """
         stream = draw() if self.outer is None else self.outer.next(draw, in_step)
         self.streams.append(stream)
         return stream
 
 
 class Replay(Tape):
-    """A Tape that hands out what another one has recorded."""
+    """A Tape that returns the streams recorded by another one."""
 
     def __init__(self, recorded: Tape) -> None:
         super().__init__()
@@ -39,11 +42,11 @@ class Replay(Tape):
     def next(self, draw: Callable[[], torch.Tensor], in_step: bool) -> torch.Tensor:
         stream = next(self.left, None)
         drawn = draw() if in_step or stream is None else None
-        return drawn if stream is None else stream  # type: ignore[return-value]  # one of them is a tensor
+        return drawn if stream is None else stream  # type: ignore[return-value]  # at least one is a tensor
 
 
 def _again(context: Context, tape: Tape) -> Block:
-    """The context of a forward pass, in which it is computed again."""
+    """Return a block that restores the context of a forward pass for its recomputation."""
     return Changes(on=context.on, rng=context.rng, first=context.first, tape=Replay(tape))
 
 
@@ -53,7 +56,7 @@ def _recording(context: Context) -> tuple[Tape, Block]:
 
 
 def _reentrant(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """CheckpointFunction.forward, which keeps the function that its backward calls again."""
+    """Wrap CheckpointFunction.forward, which stores the function that its backward calls again."""
 
     @functools.wraps(forward)
     def wrapper(ctx: Any, function: Callable[..., Any], *args: Any) -> Any:
@@ -71,7 +74,7 @@ def _reentrant(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _not_reentrant(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
-    """What prepares the other kind of checkpoint; the function itself runs while this generator waits."""
+    """Wrap the generator behind use_reentrant=False; the checkpointed function runs while the generator waits."""
 
     @functools.wraps(generator)
     def wrapper(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -96,11 +99,11 @@ def _not_reentrant(generator: Callable[..., Iterator[None]]) -> Callable[..., It
 
 
 def join() -> None:
-    """Have torch's two kinds of checkpoint do this."""
+    """Install the wrappers for both kinds of checkpoint."""
     checkpoint: Any = torch.utils.checkpoint
     name = "_checkpoint_without_reentrant_generator"
     checkpoint.CheckpointFunction.forward = staticmethod(_reentrant(checkpoint.CheckpointFunction.forward))
     wrapper = _not_reentrant(getattr(checkpoint, name))
     for module in (checkpoint, sys.modules.get("torch.distributed._composable.checkpoint_activation")):
-        if module is not None:  # who imports it later gets it from torch.utils.checkpoint
+        if module is not None:  # a module imported later takes the wrapper from torch.utils.checkpoint
             setattr(module, name, wrapper)

@@ -1,7 +1,7 @@
-"""What gpudrop changes for PyTorch: one transformer learns to guess the next byte of a text, and drops in three ways.
+"""The PyTorch demo: a small transformer learns to predict the next byte of a text, with three kinds of dropout.
 
-Without dropout it learns its few training bytes by heart. Torch's dropout and gpudrop's hold it back alike, for they
-differ in the masks that they draw and in the time that this takes.
+Without dropout the network overfits its few training bytes. Torch's dropout and gpudrop's reduce the overfitting
+equally. They differ only in their masks and in the time that they take.
 """
 
 import contextlib
@@ -16,23 +16,23 @@ from torch import nn
 from gpudrop.torch.adoption import accelerate
 
 WIDTH, HEADS, HIDDEN, LAYERS = 128, 4, 512, 2
-LENGTH = 32  # bytes that a guess can look back at
+LENGTH = 32  # bytes of context for each prediction
 DROP = 0.1
 
-TRAIN_BYTES, TEST_BYTES = 6_000, 16_000  # to learn: so few that the network overfits
+TRAIN_BYTES, TEST_BYTES = 6_000, 16_000  # so few training bytes that the network overfits
 BATCH, RATE = 16, 2e-3
 
 WAYS = ("without dropout", "torch's dropout", "gpudrop")
 
 
 class LanguageModel(nn.Module):
-    """A transformer's guess at each next byte of a text from those before it.
+    """A transformer that predicts each byte of a text from the bytes before it.
 
     Parameters
     ----------
     p : float
-        Dropout's probability: behind the embedding, and in torch's layers of the attention's weights, of the
-        hidden units and of what either block adds.
+        The dropout probability. Dropout follows the embedding. In torch's layers it applies to the attention weights,
+        the hidden units and the output of both residual branches.
     """
 
     def __init__(self, p):
@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         self.register_buffer("later", later, persistent=False)
 
     def forward(self, x):
-        """The scores (logits) of the 256 bytes that may follow each place of x, of shape (batch, LENGTH)."""
+        """Return the logits of the 256 possible next bytes at each position of x, which has shape (batch, LENGTH)."""
         x = self.dropout(self.embedding(x) + self.places.weight)
         for layer in self.layers:
             x = layer(x, src_mask=self.later, is_causal=True)
@@ -57,12 +57,12 @@ class LanguageModel(nn.Module):
 
 
 def loss(network, x, y):
-    """The mean cross-entropy of the network's guesses after x against the bytes y that do follow, in nats."""
+    """Return the mean cross-entropy, in nats, of the network's predictions for x and the actual next bytes y."""
     return F.cross_entropy(network(x).flatten(0, 1), y.flatten())
 
 
 def networks(seed):
-    """One network for each of WAYS, all with the initial weights that the seed chooses."""
+    """Return one network for each of WAYS, all with the same initial weights, which depend on the seed."""
     made = []
     for p in (0, DROP, DROP):
         torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def networks(seed):
 
 
 def batches(text, seed, steps):
-    """The (x, y) of each step: pieces of the text that the seed chooses, and the same pieces one byte later."""
+    """Generate (x, y) for each step: random pieces of the text, and the same pieces shifted by one byte."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         starts = torch.randint(len(text) - LENGTH, (BATCH, 1), generator=generator)
@@ -80,11 +80,11 @@ def batches(text, seed, steps):
 
 
 def texts():
-    """The bytes to learn and the bytes to test with: paragraphs of Python's own help, none of them in both."""
+    """Return the training bytes and the test bytes: different paragraphs of Python's own help."""
     from pydoc_data.topics import topics
 
-    # Topics repeat each other's paragraphs, which would make the test one of memory. Shuffled, for neighbours are
-    # on one subject: both parts are then of the same kind.
+    # Some topics share paragraphs. Duplicates are removed, so that no test paragraph is a training paragraph.
+    # Neighbouring paragraphs have one subject. They are shuffled, so that both parts have the same distribution.
     paragraphs = np.array(list(dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))), object)
     order = np.random.default_rng(0).permutation(len(paragraphs))
     text = torch.frombuffer(bytearray("\n\n".join(paragraphs[order]).encode()), dtype=torch.uint8).long()
@@ -92,21 +92,22 @@ def texts():
 
 
 def drawing(way):
-    """The context in which a step of this way runs: the one line that a training loop needs for gpudrop."""
+    """Return the context manager for a training step; accelerate() is the only line that gpudrop needs."""
     return accelerate() if way == "gpudrop" else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes
     ----------
-    times : array
-        Seconds, over WAYS, seeds and steps.
-    losses : array
-        Nats per byte, over WAYS, seeds and (training text, validation text); measured with dropout off, at the end.
+    times : array, shape (WAYS, seeds, steps)
+        The time of each step in seconds.
+    losses : array, shape (WAYS, seeds, 2)
+        The final losses on the training text and on the validation text, in nats per byte, measured without dropout.
     seconds : float
+        The duration of the whole demo.
     """
 
     times: np.ndarray
@@ -120,14 +121,14 @@ class Result:
 
     @property
     def slowdowns(self):
-        """How many times the step without dropout a step takes, for each of WAYS."""
+        """The median time of a step relative to the step without dropout, for each of WAYS."""
         return self.milliseconds / self.milliseconds[0]
 
     @property
     def error(self):
         """The standard error of the difference between the mean validation losses of the two dropouts.
 
-        It is nan with a single seed, which tells nothing of the spread.
+        It is nan with a single seed, because one value has no spread.
         """
         _, torchs, own = self.losses[:, :, 1]
         if len(own) < 2:
@@ -136,18 +137,18 @@ class Result:
 
 
 def run(seeds=4, console=None, *, steps=500):
-    """Train without dropout, with torch's and with gpudrop's, and print what each takes and reaches.
+    """Train without dropout, with torch's and with gpudrop's, and print the time and the losses of each.
 
-    The networks of a seed take their steps in turn, so that whatever else the machine does slows them alike.
+    The networks of a seed take their steps in turn, so that other load on the machine affects all of them equally.
 
     Parameters
     ----------
     seeds : int
-        How many times to train each way; a seed chooses initial weights, batches and masks.
+        The number of trainings per kind of dropout. A seed determines initial weights, batches and masks.
     console : rich.console.Console, optional
-        Where to print.
+        The console to print to.
     steps : int
-        Of each training.
+        The number of steps per training.
 
     Returns
     -------
@@ -176,13 +177,13 @@ def run(seeds=4, console=None, *, steps=500):
 
 
 def _warm_up(text):
-    """What is paid once, the compiling of gpudrop's kernels above all, is no step's time."""
+    """Take one step with each network, so that no measured step includes one-time work such as compiling kernels."""
     for way, network in zip(WAYS, networks(0), strict=True):
         take_step(way, network, torch.optim.AdamW(network.parameters(), lr=RATE), next(batches(text, 0, 1)))
 
 
 def fit(text, test_text, seed, steps, advance):
-    """The networks of a seed, trained side by side: their times over (WAYS, steps), and their final losses."""
+    """Train the networks of a seed in turn, and return their times, of shape (WAYS, steps), and their final losses."""
     trained = networks(seed)
     optimizers = [torch.optim.AdamW(network.parameters(), lr=RATE) for network in trained]
     schedules = [torch.optim.lr_scheduler.OneCycleLR(of, RATE, total_steps=steps + 1) for of in optimizers]
@@ -199,7 +200,7 @@ def fit(text, test_text, seed, steps, advance):
 
 
 def take_step(way, network, optimizer, batch):
-    """Take a step of training; returns the seconds that it took."""
+    """Take one training step and return its time in seconds."""
     started = time.perf_counter()
     with drawing(way):
         cost = loss(network, *batch)
@@ -211,7 +212,7 @@ def take_step(way, network, optimizer, batch):
 
 @torch.no_grad()
 def _measure(network, text):
-    """The loss on a whole text, cut into pieces, with dropout off."""
+    """Return the loss on a whole text, split into pieces, without dropout."""
     network.eval()
     whole = (len(text) - 1) // LENGTH * LENGTH
     pieces = (part.view(-1, LENGTH) for part in (text[:whole], text[1 : whole + 1]))
@@ -219,14 +220,14 @@ def _measure(network, text):
 
 
 def conclusion(result):
-    """What the numbers say, whichever way they point."""
+    """Return the conclusion in words; it depends on the results."""
     without, torchs, own = result.losses[:, :, 1].mean(axis=1)
     difference, error = abs(own - torchs), result.error
     if result.losses.shape[1] == 1:
         finding = f"Whether {WAYS[1]} and gpudrop's are equally good, a single seed can't tell"
         margin = "two seeds and more have a standard error"
     else:
-        # Two of them, by custom: with a few seeds equal dropouts are called unequal about once in ten runs.
+        # The usual two standard errors: with a few seeds, about one run in ten calls equal dropouts unequal.
         agree = difference <= 2 * error
         finding = f"{WAYS[1].capitalize()} and gpudrop's {'are equally good' if agree else 'are not equally good'}"
         margin = f"{'within' if agree else 'beyond'} two standard errors of {error:.3f}"
@@ -241,7 +242,7 @@ def conclusion(result):
 def _setting(result):
     _, seeds, steps = result.times.shape
     return (
-        f"Transformer of {LAYERS} layers, width {WIDTH}, p = {DROP}, guessing the next byte of Python's help; "
+        f"Transformer of {LAYERS} layers, width {WIDTH}, p = {DROP}, predicting the next byte of Python's help; "
         f"{TRAIN_BYTES} training bytes, {TEST_BYTES} for validation; {seeds} seeds of {steps} steps, each of {BATCH} x "
         f"{LENGTH} bytes; PyTorch on the CPU with {torch.get_num_threads()} threads, {result.seconds:.0f} s"
     )

@@ -1,20 +1,20 @@
-"""gpudrop's variants as functions of tensors, under gpudrop's names and with torch's arguments.
+"""The dropout variants as functions of tensors, with gpudrop's names and torch's arguments.
 
-A function here takes (input, p, training, inplace) as torch's do, zoneout (input, previous, p, training, inplace), and
-by name the options that `gpudrop.NAME` has of its own, and
+The positional arguments are (input, p, training, inplace), as in torch; for zoneout they are (input, previous, p,
+training, inplace). Each function accepts the options of `gpudrop.NAME` as keywords, and these keywords:
 
     activation : str, optional
-        Applied before, in the same pass.
+        The activation that is applied before dropout, in the same pass.
     generator : torch.Generator, optional
-        One of the host. Without it torch's own, so that torch.manual_seed, fork_rng and checkpointing's
-        preserve_rng_state hold, and the masks are the same on every device.
+        A CPU generator. By default it is torch's own, so torch.manual_seed, fork_rng and the preserve_rng_state of
+        checkpoints apply. The masks are the same on every device.
     rng : gpudrop.Generator, Stream, int, NumPy's Generator, BitGenerator or SeedSequence, optional
-        Instead of torch's generator, as for `gpudrop.dropout`.
+        The source of the mask instead of torch's generator, as for `gpudrop.dropout`.
     bits : int
         Random bits per element.
 
-Without training it does what prediction does, and with p = 0 as well it is the activation alone. inplace writes the
-result into input and returns that.
+With training=False the function computes the variant's prediction. With p = 0 it applies the activation alone. With
+inplace=True it writes the result to input and returns input.
 
 Examples
 --------
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from gpudrop.signatures import Own
 
 REPLACED = tuple(name for name, row in FAMILY.items() if row.torchs is not None)
-"""torch's own functions."""
+"""The functions that torch.nn.functional has too."""
 
 
 def _on_by_default(torchs: Callable[..., Any]) -> bool:
@@ -72,39 +72,39 @@ def _on_by_default(torchs: Callable[..., Any]) -> bool:
 
 
 OFF_BY_DEFAULT = tuple(name for name in REPLACED if not _on_by_default(getattr(torch.nn.functional, name)))
-"""Those that drop nothing without being given training=True."""
+"""The functions whose default in torch is training=False."""
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
 AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5), "feature_alpha_dropout": range(2, 65)}
-"""How many axes gpudrop takes, of the functions that take others in torch, some with a warning, or refuse them."""
+"""Name -> numbers of axes that gpudrop supports; for other numbers torch's function warns or raises."""
 
 _torchs_dropout2d = torch.nn.functional.dropout2d
 
 
 def own_options(name: str) -> dict[str, Any]:
-    """A variant's own options and their defaults, but for those that give a result of another shape than input's."""
+    """Return a variant's own options and their defaults, except for options that change the shape of the result."""
     return {option: default for option, default in FAMILY[name].options.items() if not OPTIONS[option].reshapes}
 
 
 def _constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compiler.assume_constant_result does, which imports the compiler: as long again as importing torch."""
+    """Do the same as torch.compiler.assume_constant_result, whose import of the compiler takes as long as torch's."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def is_on() -> bool:
-    """Whether dropout is on for the code that runs now, or that is compiled now."""
+    """Whether dropout is on in the context that is running or being compiled."""
     return visible.on if torch.compiler.is_compiling() else current().on
 
 
 def serves(x: Any, name: str) -> bool:
-    """Whether there are kernels for what torch's function of this name does with x."""
+    """Whether gpudrop has kernels for torch's function of this name applied to x."""
     if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
         return False
-    if x.numel() == 0:  # which torch returns as it is
+    if x.numel() == 0:  # torch returns an empty tensor unchanged
         return False
     if name in AXES and x.dim() not in AXES[name]:
         return False
@@ -113,12 +113,12 @@ def serves(x: Any, name: str) -> bool:
 
 @functools.cache
 def _have_cupy() -> bool:
-    """Whether CUDA tensors can be read; a warning, once, says why not."""
+    """Whether CuPy, which reads CUDA tensors, can be imported; if not, warn once."""
     try:
         importlib.import_module("cupy")
     except ImportError as error:
         warnings.warn(
-            f"gpudrop leaves CUDA tensors to PyTorch's own dropout, for CuPy can't be imported: {error}", stacklevel=4
+            f"gpudrop uses PyTorch's own dropout for CUDA tensors, as CuPy can't be imported: {error}", stacklevel=4
         )
         return False
     return True
@@ -135,37 +135,37 @@ def _site() -> int:
 def _source(
     generator: torch.Generator | None, rng: RngLike, block: bool
 ) -> tuple[torch.Generator | None, Source | None]:
-    """What a call draws from, checked; neither, if the generator of a block draws instead of any other."""
+    """Check the generator and the rng of a call; return (None, None) if the generator of a block replaces them."""
     if generator is not None and rng is not None:
-        raise ValueError("give generator or rng, not both")
+        raise ValueError("generator and rng can't both be set: pass only one of them")
     source = None if rng is None else check_rng(rng)
     if block and not isinstance(source, Stream):
         return None, None
     if source is not None and source.stored:
-        raise ValueError("rng must have its state on the host; in a captured graph, torch's own generator is moved on")
+        raise ValueError("rng must keep its state on the CPU; for a captured graph leave rng out, to use torch's own")
     return generator, source
 
 
 def _stream(x: torch.Tensor, generator: torch.Generator | None, rng: RngLike, context: Context) -> torch.Tensor:
-    """The two numbers of a call, as a tensor."""
+    """Return the seed and the call of a dropout call, as a tensor."""
     transformed = torch._C._are_functorch_transforms_active()
     traced = transformed or torch._C._len_torch_dispatch_stack() > 0 or type(x) not in PLAIN
     if generator is None and rng is None and context is DEFAULT and not traced and x.is_cpu:
-        return operators.drawn()  # as most calls do
+        return operators.drawn()  # the fast path of most calls
     generator, source = _source(generator, rng, context.rng is not None)
     source = context.rng if generator is None and source is None else source
     captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
     if captured and generator is not None:
-        raise ValueError("a graph can't be captured with a generator of the host: what it has drawn would be repeated")
+        raise ValueError("a graph can't be captured with a CPU generator: each replay would repeat the same masks")
     if transformed and not isinstance(source, Stream):
-        torch.rand(0)  # which raises where vmap refuses randomness, and before a generator moves on
+        torch.rand(0)  # raises if vmap forbids randomness, before a generator is advanced
 
     def draw() -> torch.Tensor:
         if source is None:
             return operators.drawn(generator)
         return operators.to_tensor(source if isinstance(source, Stream) else source.next())
 
-    torchs = generator is None and source is None  # its state is what checkpoints restore
+    torchs = generator is None and source is None  # torch's own generator, whose state checkpoints restore
     if context.tape is not None and not (torchs and traced):
         stream = context.tape.next(draw, torchs)
     elif traced and source is None:
@@ -179,14 +179,14 @@ def _stream(x: torch.Tensor, generator: torch.Generator | None, rng: RngLike, co
     return operators.PLACED(stream, device=x.device) if captured else stream
 
 
-@_disable_dynamo  # which imports the compiler at its first call
+@_disable_dynamo  # imports the compiler only when it is first called
 def _next(source: Generator | NumpySource) -> torch.Tensor:
-    """The next stream of a generator; a graph breaks here, for it can neither take a lock nor ask NumPy's."""
+    """Return the next stream of a generator; a graph breaks here: it can't take a lock or call NumPy's generator."""
     return operators.to_tensor(source.next())
 
 
 def _stream_in_graph(x: torch.Tensor, generator: torch.Generator | None, rng: RngLike) -> torch.Tensor:
-    """The same as a compiled graph has it, which draws when it runs."""
+    """Return the stream in a compiled graph, which draws it when the graph runs."""
     _know_tracers()
     generator, source = _source(generator, rng, visible.draws)
     base = None
@@ -198,14 +198,14 @@ def _stream_in_graph(x: torch.Tensor, generator: torch.Generator | None, rng: Rn
 
 @_constant_in_graphs
 def _know_tracers() -> None:
-    importlib.import_module("gpudrop.torch.tracing")  # and with it much of the compiler
+    importlib.import_module("gpudrop.torch.tracing")  # only when needed: it imports much of the compiler
 
 
 @_constant_in_graphs
 def _text(
     name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], keeps_input: bool
 ) -> tuple[Any, ...]:
-    """What the operators take of a call but for p, checked; options are pairs."""
+    """Check a call except for p, and return (options as JSON, activation, bits); the given options are pairs."""
     bits, row = check_bits(bits), find_activation(activation)
     given = {o: v.item() if isinstance(v, np.generic) else v for o, v in options if v is not None}
     given |= {} if training else {"training": False}
@@ -223,7 +223,7 @@ def _checked(
     options: tuple[Any, ...],
     keeps_input: bool = False,
 ) -> tuple[Any, ...]:
-    """The numbers and the text that the operators take."""
+    """Check a call and return its numbers and texts for the operators."""
     p = FAMILY[name].noise.check(p)
     text, activation, bits = _text(name, training, activation, bits, options, keeps_input)
     return name, text, p, activation, bits
@@ -231,7 +231,7 @@ def _checked(
 
 @_constant_in_graphs
 def _know_sharded_tensors() -> None:
-    if "torch.distributed.tensor" in sys.modules:  # else there are none
+    if "torch.distributed.tensor" in sys.modules:  # otherwise no sharded tensor exists
         importlib.import_module("gpudrop.torch.sharding")
 
 
@@ -249,11 +249,14 @@ def apply(
     options: Mapping[str, Any],
     keeps_input: bool = False,
 ) -> torch.Tensor:
-    """A variant of x. keeps_input: whether the backward pass of relu goes by x, though y would do."""
+    """Apply a variant to x.
+
+    keeps_input: whether the backward pass of relu uses x, although y is sufficient.
+    """
     if type(x) not in PLAIN:
         _know_sharded_tensors()
-    if name == "dropout2d" and x.dim() == 3:  # which torch reads as samples, channels and length
-        _torchs_dropout2d(x, training=False)  # and warns of
+    if name == "dropout2d" and x.dim() == 3:  # torch takes this for samples, channels and length,
+        _torchs_dropout2d(x, training=False)  # and warns
         name = "dropout1d"
     compiling = torch.compiler.is_compiling()
     context: Any = visible if compiling else current()
@@ -262,7 +265,7 @@ def apply(
     training = training and context.on
     if compiling:
         text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
-        call: tuple[Any, ...] = name, text, p, row, bits  # p may be a symbol: the operators check it
+        call: tuple[Any, ...] = name, text, p, row, bits  # p may be symbolic: the operators check it when they run
     else:
         p, pairs = p if type(p) is float else _number(p), tuple(options.items())
         try:
@@ -287,12 +290,12 @@ def apply(
 
 
 def _number(p: Any) -> Any:
-    """p as a number of Python's: a tensor may have another value at the next call."""
+    """Convert p to a Python number, because a tensor may have another value at the next call."""
     return float(p) if isinstance(p, (torch.Tensor, np.generic)) else p
 
 
 def _check_as_numpys(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> None:
-    """Raise what gpudrop's function of arrays does, for options that have no hash."""
+    """Raise the error of gpudrop's function of arrays if an option has no hash."""
     for option, value in options.items():
         if isinstance(value, (list, dict, set, np.ndarray, torch.Tensor)):
             array = np.broadcast_to(np.float32(0), x.shape)
@@ -300,14 +303,14 @@ def _check_as_numpys(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> 
 
 
 def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:
-    """What the operators take, after x, for a `dropout` of it in training: the stream and the rest of the call."""
+    """Return the arguments of the operators after x, for `dropout` in training: the stream and the rest of the call."""
     context = current()
     call = _checked("dropout", p if type(p) is float else _number(p), True, None, FAMILY["dropout"].bits, ())
     return _stream(x, None, None, context), *call, context.first
 
 
 class Function(Protocol):
-    """A variant as a function of a tensor."""
+    """The type of a variant with one input tensor."""
 
     def __call__(
         self,
@@ -325,7 +328,7 @@ class Function(Protocol):
 
 
 class FunctionOfTwo(Protocol):
-    """The same of two tensors."""
+    """The type of a variant with two input tensors."""
 
     def __call__(
         self,
@@ -343,7 +346,7 @@ class FunctionOfTwo(Protocol):
 
 
 def _function(name: str) -> Any:
-    """The function of a variant."""
+    """Create the function of a variant."""
     row, defaults = FAMILY[name], own_options(name)
 
     def call(
@@ -403,7 +406,7 @@ def _function(name: str) -> Any:
 
     made: Any = function_of_two if len(row.inputs) > 1 else function
     made.__name__ = made.__qualname__ = name
-    made.__doc__ = f"`gpudrop.{name}` of a tensor: see there, and this module for what all of its functions take."
+    made.__doc__ = f"Apply `gpudrop.{name}` to a tensor. The module's docstring describes the common arguments."
     return made
 
 

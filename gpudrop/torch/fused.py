@@ -1,7 +1,7 @@
-"""Modules of torch's that apply an activation and the dropout after it in one pass, where nobody can tell.
+"""Subclasses of torch's modules that fuse an activation with the dropout after it, where this is unobservable.
 
-`convert` gives these classes to modules that exist. They keep their parts and their names; whether two parts are fused
-is decided at each call, for hooks come and go.
+`convert` changes existing modules to these classes. The children and their names stay the same. Each call decides
+whether to fuse, because hooks can be added and removed at any time.
 """
 
 from typing import Any
@@ -19,17 +19,17 @@ LINEAR = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MAKES_ITS_OUTPUT = frozenset([*LINEAR, *TRANSPOSED, *NORMS])
-"""Modules whose output is a new tensor, which they don't keep, and that don't write into their input."""
+"""Modules that return a new tensor, do not keep a reference to it and do not write to their input."""
 
 KEEPS_ITS_OUTPUT = ("relu", "sigmoid", "tanh")
-"""Activations for whose gradient torch keeps the output: their input may be overwritten before the backward pass."""
+"""Activations whose gradient uses the output in torch: the input may be overwritten before the backward pass."""
 
 WIDENED = ("softplus",)
-"""Activations that autocast computes in float32."""
+"""Activations that run in float32 under autocast."""
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether calling the module is calling the forward of its class, and nothing looks at what goes in and out."""
+    """Whether a call of the module only runs the forward of its class, without hooks."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -40,7 +40,7 @@ def _is_plain(module: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether something looks at all modules, or at all functions of torch's."""
+    """Whether a global hook observes all modules, or a mode observes all functions of torch."""
     if _has_any_global_hook():
         return True
     if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
@@ -49,7 +49,7 @@ def _is_watched() -> bool:
 
 
 def _drops(dropout: Any, x: Any) -> bool:
-    """Whether this module drops some of x, and does it by gpudrop's kernels."""
+    """Whether this module drops elements of x and uses gpudrop's kernels."""
     return (
         type(dropout) in modules.STANDS_FOR
         and dropout.training
@@ -61,7 +61,10 @@ def _drops(dropout: Any, x: Any) -> bool:
 
 
 def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any, x: Any) -> Any:
-    """dropout(activation(x)), in one pass where that makes no difference; before made x, after gets the result."""
+    """Return dropout(activation(x)), in one pass where this is unobservable.
+
+    before is the module that returned x. after is the module that receives the result.
+    """
     name = name_of(activation)
     if (
         name is None
@@ -73,7 +76,7 @@ def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any
         or (name in WIDENED and torch.is_autocast_enabled(x.device.type))
     ):
         return dropout(activation(x))
-    # Where nobody else can write into the result, the gradient of relu can go by it, and needs no x.
+    # If nothing else can write to the result, the gradient of relu can use the result instead of x.
     keeps_input = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
     return dropout.apply_to(x, activation=name, inplace=False, keeps_input=keeps_input)
 
@@ -99,7 +102,7 @@ class Sequential(nn.Sequential):
 
 
 class _FusedLayer(nn.Module):
-    """What both of torch's transformer layers do: linear2(dropout(activation(linear1(x))))."""
+    """The common part of torch's transformer layers: linear2(dropout(activation(linear1(x))))."""
 
     def _fed_forward(self, x: torch.Tensor) -> Any:
         parts: Any = self

@@ -1,4 +1,4 @@
-"""Modules: torch's own dropouts with an activation and another engine, and the variants that torch lacks."""
+"""Dropout modules: torch's own classes with gpudrop's kernels and an activation, and variants that torch lacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In torch.fx's symbolic trace a call of the module, as torch's own modules are there; else None."""
+    """Return a torch.fx proxy for a call of the module during symbolic tracing, as for torch's modules; else None."""
     if args and type(args[0]) in functional.PLAIN:
         return None
     proxy = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.fx.Proxy)), None)
@@ -34,7 +34,7 @@ def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def leaf(forward: Any) -> Any:
-    """A forward of torch's for a class that is traced as torch's own is: as one call of the module."""
+    """Wrap a forward of torch so that torch.fx traces it as one call of the module, as for torch's own class."""
 
     @functools.wraps(forward)
     def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ def leaf(forward: Any) -> Any:
 
 
 def refuse_scripts(module: Any) -> Any:
-    """What torch.jit.script asks a module for."""
+    """Raise an error when torch.jit.script compiles a module."""
     raise RuntimeError(
         f"torch.jit.script can't compile gpudrop's {type(module).__name__}: apply gpudrop.torch.revert to the model "
         "first, or use torch.compile or torch.export"
@@ -53,34 +53,35 @@ def refuse_scripts(module: Any) -> Any:
 
 
 class Variant(torch.nn.Module):
-    """A variant as a module; a subclass says which.
+    """The base class of the dropout modules; each subclass is the module of one variant.
 
     Parameters
     ----------
     p : float or Schedule
-        As for the function of `gpudrop.torch.functional`; its default without it. A Schedule (`gpudrop.schedules`) is
-        asked for p at `step`.
+        As for the function of `gpudrop.torch.functional`. The default is that function's. A Schedule
+        (`gpudrop.schedules`) returns p for the current `step`.
     inplace : bool
-        Whether the result is written into the input.
+        Whether the result is written to the input.
     activation : str, optional
-        Applied before, in the same pass.
+        The activation that is applied before dropout, in the same pass.
     generator : torch.Generator, optional
-        One of the host, instead of torch's own.
+        A CPU generator. By default it is torch's own.
     bits : int, optional
         Random bits per element.
     **options
-        The variant's own.
+        The variant's own options.
 
     Attributes
     ----------
     step : int
-        The training step that a Schedule is asked for: set it in the loop, on each of `model.modules()` that has one.
+        The training step that is passed to a Schedule. Set it in the training loop, on each of `model.modules()` that
+        has a Schedule.
 
     Notes
     -----
-    A deep copy of a module with a generator of its own draws other masks: its generator is seeded by a number that the
-    module's generator draws. Modules that stand for torch's leave to torch the tensors that gpudrop has no kernels for:
-    other devices, dtypes and layouts, and numbers of dimensions.
+    A deep copy of a module with its own generator draws other masks. The generator of the copy is seeded by a number
+    that the module's generator draws. A module that replaces a module of torch runs torch's code for tensors that
+    gpudrop does not support. These have other devices, dtypes, layouts or numbers of dimensions.
 
     Examples
     --------
@@ -93,11 +94,11 @@ class Variant(torch.nn.Module):
     """
 
     variant: ClassVar[str]
-    torchs: ClassVar[type[torch.nn.Module] | None] = None  # the class that it stands for
+    torchs: ClassVar[type[torch.nn.Module] | None] = None  # the equivalent class of torch.nn
     overwrites: ClassVar[bool] = True  # whether inplace has an effect
-    p: Any  # a float, as torch's classes have it, or a Schedule
+    p: Any  # a float, as in torch's classes, or a Schedule
 
-    # Of the class, for a module of torch's that becomes one of these has none.
+    # Class attributes, because a module that convert changes to this class has no instance attributes of these names.
     activation: str | None = None
     generator: torch.Generator | None = None
     step = 0
@@ -109,7 +110,7 @@ class Variant(torch.nn.Module):
         if of is not None:
             cls.variant, cls.torchs = of, next(iter(cls.__bases__[1:]), None)
             cls.bits, cls.options = FAMILY[of].bits, functional.own_options(of)
-            cls.__doc__ = f"`gpudrop.{of}` as a module: see there, and `Variant` for what all of them take."
+            cls.__doc__ = f"A module that applies `gpudrop.{of}`. `Variant` describes the common parameters."
 
     def __init__(
         self,
@@ -135,11 +136,11 @@ class Variant(torch.nn.Module):
         self.options = {**own} | {name: OPTIONS[name].check(value) for name, value in options.items()}
 
     def is_own(self) -> bool:
-        """Whether it does what no module of torch's does."""
+        """Whether the module has an activation, a generator or a Schedule, which torch's modules do not support."""
         return self.activation is not None or self.generator is not None or isinstance(self.p, Schedule)
 
     def probability(self) -> Any:
-        """p of this step."""
+        """Return p for the current step."""
         return self.p(self.step) if isinstance(self.p, Schedule) else self.p
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -156,7 +157,7 @@ class Variant(torch.nn.Module):
         inplace: bool | None = None,
         keeps_input: bool = False,
     ) -> torch.Tensor:
-        """The variant of the inputs, by default as the module's attributes say."""
+        """Apply the variant to the inputs; the defaults are the module's attributes."""
         return functional.apply(
             self.variant,
             inputs[0],
@@ -174,7 +175,7 @@ class Variant(torch.nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         generator = self.generator
-        if generator is not None and id(generator) not in memo:  # one for all modules that share it
+        if generator is not None and id(generator) not in memo:  # modules that share a generator share the new one
             memo[id(generator)] = torch.Generator().manual_seed(int(operators.drawn(generator)[0]))
         made = type(self).__new__(type(self))
         memo[id(self)] = made
@@ -197,7 +198,7 @@ class Variant(torch.nn.Module):
 
 
 IGNORES_INPLACE = ("AlphaDropout", "FeatureAlphaDropout")
-"""torch's own modules that never write into their input."""
+"""Torch's modules that ignore inplace and never write to their input."""
 
 
 def _forward_of_two(self: Variant, input: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,7 @@ def _forward_of_two(self: Variant, input: torch.Tensor, previous: torch.Tensor) 
 
 
 def _module_of(row: variants.Variant) -> type[Variant]:
-    """The class of a variant, named as its layer is; torch's class that it stands for is the second base."""
+    """Create the module class of a variant, with the name of its layer; torch's equivalent class is the second base."""
     body: dict[str, Any] = {"__module__": __name__, "overwrites": row.torchs not in IGNORES_INPLACE}
     if len(row.inputs) > 1:
         body["forward"] = _forward_of_two
@@ -215,65 +216,65 @@ def _module_of(row: variants.Variant) -> type[Variant]:
 
 
 MODULES = {name: _module_of(row) for name, row in FAMILY.items()}
-"""The module of each variant, by the variant's name."""
+"""Name of the variant -> module class."""
 
 globals().update((cls.__name__, cls) for cls in MODULES.values())
 
 if TYPE_CHECKING:
     # Generated by python -m tests.declarations.
     class Dropout(Variant, torch.nn.Dropout):
-        """`gpudrop.dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropout`. `Variant` describes the common parameters."""
 
     class Dropout1d(Variant, torch.nn.Dropout1d):
-        """`gpudrop.dropout1d` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropout1d`. `Variant` describes the common parameters."""
 
     class Dropout2d(Variant, torch.nn.Dropout2d):
-        """`gpudrop.dropout2d` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropout2d`. `Variant` describes the common parameters."""
 
     class Dropout3d(Variant, torch.nn.Dropout3d):
-        """`gpudrop.dropout3d` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropout3d`. `Variant` describes the common parameters."""
 
     class DropPath(Variant):
-        """`gpudrop.drop_path` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.drop_path`. `Variant` describes the common parameters."""
 
     class LockedDropout(Variant):
-        """`gpudrop.locked_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.locked_dropout`. `Variant` describes the common parameters."""
 
     class EmbeddingDropout(Variant):
-        """`gpudrop.embedding_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.embedding_dropout`. `Variant` describes the common parameters."""
 
     class TokenDropout(Variant):
-        """`gpudrop.token_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.token_dropout`. `Variant` describes the common parameters."""
 
     class ConsistentDropout(Variant):
-        """`gpudrop.consistent_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.consistent_dropout`. `Variant` describes the common parameters."""
 
     class DropConnect(Variant):
-        """`gpudrop.drop_connect` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.drop_connect`. `Variant` describes the common parameters."""
 
     class DropBlock1d(Variant):
-        """`gpudrop.dropblock1d` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropblock1d`. `Variant` describes the common parameters."""
 
     class DropBlock2d(Variant):
-        """`gpudrop.dropblock2d` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.dropblock2d`. `Variant` describes the common parameters."""
 
     class AlphaDropout(Variant, torch.nn.AlphaDropout):
-        """`gpudrop.alpha_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.alpha_dropout`. `Variant` describes the common parameters."""
 
     class FeatureAlphaDropout(Variant, torch.nn.FeatureAlphaDropout):
-        """`gpudrop.feature_alpha_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.feature_alpha_dropout`. `Variant` describes the common parameters."""
 
     class GaussianDropout(Variant):
-        """`gpudrop.gaussian_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.gaussian_dropout`. `Variant` describes the common parameters."""
 
     class UniformDropout(Variant):
-        """`gpudrop.uniform_dropout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.uniform_dropout`. `Variant` describes the common parameters."""
 
     class GaussianNoise(Variant):
-        """`gpudrop.gaussian_noise` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.gaussian_noise`. `Variant` describes the common parameters."""
 
     class Zoneout(Variant):
-        """`gpudrop.zoneout` as a module: see there, and `Variant`."""
+        """A module that applies `gpudrop.zoneout`. `Variant` describes the common parameters."""
 
         def forward(self, input: torch.Tensor, previous: torch.Tensor) -> torch.Tensor: ...  # type: ignore[override]
 
@@ -282,29 +283,29 @@ if TYPE_CHECKING:
 STANDS_FOR: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     cls: cls.torchs for cls in MODULES.values() if cls.torchs is not None
 }
-"""The modules that stand for torch's, and which these are."""
+"""gpudrop's module class -> the equivalent class of torch.nn."""
 
 
 class WeightDrop(torch.nn.Module):
-    """Run a module with some of its parameters dropped, by one mask for a call: DropConnect of any module.
+    """Run a module with dropout on some of its parameters: DropConnect for any module, with one mask per call.
 
-    Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", ICML 2013;
-    for an LSTM's weights from state to state, Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
+    Source: Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", ICML 2013.
+    For the recurrent weights of an LSTM: Merity, Keskar and Socher, "Regularizing and optimizing LSTM language
     models", ICLR 2018.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Its parameters stay its own, whole, and receive the gradients.
+        The module to run. Its parameters are not changed, and receive the gradients.
     names : str or sequence of str
-        Which of its parameters, by the names of `named_parameters`.
+        The parameters to drop, by their names in `named_parameters`.
     p, generator, bits
-        As for `Variant`; p's default is that of `gpudrop.drop_connect`.
+        As for `Variant`. The default of p is that of `gpudrop.drop_connect`.
 
     Raises
     ------
     ValueError
-        If the module has no parameter of such a name.
+        If the module has no parameter of this name.
 
     Examples
     --------

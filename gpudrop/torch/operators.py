@@ -1,4 +1,4 @@
-"""The operators: a stream drawn from torch's generator, and the fused forward and backward passes as pure functions.
+"""The torch operators: one draws a stream, two are the fused forward and backward passes, as pure functions.
 
     gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int site, bool block, Device device)
         -> Tensor
@@ -6,19 +6,19 @@
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
 
-CALL is the rest of a call, as numbers and text: which variant, its options as JSON, its p, activation, bits, and the
-number of the first sample. The options may hold two more: "shard", where x is a part of a tensor, of which shape that
-is and where in it the part begins; and "keeps", "input" if the backward pass of relu gets x, though y would do.
+CALL is the rest of a call, as numbers and text: the variant, its options as JSON, p, activation, bits, and the index of
+the first sample. The options may have two more keys. "shard" is set if x is a part of a tensor: the shape of the tensor
+and the index of the part's first element. "keeps" is "input" if the backward pass of relu receives x instead of y.
 
-A mask is a function of the stream and CALL, so the backward pass gets those alone, and what runs either of them again
-draws the same mask. `stream` is what draws, so randomness is decided there: vmap asks it for a stream for each sample,
-and compilers that run parts of a graph again keep what it has drawn (`tracing`). It returns a seed and a call, int64 of
-shape (*batch, 2), on the host: device is always "cpu", and tells torch which generator's state to save. site is
-another number at each call site in a compiled graph, for torch merges equal calls; block says that the graph was
-compiled for a block whose generator draws, as mc_samples makes one.
+A mask is a function of the stream and CALL. The backward pass therefore needs only these, and running either pass again
+draws the same mask. All randomness is in `stream`. vmap calls it for one stream per sample, and compilers that
+recompute parts of a graph save its output (`tracing`). It returns a seed and a call, int64 of shape (*batch, 2), on the
+CPU. device is always "cpu", and tells torch which generator's state to save. site is different at each call site in a
+compiled graph, because torch merges equal calls. block is true if the graph was compiled inside a block with its own
+generator, such as mc_samples.
 
-A kernel gets the two numbers as arguments. Where a graph is captured or compiled for a GPU, `placed` brings them there
-and the kernel reads them, for arguments are the same at each replay.
+A kernel receives the two numbers as arguments. Arguments are the same at each replay of a graph. In a graph that is
+captured or compiled for a GPU, `placed` therefore copies the numbers to the GPU, and the kernel reads them there.
 """
 
 import functools
@@ -55,34 +55,35 @@ library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tens
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
 
 
-# The overloads themselves, which take less time to call.
+# The overloads: calling them directly is faster.
 STREAM, PLACED = torch.ops.gpudrop.stream.default, torch.ops.gpudrop.placed.default
 FORWARD, BACKWARD = torch.ops.gpudrop.forward.default, torch.ops.gpudrop.backward.default
 
 
 def drawn(generator=None):
-    """A seed and a call, all 128 bits of them from torch's generator on the host."""
+    """Draw a seed and a call, 128 random bits, from torch's CPU generator."""
     return torch.empty(2, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
 
 
 def _drawn_in_graph(generator, block):
-    """The same in a compiled graph, which was compiled for a context."""
-    context, again = current(), torch._C._current_graph_task_id() != -1  # in a backward pass, with the state of before
+    """Draw a seed and a call in a compiled graph, which must run in the context that it was compiled for."""
+    # again: recomputation in a backward pass, for which torch has restored its generator's state
+    context, again = current(), torch._C._current_graph_task_id() != -1
     if again and block:
         raise RuntimeError(
-            "what a compiled model has drawn within mc_samples can't be drawn again for a backward pass: call it under "
+            "a compiled model within mc_samples can't draw its masks again for a backward pass: call it under "
             "torch.no_grad()"
         )
     if not again and (not context.on or (context.rng is not None) != block):
         raise RuntimeError(
             "a compiled model runs in another context than it was compiled for: don't call it in one asyncio task "
-            "while another one waits within no_dropout or mc_samples"
+            "while another task is inside no_dropout or mc_samples"
         )
     return to_tensor(context.rng.next()) if block and context.rng else drawn(generator)
 
 
 def stream(base=None, *, generator=None, batch=(), site=0, block=False, device):
-    """The stream of a call, or one for each sample: those of the generators that it spawns, as in mc_samples."""
+    """Return the stream of a call, or one stream per sample, from generators spawned as in mc_samples."""
     if base is None:
         base = _drawn_in_graph(generator, block) if site else drawn(generator)
     if not batch:
@@ -92,9 +93,9 @@ def stream(base=None, *, generator=None, batch=(), site=0, block=False, device):
 
 
 def placed(stream, *, device):
-    """The stream in a GPU's memory; while a graph is captured, another one, which differs at each replay.
+    """Return the stream in GPU memory; during graph capture, a new stream that differs at each replay.
 
-    That one is drawn by torch's generator of the device, which a graph moves on.
+    Torch's CUDA generator draws the new stream. Each replay of the graph advances that generator.
     """
     if torch.cuda.is_current_stream_capturing():
         return torch.empty_like(stream, device=device).random_(-(2**63), None)
@@ -102,7 +103,7 @@ def placed(stream, *, device):
 
 
 def to_tensor(stream):
-    """A Stream as the operators take it: both numbers as signed ones, on the host."""
+    """Convert a Stream for the operators: a CPU tensor of both numbers as signed integers."""
     return torch.tensor([_signed(stream.seed), _signed(stream.call)], device="cpu")
 
 
@@ -119,14 +120,14 @@ def _to_stream(tensor):
 
 @functools.lru_cache(maxsize=1024)
 def _options(text):
-    """The variant's own options and its Shard, and whether the backward pass of relu gets x."""
+    """Parse the options of a call: (options and Shard, whether the backward pass of relu receives x)."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     shard, keeps = read.pop("shard", None), read.pop("keeps", None)
     return read | ({} if shard is None else {"shard": Shard(*shard)}), keeps == "input"
 
 
 class _Memory:
-    """A tensor's memory on the host, for NumPy: through tensor.numpy() torch could never resize or free it again."""
+    """The CPU memory of a tensor, for NumPy; after tensor.numpy() torch could never resize or free it."""
 
     __slots__ = ("tensor",)
 
@@ -141,22 +142,22 @@ class _Memory:
 
 
 def as_array(tensor):
-    """The tensor's memory as a NumPy or CuPy array."""
+    """Return a NumPy or CuPy view of the tensor's memory."""
     bits = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
     if tensor.is_cuda:
         import cupy
 
-        array = cupy.from_dlpack(bits.detach())  # __dlpack__ looks at requires_grad below autograd, too
+        array = cupy.from_dlpack(bits.detach())  # __dlpack__ rejects requires_grad, even below autograd
     else:
         array = np.from_dlpack(_Memory(bits))
     return array.view(ml_dtypes.bfloat16) if tensor.dtype is torch.bfloat16 else array
 
 
 def on_stream_of(tensor):
-    """Where a call runs: if the tensor is on a GPU, on torch's current stream there and with torch's memory.
+    """Return the context manager for a call: on a GPU, it selects torch's current CUDA stream and torch's allocator.
 
-    A graph that is being captured owns what torch allocates, while CuPy's pool would hand a mask's memory on after the
-    capture, and may have none without asking CUDA, which a capture forbids.
+    A captured graph owns the memory that torch allocates during the capture. CuPy's pool would reuse that memory after
+    the capture. It may also have to allocate from CUDA, which is forbidden during a capture.
     """
     return _on_device(tensor.device) if tensor.is_cuda else nullcontext()
 
@@ -171,7 +172,7 @@ def _on_device(device):
 
 
 def _allocate(device, size):
-    """So many bytes, for CuPy."""
+    """Allocate memory from torch for CuPy; size is in bytes."""
     import cupy
 
     memory = torch.empty(size, dtype=torch.uint8, device=device)
@@ -179,20 +180,20 @@ def _allocate(device, size):
 
 
 def _prepare(x, other, stream, call, backward=False):
-    """The checked call, on x or for a gradient on dy."""
+    """Return the checked call for x, or for dy in a backward pass."""
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
     options, by_input = _options(options)
     activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits} | options
-    # As it was called, wherever a backward pass runs.
+    # The context of the forward call, because a backward pass may run in another one.
     return FAMILY[variant].function.prepare(
         *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
     )
 
 
 def _result(tensor):
-    """torch's memory for a result: in torch's form, and of its allocator."""
+    """Return an operand for a result that torch has allocated."""
     return as_operand("out", as_array(tensor))
 
 
@@ -204,7 +205,7 @@ def forward(x, other, stream, *call):
 
 
 def backward(dy, saved, stream, *call, out=None):
-    """dx; by the operators a new tensor, by those who own dy and call this itself perhaps dy, as out."""
+    """Compute dx. The operators return a new tensor; a direct caller that owns dy may pass it as out."""
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with on_stream_of(dy):
@@ -245,13 +246,13 @@ def _(dy, saved, stream, *call):
 
 
 def _saved(ctx):
-    """What a pass has kept, or None. Once a backward pass, for a checkpoint gives it out once."""
+    """Return the saved tensor, or None. Call it once per backward pass: a checkpoint returns tensors only once."""
     tensors = ctx.saved_tensors
     return tensors[0] if tensors else None
 
 
 class _Forward(torch.autograd.Function):
-    """y, and its derivatives: each element of y is a function of its own element of x."""
+    """The forward pass and its derivatives; each element of y depends on one element of x."""
 
     @staticmethod
     def forward(ctx, keyset, x, other, stream, *call):
@@ -272,7 +273,7 @@ class _Forward(torch.autograd.Function):
 
 
 def _kept(call, x, y):
-    """What the slope is a function of: x, y or neither."""
+    """Return the tensor that the derivative of the activation needs: x, y or None."""
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
@@ -281,7 +282,10 @@ def _kept(call, x, y):
 
 
 def _through(dy, saved, stream, call, again):
-    """dy * dy/dx, in one pass; or, if it may be differentiated again, by torch's own slope of what bends."""
+    """Return dy * (derivative of y), in one pass.
+
+    If it may be differentiated again and the activation is nonlinear, torch's own operators compute the derivative.
+    """
     variant, options, p, name, *rest = call
     if not (again and name in TORCHS and find_activation(name).slope_of == "input"):
         return BACKWARD(dy, saved, stream, *call, False)
@@ -290,7 +294,7 @@ def _through(dy, saved, stream, call, again):
 
 
 class _Backward(torch.autograd.Function):
-    """dx, as a function of dy, in which it is linear."""
+    """The backward pass and its derivative; dx is linear in dy."""
 
     @staticmethod
     def forward(ctx, keyset, dy, saved, stream, *call):
@@ -310,19 +314,19 @@ class _Backward(torch.autograd.Function):
 
 
 NO_SECOND_DERIVATIVE = (
-    "the backward pass of {!r} can't be differentiated once more; for second derivatives apply the activation by "
-    "itself, before a dropout without one"
+    "the backward pass of {!r} can't be differentiated again; for second derivatives apply the activation separately, "
+    "before a dropout without an activation"
 )
 
 
 def _below(operator, keyset, *arguments):
-    """What an operator computes, without its derivative."""
+    """Call an operator below autograd, without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
 def _computed(operator, keyset, *arguments):
-    """The same in a Function, where torch has switched derivatives off: outer transforms of torch.func want theirs."""
+    """Call an operator in a Function, with derivatives on: outer transforms of torch.func need theirs."""
     if not torch._C._are_functorch_transforms_active():
         return _below(operator, keyset, *arguments)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -330,13 +334,14 @@ def _computed(operator, keyset, *arguments):
 
 
 def _differentiable(operator, function, tangent):
-    """Give an operator, whose first two arguments are differentiated, its derivatives.
+    """Register the derivatives of an operator with respect to its first two arguments.
 
-    As torch.library.register_autograd does, which takes 20 microseconds longer at each call and has no forward mode.
-    Within the transforms of torch.func an operator gets here once for each of them, as torch's own do, so the function
-    is applied to one level of them.
+    torch.library.register_autograd would do the same, but takes 20 microseconds longer per call and has no forward
+    mode. Under transforms of torch.func, the kernel is called once for each transform, as for torch's own operators.
+    The Function is therefore applied to one level only.
 
-    tangent(operator, primals, tangents, *others) is what it gives for dual numbers, by operators that take such.
+    tangent(operator, primals, tangents, *others) returns the result for dual numbers. It must call only operators that
+    accept dual numbers.
     """
     apply = super(torch.autograd.Function, function).apply
 
@@ -360,10 +365,10 @@ def _unpacked(tensor):
 
 
 def _tangent(operator, primals, tangents, stream, *call):
-    """Each element of y is a function of its own element of x: its tangent is what a gradient would be."""
+    """Return y with its tangent; each element of y depends on one element of x, so the tangent is like a gradient."""
     (x, other), (dx, dother), name = primals, tangents, call[3]
     if x.requires_grad and dx is not None and find_activation(name).slope_of == "input":
-        # The gradient is to have a tangent as well, which it gets from an activation of torch's.
+        # The gradient needs a tangent too. Torch's own activation provides it.
         if name not in TORCHS:
             raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
         activated = TORCHS[name].value(forward_ad.make_dual(x, dx))
@@ -393,11 +398,11 @@ _differentiable(BACKWARD, _Backward, _tangent_of_gradient)
 
 
 def _streams_of_samples(base=None, *, batch=(), **options):
-    """What randomness says of this vmap: one stream for all of its samples, one for each, or an error, torch's own.
+    """Apply the randomness option of vmap: one stream for all samples, one stream per sample, or torch's own error.
 
-    A base is drawn already, or nothing random: that is no error.
+    If base is set, the stream has been drawn already or is fixed, so there is no error.
     """
-    interpreter = functorch.peek_interpreter_stack()  # which vmap points to, and doesn't keep
+    interpreter = functorch.peek_interpreter_stack()  # keep this reference: vmap below only points to it
     vmap = functorch.CVmapInterpreterPtr(interpreter)
     if base is None and vmap.randomness() == functorch.RandomnessType.Error:
         torch.rand(0)
@@ -412,7 +417,7 @@ library.impl("stream", _streams_of_samples, "FuncTorchVmapMode")
 
 
 def _each_sample(operator):
-    """The operator for each sample, one after another: a sample's mask is that of its own stream."""
+    """Register the vmap rule of an operator: call it for one sample after another, each with its own stream."""
 
     def rule(info, in_dims, first, second, stream, *call):
         tensors, dims = (first, second, stream), in_dims[:3]

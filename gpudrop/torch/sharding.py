@@ -1,6 +1,6 @@
-"""Sharded tensors: each rank draws its own part of the mask of the whole tensor, and nothing is exchanged for it.
+"""Sharded tensors (DTensor): each rank draws its own part of the whole tensor's mask, without communication.
 
-All ranks must draw the same stream: seed torch's generator equally on all of them.
+All ranks must draw the same stream: seed torch's generator with the same number on all of them.
 """
 
 import json
@@ -13,12 +13,12 @@ from gpudrop.variants import FAMILY
 
 
 def _sharded(operator):
-    """What the operator does with DTensors: the same with each rank's own part."""
+    """Register the rule of an operator for DTensors: apply it to the local part of each rank."""
 
     def rule(cls, function, types, args=(), kwargs=None):
         x, other, stream, variant, options, *call = args
         mesh = x.device_mesh
-        # A gradient comes to where the forward pass was, if that kept something, and not the other way round.
+        # If the forward pass saved an array, the gradient is redistributed to its placements, not the other way round.
         placements = tuple(map(_placement(variant), (x if other is None else other).placements))
         locals_ = [t if t is None else t.redistribute(mesh, placements).to_local() for t in (x, other)]
         if any(isinstance(placement, Shard) for placement in placements):
@@ -30,7 +30,7 @@ def _sharded(operator):
 
 
 def _begin(shape, mesh, placements):
-    """Where this rank's part of a tensor begins: along an axis ranks have chunks as torch.chunk makes them."""
+    """Return the index of the first element of this rank's part; parts along an axis are those of torch.chunk."""
     left, begin = list(shape), [0] * len(shape)
     for mesh_axis, placement in enumerate(placements):
         if isinstance(placement, Shard):
@@ -42,7 +42,10 @@ def _begin(shape, mesh, placements):
 
 
 def _placement(variant):
-    """How a tensor must lie: as it does, or on each rank as a whole where it is a part of no simple kind."""
+    """Return a function placement -> required placement: a plain Shard is kept, anything else is replicated.
+
+    A variant whose mask depends on the whole tensor is always replicated.
+    """
 
     def placement(given):
         simple = type(given) is Shard and not FAMILY[variant].whole

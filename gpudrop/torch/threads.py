@@ -1,7 +1,7 @@
-"""Torch's threads for the host kernels.
+"""Run the CPU kernels on torch's threads.
 
-Torch's OpenMP threads spin for a while after each operator, and threads of our own would share the processor's cores
-with them. So the kernels run on torch's, where torch is built with GNU's OpenMP, as its packages for Linux are.
+Torch's OpenMP threads spin for a while after each operator, so threads of our own would compete with them for cores.
+The kernels therefore run on torch's threads if torch is built with GNU OpenMP, as its packages for Linux are.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from gpudrop.kernels import threads as kernel_threads
 
 
 def join() -> None:
-    """Let the kernels use torch's threads from now on, in this process; no more of them than torch does."""
+    """Run the kernels on torch's threads from now on, in this process; torch's number of threads is the limit."""
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if not libraries or not torch.backends.openmp.is_available():
         return
@@ -26,7 +26,7 @@ def join() -> None:
     process = os.getpid()
 
     def team(work: Callable[[], None], threads: int) -> bool:
-        if os.getpid() != process:  # its threads don't survive a fork, and it would wait for them
+        if os.getpid() != process:  # OpenMP threads don't survive a fork, and a call would wait for them forever
             return False
         caller, through = threading.get_ident(), False
 
@@ -35,10 +35,10 @@ def join() -> None:
             mine = threading.get_ident() == caller
             work()
             if mine:
-                through = True  # and nothing is called after it, where an interrupt could come
+                through = True  # the last statement: no call follows that an interrupt could hit
 
         parallel(function(member), None, min(threads, torch.get_num_threads()), 0)
-        if not through:  # an interrupt came as it began, which ctypes doesn't raise
+        if not through:  # an interrupt arrived at the start of the callback; ctypes does not raise it
             raise KeyboardInterrupt
         return True
 

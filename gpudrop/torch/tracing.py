@@ -1,4 +1,4 @@
-"""What a compiler may do with a traced graph that draws: it may run other parts of it again, but not the drawing."""
+"""A rule for compilers: a traced graph may recompute other operators, but not the operators that draw streams."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from gpudrop.torch import operators
 
 
 def _recorded(operator: Any) -> None:
-    """Have what the operator draws kept for the backward pass, where the compiler decides what it keeps.
+    """Tell the compiler to save the output of an operator for the backward pass.
 
-    With activation_memory_budget = 0 it keeps nothing, and in checkpointed regions as little as it can. The drawing is
-    run again there, with the state that torch's generator had, for which `CheckpointPolicy` asks.
+    With activation_memory_budget = 0 the compiler saves nothing, so the policy asks for recomputation. In checkpointed
+    regions, which set their own policy, it saves as little as possible. The operator then runs again with the
+    previous state of torch's generator.
     """
 
     def record(mode: ProxyTorchDispatchMode, *args: Any, **kwargs: Any) -> Any:

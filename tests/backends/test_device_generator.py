@@ -112,7 +112,7 @@ def test_pytorch_refuses_device_generators():
     torch = pytest.importorskip("torch")
     rng = Generator(0)
     rng.stored = True
-    with pytest.raises(ValueError, match="rng must have its state on the host; in a captured graph"):
+    with pytest.raises(ValueError, match="rng must keep its state on the CPU; for a captured graph"):
         functional.dropout(torch.ones(3), 0.5, rng=rng)
 
 

@@ -130,7 +130,7 @@ def test_a_shard_that_does_not_fit_x_is_refused_and_draws_nothing(message):
             call(WRONG[message])
     with pytest.raises(TypeError, match=r"shard must be a gpudrop.Shard"):  # also for an empty mask
         gpudrop.keep_mask((0, 3), 0.5, rng, shard=((4, 6), (0, 3)))
-    with pytest.raises(ValueError, match="give start or shard, not both"):
+    with pytest.raises(ValueError, match="start and shard can't both be set"):
         gpudrop.keep_mask((4, 3), 0.5, rng, start=3, shard=Shard((4, 6), (0, 3)))
     assert rng.state_dict()["call"] == 0
 

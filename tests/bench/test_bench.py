@@ -104,7 +104,7 @@ def test_ceilings_are_checked(monkeypatch, name):
     x, dy, call = prepared(CONTENDERS[name], case)
     (y,) = call()
     y[-1] += 1
-    with pytest.raises(checks.Wrong, match="no copy"):
+    with pytest.raises(checks.Wrong, match="not a copy"):
         CONTENDERS[name].check(case, x, dy, [y])
 
 

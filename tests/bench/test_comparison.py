@@ -135,7 +135,7 @@ def test_a_contender_with_a_wrong_result_is_not_timed(monkeypatch, no_gpu):
 def test_the_command_fails_if_gpudrop_is_wrong_or_fails(monkeypatch, tmp_path, result):
     monkeypatch.setattr(comparison, "run", lambda progress: made(**TIMED | {OURS_READY: result} if result else {}))
     message = command(monkeypatch, "--json", tmp_path / "found.json")
-    assert message == "gpudrop bench: gpudrop is wrong or fails in relu float32 1,000; gpudrop selftest says more"
+    assert message == "gpudrop bench: gpudrop is wrong or fails in relu float32 1,000; run gpudrop selftest for details"
     assert (tmp_path / "found.json").exists()
 
 

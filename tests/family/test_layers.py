@@ -164,7 +164,7 @@ def test_repr(layer, text):
             lambda: layers.DropPath(block_size=3),
         ),
         (TypeError, "GaussianNoise has no option 'keep_prob'", lambda: layers.GaussianNoise(keep_prob=0.3)),
-        (TypeError, "GaussianNoise has no option 'p'; how strong it is, std says", lambda: layers.GaussianNoise(p=0.3)),
+        (TypeError, "GaussianNoise has no option 'p'; its strength is std", lambda: layers.GaussianNoise(p=0.3)),
         (TypeError, "GaussianNoise.*multiple values for argument 'std'", lambda: layers.GaussianNoise(0.3, std=0.3)),
         (ValueError, "p must be below 1", lambda: layers.GaussianDropout(1)),
         (ValueError, "std must be finite and not negative", lambda: layers.GaussianNoise(-1)),
@@ -172,7 +172,7 @@ def test_repr(layer, text):
         (ValueError, "unknown activation 'gelo'", lambda: layers.DropPath(activation="gelo")),
         (ValueError, "bits must be one of 8, 16, 32, got 12", lambda: layers.DropPath(bits=12)),
         (RuntimeError, "backward needs a call", lambda: layers.Zoneout().backward(np.ones(3))),
-        (ValueError, "give p or keep_prob, not both", lambda: layers.DropPath(0.1, keep_prob=0.9)),
+        (ValueError, "p and keep_prob can't both be set", lambda: layers.DropPath(0.1, keep_prob=0.9)),
     ],
 )
 def test_errors(error, message, call):
@@ -268,7 +268,7 @@ def test_unknown_attributes_can_not_be_set(cls):
     for name, near in (("keep_prop", "keep_prob"), ("activatoin", "activation"), ("nonsense", None), ("seed", "rng")):
         near = None if near == "keep_prob" and cls is layers.GaussianNoise else near
         with pytest.raises(
-            AttributeError, match=f"^{cls.__name__} has no attribute '{name}' to be set; it has "
+            AttributeError, match=f"^{cls.__name__} has no attribute '{name}' that can be set; it has "
         ) as told:
             setattr(layer, name, 1)
         assert str(told.value).endswith(f"; did you mean '{near}'?" if near else "training")
@@ -375,7 +375,7 @@ def test_backward_goes_through_remembered_calls_in_reverse_order(cls, remember, 
             np.testing.assert_array_equal(y, again)
             for got, gradient in zip(as_tuple(layer.backward(y)), as_tuple(backprop(y)), strict=True):
                 np.testing.assert_array_equal(got, gradient)
-        with pytest.raises(RuntimeError, match=f"there is none left, with remember={remember}"):
+        with pytest.raises(RuntimeError, match=f"with remember={remember}, backward has used all of them"):
             layer.backward(y)
     assert len(recwarn) == 0
 
@@ -438,7 +438,7 @@ def off(layer, x):
 def test_a_backward_pass_that_skips_a_training_call_warns_once(calls):
     x, layer = np.ones(9), layers.Dropout(0.5, rng=Generator(0))
     calls(layer, x)
-    message = "backward goes through the last call of this Dropout, and leaves out 1 in training before it"
+    message = "backward uses only the last call of this Dropout and ignores 1 earlier call"
     with pytest.warns(RuntimeWarning, match=message) as told:
         layer.backward(x)
     assert told[0].filename == __file__

@@ -194,9 +194,9 @@ def test_results_that_cannot_be_added_up(result):
 
 def test_results_without_a_sample_axis():
     assert gpudrop.mc_samples(lambda x: gpudrop.dropout(x, 0.4).sum(), X, 2).mean.shape == ()
-    with pytest.raises(ValueError, match="fn must return an array whose first axis goes with x's"):
+    with pytest.raises(ValueError, match="fn must return an array whose first axis is as long as x itself"):
         gpudrop.mc_samples(lambda x: x.sum(), X, 2, batch_size=3)
-    with pytest.raises(ValueError, match="x must have a first axis"):
+    with pytest.raises(ValueError, match="x must be an array whose first axis counts samples"):
         gpudrop.mc_samples(lambda x: x, np.array(1.0), 2)
 
 

@@ -143,7 +143,7 @@ X = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
         (ValueError, "unknown backend 'gpu'", lambda: gpudrop.keep_mask(3, 0.5, backend="gpu")),
         (TypeError, "fn must be a function of x, got NoneType", lambda: gpudrop.mc_samples(None, X, 3)),
         (ValueError, "n must be at least 1, got 0", lambda: gpudrop.mc_samples(abs, X, 0)),
-        (ValueError, "x must have a first axis", lambda: gpudrop.mc_samples(abs, [1.0], 3)),
+        (ValueError, "x must be an array whose first axis counts samples", lambda: gpudrop.mc_samples(abs, [1.0], 3)),
         (TypeError, "batch_size must be an integer", lambda: gpudrop.mc_samples(abs, X, 3, batch_size=1.5)),
         (TypeError, "first must be an integer", lambda: gpudrop.mc_samples(abs, X, 3, first=None)),
         (TypeError, f"{RNG}str", lambda: gpudrop.mc_samples(abs, X, 3, "seed")),

@@ -154,13 +154,19 @@ def test_a_state_of_another_layer_is_refused_and_changes_nothing():
     """Everything that changes results is checked, except p, which is restored."""
     layer = layers.LockedDropout(0.5, rng=Generator(3), activation="relu", time_axis=0)
     others = {
-        "the state is of 'dropout', and this layer is 'locked_dropout'": layers.Dropout(rng=Generator(1)),
-        "the state is of a layer with activation='gelu', and this one has activation='relu'": {"activation": "gelu"},
-        "the state is of a layer with activation=None, and this one has activation='relu'": {"activation": None},
-        "the state is of a layer with bits=8, and this one has bits=16": {"bits": 8},
-        "the state is of a layer with time_axis=1, and this one has time_axis=0": {"time_axis": 1},
-        "the state is of a layer that draws from the default generator, and this one draws from a gen": {"rng": None},
-        "the state is of a layer that draws from a Stream, which repeats its mask, and this": {"rng": Stream(1, 1)},
+        "the state belongs to a layer of 'dropout', but this layer is of 'locked_dropout'": layers.Dropout(
+            rng=Generator(1)
+        ),
+        "the state has activation='gelu', but this layer has activation='relu'": {"activation": "gelu"},
+        "the state has activation=None, but this layer has activation='relu'": {"activation": None},
+        "the state has bits=8, but this layer has bits=16": {"bits": 8},
+        "the state has time_axis=1, but this layer has time_axis=0": {"time_axis": 1},
+        "the state belongs to a layer that draws from the default generator, but this one draws from its own": {
+            "rng": None
+        },
+        "the state belongs to a layer that draws from a Stream, which repeats its mask, but this": {
+            "rng": Stream(1, 1)
+        },
     }
     before = layer.state_dict()
     for message, other in others.items():
@@ -169,7 +175,7 @@ def test_a_state_of_another_layer_is_refused_and_changes_nothing():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             layer.load_state_dict(json.loads(json.dumps(other.state_dict())))
         assert layer.state_dict() == before
-    with pytest.raises(ValueError, match="time_axis=False, and this one has time_axis=0"):
+    with pytest.raises(ValueError, match="time_axis=False, but this layer has time_axis=0"):
         layer.load_state_dict(before | {"time_axis": False})
 
 
@@ -178,7 +184,7 @@ def test_a_state_with_its_own_generator_is_never_restored_into_the_default_one()
     saved = [layers.Dropout(0.5, rng=Generator(seed)).state_dict() for seed in (1, 2)]
     default = gpudrop.manual_seed(5)
     for state in saved:
-        with pytest.raises(ValueError, match="draws from a generator of its own, and this one draws from the def"):
+        with pytest.raises(ValueError, match="draws from its own generator, but this one draws from the def"):
             layers.Dropout(0.5).load_state_dict(state)
     assert default.state_dict() == {"seed": 5, "call": 0}
     restored = [layers.Dropout(0.5, rng=Generator()) for _ in saved]

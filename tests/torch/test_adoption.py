@@ -444,9 +444,7 @@ def test_without_cupy_torch_computes_cuda_tensors_with_one_warning(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     functional._have_cupy.cache_clear()
     try:
-        with pytest.warns(
-            UserWarning, match="leaves CUDA tensors to PyTorch's own dropout, for CuPy can't be imported"
-        ):
+        with pytest.warns(UserWarning, match="uses PyTorch's own dropout for CUDA tensors, as CuPy can't be imported"):
             assert not functional.serves(on_cuda(torch.ones(3)), "dropout")
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -190,7 +190,7 @@ def test_a_compiled_model_refuses_a_context_that_it_was_not_compiled_for():
         again = torch.compile(lambda x: functional.dropout(x * w, 0.5).sin(), backend="aot_eager_decomp_partition")
         with context.Changes(rng=gpudrop.Generator(1)):
             y = again(x)
-        with pytest.raises(RuntimeError, match="can't be drawn again for a backward pass"):
+        with pytest.raises(RuntimeError, match="can't draw its masks again for a backward pass"):
             y.sum().backward()
 
 

@@ -190,7 +190,7 @@ def test_without_the_flag_the_other_demo_runs(monkeypatch):
 def test_a_picture_is_refused():
     done = CliRunner().invoke(app, ["demo", "--torch", "--picture", "here.png"], env={"TERM": "dumb"})
     assert done.exit_code == 2
-    assert "there is no picture with --torch" in done.output
+    assert "can't be combined with --torch" in done.output
 
 
 def test_a_missing_torch_is_named(monkeypatch):
@@ -198,7 +198,7 @@ def test_a_missing_torch_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(sys, "argv", ["gpudrop", "demo", "--torch"])
-    with pytest.raises(SystemExit, match=r"^gpudrop demo: gpudrop.torch needs PyTorch, which is the package torch$"):
+    with pytest.raises(SystemExit, match=r"^gpudrop demo: gpudrop.torch needs PyTorch: install the package torch$"):
         main()
 
 

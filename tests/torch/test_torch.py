@@ -462,7 +462,7 @@ def test_repr_and_options():
             call(samples=2)
     with pytest.raises(ValueError, match="unknown activation 'gelo'"):
         modules.Dropout(activation="gelo")
-    with pytest.raises(ValueError, match="give generator or rng, not both"):
+    with pytest.raises(ValueError, match="generator and rng can't both be set"):
         functional.dropout(torch.ones(3), 0.5, rng=STREAM, generator=torch.Generator())
 
 

@@ -98,7 +98,7 @@ X = np.arange(1, 9, dtype=np.float32)
             "start must be so small that the mask ends below",
             lambda: gpudrop.keep_mask(3, 0.5, Stream(0, 0), start=2**64 - 2),
         ),
-        (ValueError, "give p or keep_prob, not both", lambda: gpudrop.Dropout(0.5, keep_prob=0.5)),
+        (ValueError, "p and keep_prob can't both be set", lambda: gpudrop.Dropout(0.5, keep_prob=0.5)),
         (ValueError, "keep_prob must be between 0 and 1, got 2", lambda: gpudrop.Dropout(keep_prob=2)),
         (RuntimeError, "backward needs a call of the layer before it", lambda: gpudrop.Dropout().backward(X)),
         (ValueError, "activation 'relu' exists already", lambda: gpudrop.register_activation("relu", abs, abs)),

@@ -222,5 +222,5 @@ def test_the_self_test_refuses_to_run_without_its_assertions():
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,
-        "gpudrop selftest: the test is made of assertions, which python -O leaves out\n",
+        "gpudrop selftest: the test needs assertions, which python -O removes: run it without -O\n",
     )

@@ -1,1 +1,1 @@
-"""gpudrop bench, and what `python -m bench` of the repository shares with it: cases, contenders, checks and timing."""
+"""gpudrop bench, and the parts that it shares with `python -m bench`: cases, contenders, checks and timing."""

@@ -1,4 +1,4 @@
-"""What is measured: cases, as data."""
+"""The cases of a benchmark, as data."""
 
 from dataclasses import dataclass, replace
 
@@ -14,24 +14,26 @@ LARGE = 2**26  # elements: beyond the last-level cache of all but the largest pr
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table: what every contender computes.
+    """One row of a table: the computation that every contender performs.
 
     Attributes
     ----------
     section : str
-        The table it belongs to; a GPU's section "launch" is timed by the CPU's clock.
+        The table of the case. On a GPU, the section "launch" is timed by the CPU's clock.
     activation, dtype : str
+        The activation before dropout, and the dtype of the arrays.
     size : int
-        Elements of x.
+        The number of elements of x.
     backward : bool
-        Whether the gradient is taken back as well.
+        Whether the gradient is computed too.
     threads : int
+        The number of CPU threads.
     p : float
-        The probability of dropping.
+        The probability of dropping an element.
     variant : str, optional
-        The variant's name, if it is not dropout.
+        The name of the variant, if it is not dropout.
     forward : bool, optional
-        Whether y is computed; False, with backward, is the backward pass alone.
+        Whether y is computed. If False, with backward=True, only the backward pass is measured.
     """
 
     section: str
@@ -46,26 +48,26 @@ class Case:
 
     @property
     def two_inputs(self):
-        """Whether the forward pass reads an array beside x, and the backward pass writes one beside dx."""
+        """Whether the forward pass reads two arrays, and the backward pass writes two gradients."""
         return self.variant is not None and len(FAMILY[self.variant].inputs) > 1
 
     @property
     def reads_saved(self):
-        """Whether the backward pass reads (or for two inputs writes) an array beside dy and dx."""
+        """Whether the backward pass reads (with two inputs: writes) another array besides dy and dx."""
         return self.two_inputs or find_activation(self.activation).slope_of is not None
 
     @property
     def bytes(self):
-        """Bytes that must move between the arrays and the processor: x, y; dy, what is saved, dx."""
+        """The bytes that must move between memory and processor: x and y; dy, the saved array and dx."""
         arrays = self.forward * (2 + self.two_inputs) + self.backward * (2 + self.reads_saved)
         return arrays * self.array_bytes
 
     @property
     def array_bytes(self):
-        """Bytes of one array."""
+        """The bytes of one array."""
         return self.size * np.dtype(DTYPES[self.dtype]).itemsize
 
     @property
     def passes(self):
-        """The forward pass alone, and the backward pass alone."""
+        """The cases of the forward pass alone and of the backward pass alone."""
         return replace(self, forward=True, backward=False), replace(self, forward=False, backward=True)

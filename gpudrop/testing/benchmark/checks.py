@@ -1,7 +1,7 @@
-"""Whether a contender computes what its case says. It is asked before it is timed, and not timed if it does not.
+"""Checks of a contender's results, which run before the contender is timed. A failed check excludes it.
 
-The reference is the one of the tests, which is independent of the package. It looks at windows at both ends of
-the arrays and within; that nothing is nan, and how many elements are kept, is looked at over all of them.
+The reference is that of the tests, which is independent of the package. Values are compared in windows at both ends
+and inside the arrays. All elements are checked for nan, and the number of kept elements is checked over all of them.
 """
 
 import numpy as np
@@ -9,22 +9,22 @@ import numpy as np
 from gpudrop.testing import reference
 
 WINDOW = 1 << 16  # elements of a window
-OURS = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}  # relative: rounded once
-PEERS = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}  # rounded on the way as well
-SIGMAS = 6  # a right mask of a window's elements is refused twice in 1e9 times, one of 100 once in a million
+OURS = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}  # relative tolerances: rounded once
+PEERS = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}  # intermediate results are rounded too
+SIGMAS = 6  # rejects a right mask of a window twice in 1e9 times, and a right mask of 100 elements once in a million
 
 
 class Wrong(Exception):
-    """A contender computes something else; the message says what."""
+    """The results of a contender are wrong; the message says how."""
 
 
 def dropout(case, x, dy, results):
-    """Dropout with whatever mask: what is kept is activation(x) / (1 - p), the rest 0, and dx goes with y."""
+    """Check dropout with any mask: kept elements are activation(x) / (1 - p), others 0, and dx has the same mask."""
     _whole(case, x, results)
     for window in _windows(case.size):
         part = [result[window].astype(np.float64) for result in results]
         value, slope = _exact(case, x[window])
-        # Where both are 0 anyway nobody can tell what was dropped.
+        # Where the value and the gradient are 0 in any case, the mask is unknown.
         known = (value != 0) if len(part) == 1 else (value != 0) | (slope * dy[window].astype(np.float64) != 0)
         keep = np.any([p != 0 for p in part], axis=0)
         _values(case, window, part, keep, value, slope, dy, 1 / (1 - case.p), PEERS)
@@ -32,7 +32,7 @@ def dropout(case, x, dy, results):
 
 
 def our_dropout(case, x, dy, results, seed, start=0):
-    """Dropout with the contract's mask of the first call, to the bit; the first element has the number `start`."""
+    """Check dropout with exactly the contract's mask of the first call; `start` is the index of the first element."""
     _whole(case, x, results)
     for window in _windows(case.size):
         keep = reference.keep_mask(window.stop - window.start, case.p, seed, 0, start=start + window.start)
@@ -42,14 +42,14 @@ def our_dropout(case, x, dy, results, seed, start=0):
 
 
 def copy(case, x, dy, results):
-    """y = 2 * x, plus dy for two inputs, and in the other direction 2 * dy plus what is saved, which is y."""
+    """Check a copy: y = 2 * x, plus dy with two inputs; dx = 2 * dy, plus y if the case reads a saved array."""
     if x.itemsize == 2:
         x, dy = x.view(np.uint16), dy.view(np.uint16)
     _shapes(case, x, results)
     wanted = [2 * x + (dy if case.two_inputs else 0), 2 * dy + (results[0] if case.reads_saved else 0)]
     for got, want in zip(results, wanted, strict=False):
         if not np.allclose(got, want):
-            raise Wrong("it is no copy")
+            raise Wrong("the result is not a copy")
 
 
 def _windows(size):
@@ -59,18 +59,18 @@ def _windows(size):
 
 def _shapes(case, x, results):
     if len(results) != 1 + case.backward:
-        raise Wrong(f"{len(results)} arrays came back")
+        raise Wrong(f"it returned {len(results)} arrays")
     for result in results:
         if (result.shape, result.dtype) != (x.shape, x.dtype):
-            raise Wrong(f"a {result.dtype} of shape {result.shape} came back")
+            raise Wrong(f"it returned an array of {result.dtype} and shape {result.shape}")
 
 
 def _whole(case, x, results):
-    """What is checked over all elements: no nan, and as many that are not 0 as there should be."""
+    """Check all elements: they are finite, and the number of nonzero elements is plausible."""
     _shapes(case, x, results)
     for result in results:
         if not np.isfinite(result).all():
-            raise Wrong("it is not finite")
+            raise Wrong("the result is not finite")
     _count(case, np.count_nonzero(results[0]), np.count_nonzero(x > 0 if case.activation == "relu" else x))
 
 

@@ -1,6 +1,6 @@
-"""gpudrop bench: the speed of dropout on this machine, against a copy, NumPy or CuPy, and PyTorch.
+"""gpudrop bench: the speed of dropout on this machine, compared with a copy, NumPy or CuPy, and PyTorch.
 
-It measures CuPy arrays where a GPU can be used, and NumPy arrays elsewhere. `python -m bench` measures more.
+It measures CuPy arrays if a GPU is available, and NumPy arrays otherwise. `python -m bench` measures more.
 """
 
 import itertools
@@ -18,51 +18,52 @@ from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_
 from gpudrop.testing.benchmark.gpu_contenders import CUPY
 
 SIZE, ROUNDS = 2**24, 5
-WIDTH = 100  # characters of the table, at most
+WIDTH = 100  # maximum width of the table in characters
 CPU_CASES = (
     ("relu", "float32", False),
     ("relu", "float32", True),
     ("gelu", "float32", True),
     ("relu", "bfloat16", False),
 )
-"""Activation, dtype, and whether the gradient is taken back as well."""
+"""(activation, dtype, whether the gradient is computed too)"""
 
 GPU_CASES = (("relu", "float32"), ("gelu", "float32"), ("relu", "bfloat16"))
-"""Activation and dtype; each pass is measured by itself."""
+"""(activation, dtype); forward and backward pass are measured separately."""
 
 PACKAGES = ("numpy", "numba", "torch")
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x")
 CAPTION = (
-    "A bar is the speed, in GB/s of the bytes that must move. of copy: the share of the speed of a copy, of one with "
-    "out= where the results go to out=. ratio: how many times as fast as the peer gpudrop is. Medians of calls in turn."
+    "A bar shows the speed, in GB/s of the bytes that must move. of copy: the speed relative to a copy, or to a copy "
+    "with out= for results in out=. ratio: the speed of gpudrop relative to this peer. Medians; all calls take turns."
 )
 NAMES = tuple(dict.fromkeys((*contenders.CONTENDERS, *gpu_contenders.CONTENDERS)))
 COPIES = {PLAIN: PLAIN, PLAIN_READY: PLAIN_READY, OURS: PLAIN, OURS_READY: PLAIN_READY, CUPY: PLAIN}
-"""The copies and gpudrop's own contenders, each with the copy that it is compared with."""
+"""Name of a copy or of one of gpudrop's contenders -> the copy that it is compared with."""
 
 
 def run(
     size: int | None = None, rounds: int = ROUNDS, progress: Callable[[list[Case]], Iterable[Case]] = list
 ) -> dict[str, Any]:
-    """Measure dropout and its peers on this machine, in turn.
+    """Measure gpudrop and other implementations of dropout on this machine, in turn.
 
-    Each contender is compared with `gpudrop.testing.reference` first, and not timed if its results are wrong.
+    The results of each contender are first compared with `gpudrop.testing.reference`. A contender with wrong results
+    is not timed.
 
     Parameters
     ----------
     size : int, optional
-        Elements of the arrays: 2**24 on the CPU and 2**26 on a GPU by default.
+        The number of elements of the arrays. The default is 2**24 on the CPU and 2**26 on a GPU.
     rounds : int, optional
-        How many measurements each median is of.
+        The number of measurements per median.
     progress : callable, optional
-        Gets the list of cases and gives its items, as a progress bar does.
+        A function that receives the list of cases and returns an iterable of them, such as a progress bar.
 
     Returns
     -------
     dict
-        The record: the device, the versions, and for each case of "cases" the "results" by contender. A result has
-        "seconds", the median of a call, "bytes_per_second" and "elements_per_second"; or "absent", "wrong" or
-        "failed", each with the reason.
+        The record: the device, the versions, and "cases", a list. Each case has "results" by contender. A result has
+        "seconds" (the median time of a call), "bytes_per_second" and "elements_per_second". A contender that was not
+        timed has "absent", "wrong" or "failed" instead, with the reason.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def run(
 
 
 def on_cpu(size, rounds, progress):
-    """The record of a run on NumPy arrays."""
+    """Measure NumPy arrays and return the record."""
     threads = numba.config.NUMBA_NUM_THREADS
     cases = [Case("kinds", name, dtype, size, backward, threads) for name, dtype, backward in CPU_CASES]
     runner.touch(4 * max(case.bytes for case in cases))
@@ -88,7 +89,7 @@ def on_cpu(size, rounds, progress):
 
 
 def on_gpu(device, size, rounds, progress):
-    """The record of a run on a `gpu.Gpu`."""
+    """Measure CuPy arrays on a `gpu.Gpu` and return the record."""
     cases = [Case("kinds", name, dtype, size, backward=True) for name, dtype in GPU_CASES]
     entered = list(gpu_contenders.CONTENDERS.values())
     record = records.described(device.name, None, PACKAGES + GPU_PACKAGES)
@@ -98,13 +99,13 @@ def on_gpu(device, size, rounds, progress):
 
 
 def ratios(row, name):
-    """The share that a contender's speed is of its copy's, and how many times as fast as a peer gpudrop is, or None."""
+    """Return a contender's speed relative to its copy, and gpudrop's relative to the contender; each may be None."""
     times = None if name in COPIES else records.ratio(row, CUPY if CUPY in row["results"] else OURS, name)
     return records.share(row, name, COPIES.get(name, PLAIN)), times
 
 
 def table(record):
-    """A table of a record, with a bar for each contender's speed."""
+    """Return a table of a record, with a bar for the speed of each contender."""
     from rich import box
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -135,14 +136,14 @@ def _cell(number, form):
 
 
 def main(file: Path | None = None) -> None:
-    """Measure, show the table and write the record.
+    """Measure, print the table and write the record.
 
     Raises
     ------
     FileNotFoundError
         If the folder of the file does not exist.
     RuntimeError
-        If gpudrop itself is wrong or fails.
+        If gpudrop's own results are wrong, or if it fails.
     """
     if file is not None:
         check_folder("results", file)
@@ -159,11 +160,11 @@ def main(file: Path | None = None) -> None:
     if file is not None:
         file.write_text(records.dumps(record))
     if failed := [" ".join(records.case_words(row)) for row in record["cases"] if not right(row)]:
-        raise RuntimeError(f"gpudrop is wrong or fails in {', '.join(failed)}; gpudrop selftest says more")
+        raise RuntimeError(f"gpudrop is wrong or fails in {', '.join(failed)}; run gpudrop selftest for details")
 
 
 def lines(record):
-    """What is printed below the table: the machine, the versions, and who is missing."""
+    """Generate the lines below the table: the machine, the versions, and contenders that were not timed."""
     yield f"{record['device']}{', {} threads'.format(record['threads']) if record['threads'] else ''}"
     yield ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     if "no_gpu" in record:
@@ -172,6 +173,6 @@ def lines(record):
 
 
 def right(row):
-    """Whether gpudrop was timed in a case, unless the case was left out."""
+    """Whether gpudrop was timed in a case; true if the case was skipped."""
     ours = [result for name, result in row["results"].items() if name in (OURS, OURS_READY, CUPY)]
     return "absent" in row or (bool(ours) and all("seconds" in result for result in ours))

@@ -1,7 +1,7 @@
-"""Who is measured. Each contender prepares a case and returns the function that is timed.
+"""The contenders of a benchmark. Each contender prepares a case and returns the function that is timed.
 
-`prepare(case, x, dy)` returns a function without arguments that returns (y,), or (y, dx) with the backward
-pass; or raises Absent with the reason why it takes no part. `checks.py` looks at what the function returns.
+`prepare(case, x, dy)` returns a function without arguments. That function returns (y,), or (y, dx) with the backward
+pass. If a contender does not support the case, it raises Absent with the reason. `checks.py` checks the results.
 """
 
 import functools
@@ -18,12 +18,12 @@ SEED = 42
 
 
 class Absent(Exception):
-    """A contender takes no part in a case; the message is the reason."""
+    """A contender does not support a case; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who is measured: see the module."""
+    """An implementation that is measured; the module's docstring describes it."""
 
     name: str
     prepare: Callable
@@ -46,7 +46,7 @@ def ours(case, x, dy, ready=False):
 
 
 def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
-    # The same bytes: 16-bit floats as integers.
+    # 16-bit floats are copied as integers: the number of bytes is the same.
     x, dy = (array.view(np.uint16) if array.itemsize == 2 else array for array in (x, dy))
     ready_y, ready_dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
     s = x.dtype.type(2)
@@ -66,7 +66,7 @@ def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
 
 
 def numpy_course(case, x, dy):
-    """As courses write it."""
+    """Dropout in NumPy, as in courses."""
     keep = 1 - case.p
     only(case, ("relu", "identity"), ("float32", "float64"))
 
@@ -87,7 +87,7 @@ def numpy_course(case, x, dy):
 
 
 def numpy_tuned(case, x, dy):
-    """A quick generator in single precision, few passes."""
+    """Dropout in NumPy, tuned: a fast generator in single precision, and few passes."""
     only(case, ("relu", "identity"), ("float32", "float64"))
     rng, scale, zero = np.random.Generator(np.random.SFC64(SEED)), x.dtype.type(1 / (1 - case.p)), x.dtype.type(0)
     uniform, p = np.empty(x.shape, np.float32), np.float32(case.p)
@@ -132,7 +132,7 @@ TORCH = {
 
 
 def torch_dropout(torch, case):
-    """y as a function of x, as PyTorch's users write it."""
+    """Return a function that computes y from x, in usual PyTorch code."""
     activation, functional = TORCH[case.activation], torch.nn.functional
     return lambda x: functional.dropout(activation(functional, x), case.p)
 
@@ -182,4 +182,4 @@ CONTENDERS = {
         Contender("NumPy tuned", numpy_tuned),
     )
 }
-"""Who takes part in `gpudrop bench` on the CPU. With out= results go to arrays that are there, else to new ones."""
+"""The contenders of `gpudrop bench` on the CPU. With out= they write to existing arrays, otherwise to new ones."""

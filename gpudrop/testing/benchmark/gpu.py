@@ -1,8 +1,8 @@
-"""Measuring on a GPU: every contender of a case is checked, then all take turns at each pass, and medians are kept.
+"""Measurements on a GPU: each contender is checked, then all contenders take turns, and medians are kept.
 
-Everything runs on the default stream and is timed there by CUDA events. What takes the GPU less time than it may
-take the host to ask for is captured as a CUDA graph first, where that is possible. Calls rotate through so many
-arrays that none is still in the second-level cache when its turn comes again.
+All work runs on the default stream and is timed by CUDA events. Short passes, which could take less time than their
+launches, are captured as CUDA graphs if possible. Calls rotate through several sets of arrays, so that no array is
+still in the L2 cache when it is used again.
 """
 
 import functools
@@ -17,18 +17,18 @@ import numpy as np
 from gpudrop.testing.benchmark import checks, runner
 from gpudrop.testing.benchmark.cases import DTYPES
 
-SHORTEST = 10e-3  # seconds: a measurement repeats the work until it takes so long
-GRAPHED = 2**30  # bytes: a pass that moves less is captured
-TOGETHER = 32  # calls in a graph at least: there are gaps between graphs
-LAUNCHES = 500  # calls of a measurement by the host's clock: fewer than the GPU lets wait
-PERIOD = 2**22  # elements after which x and dy repeat themselves
-WHOLE = 2**24  # elements: up to so many all are checked, of more three parts
-PART = 2**22  # elements
-APART = 6  # arrays that contenders may make beyond those they are given
+SHORTEST = 10e-3  # minimum time of a measurement in seconds; the work is repeated until then
+GRAPHED = 2**30  # a pass that moves fewer bytes is captured
+TOGETHER = 32  # minimum number of calls in a graph, because there are gaps between graphs
+LAUNCHES = 500  # calls per measurement by the CPU's clock: fewer than the launch queue holds
+PERIOD = 2**22  # x and dy repeat after this number of elements
+WHOLE = 2**24  # arrays of up to this number of elements are checked completely, larger ones in three parts
+PART = 2**22  # elements of such a part
+APART = 6  # additional arrays that a contender may allocate
 
 
 class Arrays(NamedTuple):
-    """What a call is given: its inputs, and memory for its results."""
+    """The arguments of a call: its inputs, and buffers for its results."""
 
     x: object
     dy: object
@@ -37,11 +37,11 @@ class Arrays(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """How a pass of a contender is timed: seconds() is of one call, timed is "graph", "events" or "host"."""
+    """The timing of a contender's pass: seconds() measures one call, and timed is "graph", "events" or "host"."""
 
     seconds: Callable
     timed: str
-    uncaptured: str | None = None  # why it is not timed by a graph
+    uncaptured: str | None = None  # the reason why no graph is used
 
 
 class Gpu:
@@ -60,7 +60,7 @@ class Gpu:
 
     @property
     def bus(self):
-        """Its address, by which other programs know it."""
+        """The PCI bus id, by which other programs identify the GPU."""
         return self.runtime.deviceGetPCIBusId(self.id)
 
     @property
@@ -68,7 +68,7 @@ class Gpu:
         return self.runtime.getDeviceProperties(self.id)["name"].decode()
 
     def facts(self):
-        """What a record says of the machine."""
+        """Return the facts about the GPU for a record."""
         return {
             "cuda_driver": self.runtime.driverGetVersion(),
             "cuda_runtime": self.runtime.runtimeGetVersion(),
@@ -78,7 +78,7 @@ class Gpu:
         }
 
     def seconds(self, work, repetitions):
-        """Of one of so many repetitions, by the GPU's clock, after an untimed one."""
+        """Return the seconds of one repetition, by the GPU's clock, after an untimed repetition."""
         self.release()
         begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         work()
@@ -90,14 +90,14 @@ class Gpu:
         return self.xp.cuda.get_elapsed_time(begin, end) / 1e3 / repetitions
 
     def captured(self, library, build):
-        """The work that build() returns, as a graph: a function that replays it on the current stream.
+        """Capture the work that build() returns, and return a function that replays the graph on the current stream.
 
-        build is called with the stream of the capture current, so that what it makes may belong to that.
+        build is called while the capture's stream is the current one, so that its arrays may belong to that stream.
         """
         return {"cupy": _captured_by_cupy, "torch": _captured_by_torch}[library](build)
 
     def release(self):
-        """Give free memory back that CuPy and PyTorch keep for themselves, each out of the other's reach."""
+        """Return the free memory of CuPy's and PyTorch's pools to CUDA; neither library can use the other's pool."""
         self.xp.get_default_memory_pool().free_all_blocks()
         if self._torch():
             self._torch().empty_cache()
@@ -107,7 +107,7 @@ class Gpu:
         return self.runtime.memGetInfo()[0]
 
     def peak_bytes(self, work):
-        """What CuPy's pool and PyTorch's allocator take at most during some work, beyond what is taken before."""
+        """Return the peak memory that CuPy's pool and PyTorch's allocator add during the work."""
         self.release()
         pool, torch = self.xp.get_default_memory_pool(), self._torch()
         before, allocated = pool.total_bytes(), 0
@@ -116,7 +116,7 @@ class Gpu:
             allocated = torch.memory_allocated()
         work()
         most = torch.max_memory_allocated() if torch else 0
-        return pool.total_bytes() - before + most - allocated  # the pool gives nothing back by itself
+        return pool.total_bytes() - before + most - allocated  # the pool never returns memory by itself
 
     @staticmethod
     def _torch():
@@ -130,7 +130,7 @@ def _captured_by_cupy(build):
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         work = build()
-        work()  # what a first call does, like loading a kernel, can't be captured
+        work()  # a first call may load kernels, which can't be captured
         stream.synchronize()
         stream.begin_capture()
         try:
@@ -138,7 +138,7 @@ def _captured_by_cupy(build):
         finally:
             graph = stream.end_capture()
 
-    def replay(captured=work):  # which keeps the memory that the graph refers to
+    def replay(captured=work):  # the default argument keeps the memory of the graph alive
         graph.launch()
 
     return replay
@@ -163,22 +163,22 @@ def _captured_by_torch(build):
 
 
 def measure(gpu, case, rounds, entered):
-    """The rows of a record that a case gives, of its forward and of its backward pass.
+    """Measure a case and return two rows of a record, for its forward and its backward pass.
 
     Parameters
     ----------
     gpu : Gpu
     case : Case
-        With both passes.
+        A case with both passes.
     rounds : int
-        How many measurements each median is of, all contenders in turns.
+        The number of measurements per median. All contenders take turns.
     entered : list of GpuContender
     """
     rows = [asdict(one) | {"bytes": one.bytes, "results": {}} for one in case.passes]
     count = 1 if case.section == "launch" else 2 * gpu.cache // min(one.bytes for one in case.passes) + 1
     needed, free = (4 * count + APART) * case.array_bytes, gpu.free()
     if needed > free:
-        reason = f"it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+        reason = f"it needs {needed / 1e9:.1f} GB of GPU memory, but only {free / 1e9:.1f} GB are free"
         return [row | {"absent": reason} for row in rows]
     try:
         sets = arrays(gpu.xp, case, count)
@@ -186,13 +186,13 @@ def measure(gpu, case, rounds, entered):
         for one, row in zip(case.passes, rows, strict=True):
             row["sets"] = count
             row["results"] = refusals | _turns(gpu, one, sets, rounds, entered, admissions)
-    except Exception as error:  # of which nobody knows whose it is
+    except Exception as error:  # the contender that caused it is unknown
         rows = [row | {"failed": f"{type(error).__name__}: {error}"[:200]} for row in rows]
     return rows
 
 
 def arrays(xp, case, count):
-    """So many sets of arrays: x and dy hold normal deviates, y and dx nothing yet."""
+    """Create sets of arrays: x and dy hold normal deviates, y and dx are not initialised."""
     rng, dtype = np.random.default_rng(0), np.dtype(DTYPES[case.dtype])
     raw = f"u{dtype.itemsize}"  # to copy bits, whatever the dtype
 
@@ -208,13 +208,13 @@ def arrays(xp, case, count):
 
 
 def admit(gpu, case, given, contender):
-    """Check a contender. Returns its function of a call's arrays, and the most bytes that a call of it takes.
+    """Check a contender, and return its function of a call's arrays and the peak memory of a call in bytes.
 
-    Those are what it takes for both passes beyond x and dy.
+    The peak memory is that of both passes, without x and dy.
     """
     gpu.release()
     for array in given[2:]:
-        array.view(f"i{array.itemsize}").fill(-1)  # nan: of whoever was before nothing is left
+        array.view(f"i{array.itemsize}").fill(-1)  # nan, to erase the results of other contenders
     vjp = contender.prepare(case, gpu.xp)
     own = contender.adapt(*given)
 
@@ -225,7 +225,7 @@ def admit(gpu, case, given, contender):
     results = both()
     for result in results:
         if tuple(result.shape) != (case.size,):
-            raise checks.Wrong(f"an array of shape {tuple(result.shape)} came back")
+            raise checks.Wrong(f"it returned an array of shape {tuple(result.shape)}")
     for part in parts(case.size):
         inputs = [contender.to_numpy(array[part]) for array in given[:2]]
         outputs = [contender.to_numpy(array[part]) for array in results]
@@ -235,14 +235,14 @@ def admit(gpu, case, given, contender):
 
 
 def parts(size):
-    """What is checked of so many elements: all, or three parts, at both ends and in the middle."""
+    """Return the slices that are checked: the whole array, or three parts at both ends and in the middle."""
     if size <= WHOLE:
         return [slice(0, size)]
     return [slice(start, start + PART) for start in (0, (size - PART) // 2, size - PART)]
 
 
 def _turns(gpu, case, sets, rounds, entered, admissions):
-    """The results of a pass, by contender."""
+    """Time a pass of all contenders in turn, and return the results by contender."""
     entered = [contender for contender in entered if contender.name in admissions]
     moves = {contender.name: contender.moves(case) for contender in entered}
     timings, results = runner.admitted(entered, lambda one: timing(gpu, case, sets, one, admissions[one.name][0]))
@@ -257,7 +257,7 @@ def _turns(gpu, case, sets, rounds, entered, admissions):
 
 
 def timing(gpu, case, sets, contender, vjp):
-    """How a pass is timed: by the host's clock, or by the GPU's, with its calls captured or not."""
+    """Choose the timing of a pass: by the CPU's clock or the GPU's, with or without a captured graph."""
     gpu.release()
 
     def build():
@@ -280,13 +280,13 @@ def timing(gpu, case, sets, contender, vjp):
 
 
 def calls(case, sets, contender, vjp):
-    """A function for each set that does the pass once; a backward pass has had its forward pass before."""
+    """Return one function per set that runs the pass once; for a backward pass the forward pass has run already."""
     forward = [functools.partial(vjp, *contender.adapt(*given)) for given in sets]
     return forward if case.forward else [call()[1] for call in forward]
 
 
 def rotation(functions, times):
-    """All the functions in turn, so many times."""
+    """Return a function that calls all the functions in turn, and repeats this `times` times."""
 
     def work():
         for _ in range(times):
@@ -297,6 +297,6 @@ def rotation(functions, times):
 
 
 def launching(gpu, call):
-    """What the host takes to ask for a call, with nothing to wait for."""
+    """Return the time of a launch on the CPU, without waiting for the GPU."""
     gpu.synchronize()
     return runner.warm_seconds(call, LAUNCHES)

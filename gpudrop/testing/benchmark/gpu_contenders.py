@@ -1,11 +1,11 @@
-"""Who is measured on a GPU. Each contender prepares a case once, and is then given the arrays of a call.
+"""The contenders on a GPU. Each contender prepares a case once, and is then called with different arrays.
 
-    prepare(case, xp)       returns vjp, or raises Absent with the reason why it takes no part
-    adapt(x, dy, y, dx)     the contender's own arrays on the same memory
-    vjp(x, dy, y, dx)       takes those and returns the result and backprop, which returns the gradient
+    prepare(case, xp)       returns vjp, or raises Absent with a reason if the case is not supported
+    adapt(x, dy, y, dx)     returns the contender's own arrays on the same memory
+    vjp(x, dy, y, dx)       receives those, and returns the result and backprop, which returns the gradient
 
-y and dx are memory for the result and for the gradient: who can write into given memory does, and the others make
-new arrays. xp is the namespace of the arrays: CuPy, or in the tests NumPy.
+y and dx are buffers for the result and the gradient. Contenders that can write to existing arrays use them; others
+allocate new arrays. xp is the namespace of the arrays: CuPy, or in the tests NumPy.
 """
 
 import functools
@@ -32,11 +32,11 @@ def our_mask(case, x, dy, results, start):
 
 def same(case, x, dy, results, start):
     if not all(np.array_equal(got, want) for got, want in zip(results, (x, dy), strict=True)):
-        raise Wrong("it is no copy")
+        raise Wrong("the result is not a copy")
 
 
 def to_numpy(array):
-    """An array of any contender's, on the host."""
+    """Copy an array of any contender to the CPU."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "copy_to_host"):
@@ -46,21 +46,21 @@ def to_numpy(array):
 
 @dataclass(frozen=True)
 class GpuContender(Contender):
-    """A contender as the module describes it.
+    """A contender on a GPU; the module's docstring describes its functions.
 
     Attributes
     ----------
     name : str
     prepare, adapt : callable
     check : callable
-        check(case, x, dy, (y, dx), start), on the host, for a part of the arrays that begins with element `start`.
+        check(case, x, dy, (y, dx), start) checks a part of the arrays on the CPU. The part begins at element `start`.
     to_numpy : callable
     graph : {"cupy", "torch"}, optional
-        On whose current stream its work goes, from which a CUDA graph can be captured; None: from it none can.
+        The library whose current stream runs the work, so that a CUDA graph can be captured. None if it can't.
     writes : bool
-        Whether it writes into the memory it is given.
+        Whether the contender writes to the buffers y and dx.
     moves : callable
-        The bytes of a case that must move.
+        Returns the bytes of a case that must move.
     """
 
     check: Callable = any_mask
@@ -94,7 +94,7 @@ def copy(case, xp):
 
 
 def copied(case):
-    """A copy reads an array and writes one in each pass, whatever dropout reads."""
+    """Return the bytes of a copy, which reads one array and writes one array in each pass."""
     return replace(case, activation="identity").bytes
 
 
@@ -110,7 +110,7 @@ def pytorch(case, xp, made=torch_dropout):
 
 
 def torch_on(case, xp):
-    """PyTorch, for arrays of a namespace."""
+    """Return PyTorch if it supports the arrays of a namespace."""
     torch = torch_for(case)
     if xp.__name__ == "cupy" and not torch.cuda.is_available():
         raise Absent("this PyTorch finds no CUDA GPU")
@@ -130,7 +130,7 @@ def to_variables(x, dy, y, dx):
 
 
 def plain(case, xp):
-    """As CuPy's users write it."""
+    """Dropout in usual CuPy code."""
     special = importlib.import_module("cupyx.scipy.special" if xp.__name__ == "cupy" else "scipy.special")
     value, slope = (functools.partial(function, xp, special.erf) for function in FORMULAS[case.activation])
     keep_prob = 1 - case.p
@@ -165,7 +165,7 @@ FORMULAS = {
         lambda xp, erf, x: _sigmoid(xp, x) * (1 + x * (1 - _sigmoid(xp, x))),
     ),
 }
-"""Values and slopes as functions of the namespace, erf and x."""
+"""Activation -> (value, derivative), functions of the namespace, erf and x."""
 
 CUPY, COPY, EAGER, PLAIN = "gpudrop, CuPy", "copy", "PyTorch", "cupy.random"
 CONTENDERS = {
@@ -174,8 +174,8 @@ CONTENDERS = {
         GpuContender(COPY, copy, same, graph="cupy", writes=True, moves=copied),
         GpuContender(CUPY, ours, our_mask, graph="cupy", writes=True),
         GpuContender(EAGER, pytorch, adapt=to_variables, graph="torch"),
-        # Neither cuRAND's generator nor what allocates in CuPy's pool can be relied on within a graph.
+        # No graph: cuRAND's generator and allocations from CuPy's pool are not reliable in a captured graph.
         GpuContender(PLAIN, plain),
     )
 }
-"""Who takes part in `gpudrop bench` on a GPU."""
+"""The contenders of `gpudrop bench` on a GPU."""

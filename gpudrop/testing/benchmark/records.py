@@ -1,4 +1,4 @@
-"""The record of a run: what it says of the machine, how it is written, and what is read from its cases."""
+"""The record of a run: facts about the machine, the format of the file, and figures computed from the cases."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from gpudrop.version import VERSION
 
 
 def described(device, threads, packages):
-    """The beginning of a record: what was measured, when and with what."""
+    """Return the first entries of a record: the date, the device, the threads and the versions."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device,
@@ -23,7 +23,7 @@ def described(device, threads, packages):
 
 
 def versions(packages):
-    """The versions of Python, gpudrop and some packages, by name; None for those that are not installed."""
+    """Return the versions of Python, gpudrop and some packages by name; None if a package is not installed."""
     return {"python": platform.python_version(), "gpudrop": VERSION} | {name: _version(name) for name in packages}
 
 
@@ -35,7 +35,7 @@ def _version(package):
 
 
 def processor():
-    """The processor's name, its architecture by LLVM's name, and its cores."""
+    """Return the processor's name, LLVM's name of its architecture, and the number of cores."""
     model, info = platform.machine(), Path("/proc/cpuinfo")  # platform.processor() starts a program
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
@@ -44,43 +44,43 @@ def processor():
 
 
 def dumps(record):
-    """JSON with a line for each case."""
+    """Return a record as JSON with one line per case."""
     cases = ",\n".join(json.dumps(row) for row in record["cases"])
     head = json.dumps({key: value for key, value in record.items() if key != "cases"}, indent=2)
     return f'{head[:-2]},\n  "cases": [\n{cases}\n]}}\n'
 
 
 def case_words(row):
-    """A case in words: what is computed, and on how many elements."""
+    """Return a case in words: the computation and the number of elements."""
     what = row.get("variant") or f"{row['activation']} {row['dtype']}"
     back = " and back" if row.get("forward", True) else " backward"
     return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
 
 
 def share(row, name, copy="copy"):
-    """The share that a contender's GB/s are of a copy's, or None."""
+    """Return a contender's GB/s relative to a copy's, or None."""
     mine, copied = (row["results"].get(one, {}).get("bytes_per_second") for one in (name, copy))
     return mine / copied if mine and copied else None
 
 
 def ratio(row, mine, other):
-    """How many times as fast one contender is as another, or None."""
+    """Return the speed of one contender relative to another, or None."""
     mine, other = seconds(row, mine), seconds(row, other)
     return other / mine if mine and other else None
 
 
 def seconds(row, name):
-    """The median of a contender, or None."""
+    """Return the median time of a contender, or None."""
     return row["results"].get(name, {}).get("seconds")
 
 
 def untimed(row, name):
-    """What a table has for a contender that was not timed."""
+    """Return the table entry of a contender that was not timed."""
     return next((state for state in ("wrong", "failed") if state in row["results"].get(name, {})), "-")
 
 
 def notes(record):
-    """Who took no part and why, each reason once; what was wrong or failed with the cases; which were left out."""
+    """Return one line per reason why contenders were not timed or not captured, with the cases, and skipped cases."""
     reasons: dict[str, list[str]] = {}
     for row in record["cases"]:
         for name, result in row["results"].items():

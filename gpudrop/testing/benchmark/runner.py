@@ -1,4 +1,4 @@
-"""Measuring: every contender of a case is checked, then all take turns, and the median of each is kept."""
+"""Measurements on the CPU: each contender is checked, then all contenders take turns, and medians are kept."""
 
 import functools
 import os
@@ -13,30 +13,32 @@ from gpudrop.testing.benchmark.cases import DTYPES
 from gpudrop.testing.benchmark.checks import Wrong
 from gpudrop.testing.benchmark.contenders import Absent
 
-SHORTEST = 1e-3  # seconds: a measurement repeats the call until it takes so long
+SHORTEST = 1e-3  # minimum time of a measurement in seconds; the call is repeated until then
 
 
 def touch(size):
-    """Write to so many bytes once, at most half of those that are free: a virtual machine may lack them until then."""
+    """Write to new memory once, to at most half of the free bytes: a virtual machine may provide it only then."""
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ())
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
     np.empty(min(size, free // 2), np.uint8).fill(1)
 
 
 def row(case, rounds, entered):
-    """The row of a record that a case gives: the case, and its results as from `measure`."""
+    """Measure a case and return its row of a record: the case, and the results of `measure`."""
     return asdict(case) | {"bytes": case.bytes, "results": measure(case, rounds, entered)}
 
 
 def measure(case, rounds, entered):
-    """What one case gives, by contender: {"seconds": median of a call, ...}, or {"absent", "wrong" or "failed": why}.
+    """Measure a case and return the results by contender.
+
+    A result is {"seconds": median of a call, ...}, or {"absent", "wrong" or "failed": reason}.
 
     Parameters
     ----------
     case : Case
     rounds : int
-        How many measurements each median is of. In a round each contender is measured once, in turn, so
-        that whatever else the machine does falls on all of them.
+        The number of measurements per median. In each round every contender is measured once, in turn, so that other
+        load on the machine affects all of them.
     entered : list of Contender
     """
     numba.set_num_threads(case.threads)
@@ -62,9 +64,10 @@ def _measure(case, rounds, entered):
 
 
 def admitted(entered, admit):
-    """What admit gives for each contender, by name; and for those that it raises for, the reason why.
+    """Call admit for each contender, and return two dicts by name: its results, and the reasons of its errors.
 
-    That is {"absent", "wrong" or "failed": why}: a peer's own trouble, or too little memory, must not end the run.
+    A reason is {"absent", "wrong" or "failed": message}. No exception is raised, because an error of one contender, or
+    a lack of memory, must not end the run.
     """
     admissions, refusals = {}, {}
     for contender in entered:
@@ -80,14 +83,14 @@ def admitted(entered, admit):
 
 
 def in_turns(timed, rounds):
-    """Medians of what the functions give, the seconds of a call, all in turn in each round.
+    """Call the functions in turn in each round, and return the medians of the seconds that they return.
 
-    Returns {name: {"seconds": the median, "fastest": ..., "slowest": ...}}.
+    The result is {name: {"seconds": the median, "fastest": ..., "slowest": ...}}.
     """
     samples: dict[str, list[float]] = {name: [] for name in timed}
     order, shuffle = list(timed), np.random.default_rng(0).shuffle
     for _ in range(rounds):
-        shuffle(order)  # so that nobody always comes after the same one
+        shuffle(order)  # so that no contender always follows the same one
         for name in order:
             samples[name].append(timed[name]())
     return {
@@ -105,13 +108,13 @@ def _repetitions(call):
 
 
 def warm_seconds(call, repetitions):
-    """As `seconds`, after an untimed call: it pays for what whoever was before has left in caches and free memory."""
+    """As `seconds`, after an untimed call, which removes the effects of the previous contender on caches and memory."""
     call()
     return seconds(call, repetitions)
 
 
 def seconds(call, repetitions):
-    """Seconds of a call, by the host's clock."""
+    """Return the seconds of a call, by the CPU's clock."""
     begin = time.perf_counter()
     for _ in range(repetitions):
         call()
