@@ -97,7 +97,8 @@ def as_operand(name, x):
         return Operand(array, "numpy" if isinstance(array, np.ndarray) else "cupy", partial(_through_dlpack, x))
     if hasattr(x, "__cuda_array_interface__") and not isinstance(x, type):
         return Operand(_from_interface(name, x), "cupy", _unchanged)
-    advice = "; convert it with np.asarray(x, np.float32)" if isinstance(x, (int, float, list, tuple)) else ""
+    convertible = isinstance(x, (int, float, list, tuple)) and name != "out"
+    advice = f"; convert it with np.asarray({name}, np.float32)" if convertible else ""
     raise TypeError(
         f"{name} must be a NumPy, CuPy or Numba array, or have DLPack or __cuda_array_interface__, "
         f"got {name_of(type(x))}{advice}"
@@ -148,7 +149,9 @@ def _from_dlpack(name, x):
     except (RuntimeError, BufferError, ValueError) as error:
         reason = str(error).rstrip(".")
         if _is_tensor(x):
-            reason += f" ({x.dtype}); use gpudrop.torch.functional for tensors"
+            reason = f"{'it is nested' if x.is_nested else reason} ({x.dtype}, {x.layout})"
+            if (str(x.dtype), str(x.layout), x.is_nested) in _OF_TORCHS_FACE:
+                reason += "; use gpudrop.torch.functional for tensors"
         raise TypeError(f"{name} can't be read through DLPack: {reason}") from error
 
 
@@ -161,6 +164,10 @@ def _exported(name, x):
         raise BufferError("Can't export tensors with the negative bit set")
     library = np if device in _DLPACK_HOST else _cupy(name, x)
     return library.from_dlpack(x)
+
+
+# The tensors of gpudrop.torch: dtype, layout, and whether it is nested.
+_OF_TORCHS_FACE = {(f"torch.{name}", "torch.strided", False) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 def _is_tensor(x):
@@ -194,7 +201,9 @@ def namespace(x):
     """The module of an array's functions: its namespace of the array API standard, if it has one."""
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
-    return sys.modules[type(x).__module__.partition(".")[0]]
+    libraries = [sys.modules[base.__module__.partition(".")[0]] for base in type(x).__mro__]
+    # A subclass may come from a user's module.
+    return next((library for library in libraries if hasattr(library, "from_dlpack")), libraries[0])
 
 
 def empty_like(operand):

@@ -60,12 +60,15 @@ def check_integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
-def check_uint64(name: str, value: Any) -> int:
-    """value as a Python int in [0, 2**64), or an error that names the argument."""
+def check_uint64(name: str, value: Any, least: int = 0) -> int:
+    """value as a Python int in [least, 2**64), or an error that names the argument."""
     number = check_integer(name, value)
-    if not 0 <= number < 2**64:
-        raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {value}")
-    return number
+    if least <= number < 2**64:
+        return number
+    got = number if number.bit_length() < 1000 else f"{number:#x}"[:20] + "..."  # Python prints no longer ones
+    if number < least and least > 0:
+        raise ValueError(f"{name} must be at least {least}, got {got}")
+    raise ValueError(f"{name} must be between {least} and 2**64 - 1, got {got}")
 
 
 def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> None:

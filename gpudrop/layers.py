@@ -123,10 +123,11 @@ class Layer:
     All parameters are attributes that can be read and set. A new value is checked, and the next call uses it. No other
     attributes can be set, except by subclasses of your own.
 
-    `backward` uses an array of the call without a copy. For relu it is the array that the call returned. For other
-    activations it is the array that was passed to the call. If you change that array in place before `backward`, the
-    gradient is wrong. For example, write ``h = h + skip`` instead of ``h += skip``. With ``remember=None`` each array
-    is kept until `backward` has processed its call. Setting `remember` forgets all calls.
+    `backward` uses an array of the call without a copy. For relu it is the array that the call returned, in variants
+    that set dropped elements to 0 (not DropBlock, whose scale is counted). Otherwise, with any activation, it is the
+    array that was passed to the call. If you change that array in place before `backward`, the gradient is wrong. For
+    example, write ``h = h + skip`` instead of ``h += skip``. With ``remember=None`` each array is kept until
+    `backward` has processed its call. Setting `remember` forgets all calls.
 
     To repeat a call with the same mask, set the rng to a Stream. A gradient check by finite differences needs this:
     ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``. To repeat a

@@ -59,7 +59,7 @@ def resolved(shard, shape):
         raise ValueError(f"shard must have as many axes as x, which has {len(shape)}, got {shard}")
     whole = tuple(own if n is None else n for n, own in zip(shard.shape, shape, strict=True))
     if any(begin + own > n for begin, own, n in zip(shard.start, shape, whole, strict=True)):
-        raise ValueError(f"shard must contain x, of shape {shape}, from its start on, got {shard}")
+        raise ValueError(f"shard must contain an array of shape {shape} from its start on, got {shard}")
     if math.prod(whole) > 2**64:
         raise ValueError(f"shard must be of an array of at most 2**64 elements, got {shard}")
     return Shard(whole, shard.start)

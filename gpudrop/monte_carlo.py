@@ -94,16 +94,12 @@ def mc_samples(
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, source = check_uint64("n", n), check_uint64("first", first) + current().first, rng_of(rng, current())
+    n, first, source = check_uint64("n", n, 1), check_uint64("first", first) + current().first, rng_of(rng, current())
     if not callable(fn):
         raise TypeError(f"fn must be a function of x, got {type(fn).__name__}")
-    if n == 0:
-        raise ValueError("n must be at least 1, got 0")
     if not getattr(x, "shape", ()):
         raise ValueError(f"x must be an array whose first axis counts samples, got {type(x).__name__} without axes")
-    size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size)
-    if size == 0:
-        raise ValueError("batch_size must be at least 1, got 0")
+    size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size, 1)
     seeds = spawned_seeds(source, n)
     starts = range(0, max(1, len(x)), size)
     parts = [_moments(fn, x[start : start + size], seeds, first + start) for start in starts]

@@ -319,7 +319,8 @@ def draw_mask(
     if context.first and mask.ndim and mask.size:
         start += context.first * (math.prod(whole) // whole[0])
     if start + math.prod(whole) > 2**64:
-        raise ValueError(f"start must be so small that the mask ends below 2**64, got {start}")
+        name, got = ("first", context.first) if context.first else ("start", start)
+        raise ValueError(f"{name} must be so small that the mask ends below 2**64, got {got}")
     scalars = DROPOUT.scalars(p, bits) if context.on else None
     source = Draws(bits, row * len(starts) < mask.size, stream_source.stored) if scalars else None
     seed, call = take(stream_source, module, operand._replace(array=mask)) if scalars else (0, 0)

@@ -1,6 +1,6 @@
 """Schedules: p as a function of the training step, for layers.
 
-A Schedule is immutable. A layer counts the steps itself.
+A Schedule is immutable: set the attribute `step` of a layer in the training loop.
 """
 
 import math
@@ -52,9 +52,7 @@ class Schedule:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "steps", check_uint64("steps", self.steps))
-        if self.steps == 0:
-            raise ValueError("steps must be at least 1, got 0")
+        object.__setattr__(self, "steps", check_uint64("steps", self.steps, 1))
         if self.curve not in list(CURVES):  # the name may be of a type that is not hashable
             raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
 

@@ -59,6 +59,9 @@ def warmup(
 
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
+    for argument, names in (("activations", activations), ("dtypes", dtypes)):
+        if isinstance(names, str):
+            raise TypeError(f"{argument} must be a list of names, got {names!r}; pass [{names!r}]")
     rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
     kind, function = FAMILY[variant], FAMILY[variant].function
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})

@@ -344,9 +344,23 @@ MUTANTS = [
     Mutant(
         "a bool is accepted as a seed",
         "gpudrop/generator.py",
-        "seed = None if isinstance(rng, bool) else operator.index(rng)",
-        "seed = operator.index(rng)",
+        "other = isinstance(rng, bool) or getattr",
+        "other = getattr",
         "family/test_rng.py",
+    ),
+    Mutant(
+        "a wrong call of PyTorch's functions draws a stream before the error",
+        "gpudrop/torch/functional.py",
+        "        _check_tensors(name, call[1], (x.dtype, x.layout, x.shape), of_other)",
+        "        pass",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "a p that is rounded to 0 draws a stream in PyTorch",
+        "gpudrop/torch/functional.py",
+        "training and noise.scalars(p, noise.check_bits(bits)) is not None",
+        "training and p != 0",
+        "torch/test_torch.py",
     ),
     Mutant(
         "a layer with an int as rng repeats its mask",

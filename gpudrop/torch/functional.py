@@ -50,7 +50,7 @@ from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
 from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
-from gpudrop.hints import unexpected
+from gpudrop.hints import name_of, unexpected
 from gpudrop.masks import check_mask_shape
 from gpudrop.plan import DTYPES as NAMES_OF_DTYPES
 from gpudrop.torch import operators
@@ -224,9 +224,28 @@ def _checked(
     keeps_input: bool = False,
 ) -> tuple[Any, ...]:
     """Check a call and return its numbers and texts for the operators."""
-    p = FAMILY[name].noise.check(p)
+    noise = FAMILY[name].noise
+    p = noise.check(p)
     text, activation, bits = _text(name, training, activation, bits, options, keeps_input)
-    return name, text, p, activation, bits
+    return (name, text, p, activation, bits), training and noise.scalars(p, noise.check_bits(bits)) is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_tensors(name: str, text: str, x: tuple[Any, ...], other: tuple[Any, ...] | None) -> None:
+    """Raise an error if the variant does not support tensors of these dtypes, layouts and shapes.
+
+    The operators check them too, but only after a stream was drawn.
+    """
+    dtype, layout, shape = x
+    if dtype not in DTYPES or layout is not torch.strided:
+        advice = "; convert it with input.float()" if layout is torch.strided and not dtype.is_complex else ""
+        dtypes = ", ".join(NAMES_OF_DTYPES)
+        raise TypeError(f"input must be a strided tensor of dtype {dtypes}, got {dtype} and {layout}{advice}")
+    if other is not None and other != x:
+        raise ValueError(f"previous must have the dtype and shape of input, {dtype} and {tuple(shape)}, got {other}")
+    array = np.broadcast_to(np.zeros((), NAMES_OF_DTYPES[DTYPES.index(dtype)]), shape)
+    arrays = (array,) if other is None else (array, array)
+    FAMILY[name].function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **operators.options_of(text)[0])
 
 
 @_constant_in_graphs
@@ -254,6 +273,8 @@ def apply(
     keeps_input: whether the backward pass of relu uses x, although y is sufficient.
     """
     if type(x) not in PLAIN:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"input must be a torch.Tensor, got {name_of(type(x))}; gpudrop.{name} takes arrays")
         _know_sharded_tensors()
     if name == "dropout2d" and x.dim() == 3:  # torch takes this for samples, channels and length,
         _torchs_dropout2d(x, training=False)  # and warns
@@ -266,21 +287,25 @@ def apply(
     if compiling:
         text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
         call: tuple[Any, ...] = name, text, p, row, bits  # p may be symbolic: the operators check it when they run
+        drawn = training and p != 0
     else:
         p, pairs = p if type(p) is float else _number(p), tuple(options.items())
         try:
-            call = _checked(name, p, training, activation, bits, pairs, keeps_input)
+            call, drawn = _checked(name, p, training, activation, bits, pairs, keeps_input)
         except TypeError:
             _check_as_numpys(name, x, options)
             raise
-        p = call[2]
-    drawn = training and p != 0
+    if not drawn and (rng is not None or generator is not None):
+        _source(generator, rng, False)  # raises for a wrong rng
     if not drawn and other is None:
         if activation is None or activation == "identity":
             return x
         if activation in TORCHS:
             y = TORCHS[activation].value(x)
             return x.copy_(y) if inplace else y
+    if type(x) in PLAIN and not compiling:
+        of_other = None if other is None else (other.dtype, other.layout, other.shape)
+        _check_tensors(name, call[1], (x.dtype, x.layout, x.shape), of_other)
     if drawn:
         stream = _stream_in_graph(x, generator, rng) if compiling else _stream(x, generator, rng, context)
     else:
@@ -305,7 +330,7 @@ def _check_as_numpys(name: str, x: torch.Tensor, options: Mapping[str, Any]) -> 
 def drawing(x: torch.Tensor, p: float) -> tuple[Any, ...]:
     """Return the arguments of the operators after x, for `dropout` in training: the stream and the rest of the call."""
     context = current()
-    call = _checked("dropout", p if type(p) is float else _number(p), True, None, FAMILY["dropout"].bits, ())
+    call, _ = _checked("dropout", p if type(p) is float else _number(p), True, None, FAMILY["dropout"].bits, ())
     return _stream(x, None, None, context), *call, context.first
 
 
@@ -402,6 +427,8 @@ def _function(name: str) -> Any:
         bits: int = bits_default,
         **options: Any,
     ) -> torch.Tensor:
+        if previous is None:
+            raise TypeError("previous must be a torch.Tensor, got None")
         return call(input, p, training, inplace, activation, generator, rng, bits, options, previous)
 
     made: Any = function_of_two if len(row.inputs) > 1 else function

@@ -119,7 +119,7 @@ def _to_stream(tensor):
 
 
 @functools.lru_cache(maxsize=1024)
-def _options(text):
+def options_of(text):
     """Parse the options of a call: (options and Shard, whether the backward pass of relu receives x)."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     shard, keeps = read.pop("shard", None), read.pop("keeps", None)
@@ -183,7 +183,7 @@ def _prepare(x, other, stream, call, backward=False):
     """Return the checked call for x, or for dy in a backward pass."""
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
-    options, by_input = _options(options)
+    options, by_input = options_of(options)
     activation = of_input(find_activation(activation)) if backward and by_input else activation
     keywords = {"activation": activation, "bits": bits} | options
     # The context of the forward call, because a backward pass may run in another one.
@@ -277,7 +277,7 @@ def _kept(call, x, y):
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    by_sign = activation.slope_of == "output" and FAMILY[call[0]].by_sign and not _options(call[1])[1]
+    by_sign = activation.slope_of == "output" and FAMILY[call[0]].by_sign and not options_of(call[1])[1]
     return y if by_sign else x
 
 

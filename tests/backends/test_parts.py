@@ -114,7 +114,7 @@ def test_arguments_are_checked_against_the_whole_array():
 
 WRONG = {
     "shard must have as many axes as x, which has 2, got Shard": Shard((4, 6, 1), (0, 0, 0)),
-    "shard must contain x, of shape (4, 3), from its start on, got Shard": Shard((4, 6), (0, 4)),
+    "shard must contain an array of shape (4, 3) from its start on, got Shard": Shard((4, 6), (0, 4)),
     "shard must be of an array of at most 2**64 elements": Shard((2**40, 2**40), (0, 0)),
     "shard must be a gpudrop.Shard or None, got tuple": ((4, 6), (0, 3)),
 }

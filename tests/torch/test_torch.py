@@ -253,7 +253,7 @@ RNGS = {
 
 
 @pytest.mark.parametrize("kind", RNGS)
-def test_an_rng_is_what_it_is_to_functions_of_arrays(kind):
+def test_functions_of_tensors_and_arrays_draw_the_same_from_an_rng(kind):
     make, seeds = RNGS[kind]
     x, rng, state = torch.ones(100), make(), torch.get_rng_state()
     for seed in seeds:
@@ -278,19 +278,66 @@ TENSORS = {
     "negative": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
     "sparse": lambda: torch.ones(3).to_sparse(),
     "meta": lambda: torch.ones(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
 }
+OF_OUR_FUNCTIONS = ("requires grad", "a parameter", "bfloat16", "negative", "meta")
 REASONS = {
     "requires grad": "Can't export tensors that require gradient",
     "a parameter": "Can't export tensors that require gradient",
     "conjugate": "Can't export tensors with the conjugate bit set",
     "negative": "Can't export tensors with the negative bit set",
     "sparse": "Can't export tensors with layout other than torch.strided",
+    "nested": "it is nested",
+}
+
+ONES = torch.ones(4)
+WRONG_CALLS = {
+    "x must have 4 dimensions": lambda **rng: functional.dropout2d(ONES, **rng),
+    "input must be a strided tensor of dtype .* got torch.int32 .*input.float()": lambda **rng: functional.dropout(
+        ONES.int(), **rng
+    ),
+    "input must be a strided tensor of dtype .* torch.sparse_coo$": lambda **rng: functional.dropout(
+        ONES.to_sparse(), **rng
+    ),
+    "mask_shape must broadcast against x": lambda **rng: functional.dropout(ONES, mask_shape=(3,), **rng),
+    "time_axis must be an axis of x": lambda **rng: functional.locked_dropout(torch.ones(4, 3, 2), time_axis=9, **rng),
+    "previous must have the dtype and shape of input": lambda **rng: functional.zoneout(ONES, torch.ones(5), **rng),
+    "previous must be a torch.Tensor, got None": lambda **rng: functional.zoneout(ONES, None, **rng),
+    "input must be a torch.Tensor, got numpy.ndarray; gpudrop.dropout takes": lambda **rng: functional.dropout(
+        ONES.numpy(), **rng
+    ),
 }
 
 
+@pytest.mark.parametrize("message", WRONG_CALLS)
+def test_a_wrong_call_draws_nothing(message):
+    numpys, own, state = np.random.default_rng(0), gpudrop.Generator(0), torch.get_rng_state()
+    before = numpys.bit_generator.state
+    for rng in ({}, {"rng": numpys}, {"rng": own}, {"generator": torch.Generator()}):
+        with pytest.raises((TypeError, ValueError), match=message):
+            WRONG_CALLS[message](**rng)
+    assert numpys.bit_generator.state == before and own.state_dict()["call"] == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_p_that_is_rounded_to_0_draws_nothing():
+    rng = gpudrop.Generator(0)
+    assert functional.dropout(ONES, 1e-9, rng=rng) is ONES and rng.state_dict()["call"] == 0
+    functional.dropout(ONES, 1e-9, rng=rng, bits=32)
+    assert rng.state_dict()["call"] == 1
+
+
+@pytest.mark.parametrize("call", [{"p": 0.0}, {"training": False}])
+def test_rng_is_checked_where_nothing_is_dropped(call):
+    for rng in (True, -1, np.random.RandomState(0), torch.tensor(True), torch.tensor([3])):
+        with pytest.raises((TypeError, ValueError), match="rng must be"):
+            functional.dropout(ONES, rng=rng, **call)
+    with pytest.raises(ValueError, match="generator and rng can't both be set"):
+        functional.dropout(ONES, rng=1, generator=torch.Generator(), **call)
+
+
 @pytest.mark.parametrize("kind", TENSORS)
-def test_a_tensor_that_is_no_array_to_numpy_is_refused_with_advice(kind):
-    """Of the functions of arrays, which take the others."""
+def test_functions_of_arrays_refuse_a_tensor_that_dlpack_does_not_support(kind):
     x, own = TENSORS[kind](), torch.ones(3)
     dtype, reason = re.escape(str(x.dtype)), REASONS.get(kind, "")
     backprop = gpudrop.dropout_vjp(own)[1]
@@ -303,17 +350,21 @@ def test_a_tensor_that_is_no_array_to_numpy_is_refused_with_advice(kind):
     }
     for name, functions in calls.items():
         for function in functions:
-            message = rf"^{name} can't be read through DLPack: {reason}.* \({dtype}\); use gpudrop.torch.functional for"
+            advice = "; use gpudrop.torch.functional for tensors" if kind in OF_OUR_FUNCTIONS else ""
+            message = rf"^{name} can't be read through DLPack: {reason}.* \({dtype}, torch\.\w+\){advice}$"
             with pytest.raises(TypeError, match=message):
                 function()
 
 
-def test_the_advice_about_tensors_is_for_tensors_of_any_class():
+def test_subclasses_of_tensors_are_tensors():
     class Own(torch.Tensor):
         pass
 
     with pytest.raises(TypeError, match=r"use gpudrop.torch.functional for tensors"):
         gpudrop.dropout(torch.ones(3, requires_grad=True).as_subclass(Own))
+    x = torch.ones(3, 2).as_subclass(Own)  # of a module that has no from_dlpack
+    assert isinstance(gpudrop.dropout(x, 0.5), torch.Tensor)
+    assert gpudrop.mc_samples(lambda x: 2 * x, x, 2, batch_size=2).mean.tolist() == [[2.0, 2.0]] * 3
     y = gpudrop.dropout(torch.tensor([1 - 2j]).imag, 0)  # no negative view
     assert isinstance(y, torch.Tensor) and y.tolist() == [-2.0]
 

@@ -54,7 +54,7 @@ def test_a_schedule_is_a_value():
             lambda: Schedule(0, 1, 5, "cubic"),
         ),
         (ValueError, "steps must be at least 1, got 0", lambda: schedules.linear(0, 1, 0)),
-        (ValueError, "steps must be between 0", lambda: schedules.linear(0, 1, -3)),
+        (ValueError, "steps must be at least 1, got -3", lambda: schedules.linear(0, 1, -3)),
         (TypeError, "steps must be an integer, got 1.5", lambda: schedules.linear(0, 1, 1.5)),
         (ValueError, "first must be finite and not negative, got -0.1", lambda: schedules.linear(-0.1, 1, 5)),
         (TypeError, "last must be a number, got 'a'", lambda: schedules.linear(0, "a", 5)),
