@@ -329,7 +329,7 @@ def check_rng(rng: RngLike) -> Source:
     if isinstance(rng, np.random.SeedSequence):
         return Stream(int(rng.generate_state(1, np.uint64)[0]), 0)
     try:  # PyTorch converts tensors of bool and of one element too
-        other = isinstance(rng, bool) or getattr(rng, "ndim", 0) or "bool" in str(getattr(rng, "dtype", ""))
+        other = isinstance(rng, bool) or getattr(rng, "ndim", 0) > 0 or "bool" in str(getattr(rng, "dtype", ""))
         seed = None if other else operator.index(rng)
     except TypeError:
         seed = None
