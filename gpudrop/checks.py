@@ -81,7 +81,18 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
         raise ValueError(f"the state of a {of} must have the keys {keys}, got {found}")
 
 
-def check_folder(of: str, path: Path) -> None:
-    """An error unless the folder of a file that will be written exists."""
+def check_writable(of: str, path: Path) -> None:
+    """Raise an error unless a file can be opened for writing. An existing file is unchanged, and a new one is removed.
+
+    Commands call it before they compute what they will write, because that takes long.
+    """
     if not path.resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of the {of} must exist, got {path}")
+    try:
+        new = not path.exists()
+        if new or path.is_file() or path.is_dir():  # opening and closing a pipe would end the input of its reader
+            path.open("ab").close()
+        if new:
+            path.resolve().unlink()  # resolved, because a link without a target must remain
+    except OSError as error:
+        raise type(error)(f"the file of the {of} must be writable, got {path} ({error.strerror})") from None

@@ -646,6 +646,13 @@ MUTANTS = [
         "bench/test_comparison.py",
     ),
     Mutant(
+        "checking a file leaves an empty one",
+        "gpudrop/checks.py",
+        "path.resolve().unlink()",
+        "pass",
+        "unit/test_cli.py",
+    ),
+    Mutant(
         "gpudrop bits writes whole blocks",
         "gpudrop/cli.py",
         "block if count is None else block[: count - position]",

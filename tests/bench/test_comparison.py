@@ -139,6 +139,11 @@ def test_the_command_fails_if_gpudrop_is_wrong_or_fails(monkeypatch, tmp_path, r
     assert (tmp_path / "found.json").exists()
 
 
+@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_number_of_threads_is_in_words(threads, words):
+    assert next(comparison.lines(made() | {"threads": threads})) == f"a processor, {words}"
+
+
 def test_a_case_that_does_not_fit_in_memory_is_no_failure(monkeypatch, capsys):
     record = made()
     record["cases"][0]["absent"] = "it needs 90.0 GB"
@@ -152,6 +157,19 @@ def test_a_missing_folder_is_reported_before_the_measurement(monkeypatch, tmp_pa
     path = tmp_path / "no" / "such.json"
     message = command(monkeypatch, "--json", path)
     assert message == f"gpudrop bench: the folder of the results must exist, got {path}"
+
+
+@pytest.mark.parametrize("before", [None, "older results"])
+def test_a_failed_measurement_leaves_the_file_as_it_was(monkeypatch, tmp_path, before):
+    def run(progress):
+        raise RuntimeError("it failed")
+
+    monkeypatch.setattr(comparison, "run", run)
+    path = tmp_path / "found.json"
+    if before:
+        path.write_text(before)
+    assert command(monkeypatch, "--json", path) == "gpudrop bench: it failed"
+    assert (path.read_text() if path.exists() else None) == before
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")

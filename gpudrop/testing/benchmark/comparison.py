@@ -11,7 +11,7 @@ from typing import Any
 import numba
 
 from gpudrop import backends
-from gpudrop.checks import check_folder
+from gpudrop.checks import check_writable
 from gpudrop.testing.benchmark import contenders, gpu, gpu_contenders, records, runner
 from gpudrop.testing.benchmark.cases import LARGE, Case
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
@@ -140,13 +140,13 @@ def main(file: Path | None = None) -> None:
 
     Raises
     ------
-    FileNotFoundError
-        If the folder of the file does not exist.
+    OSError
+        If the file can't be written; FileNotFoundError if its folder does not exist.
     RuntimeError
         If gpudrop's own results are wrong, or if it fails.
     """
     if file is not None:
-        check_folder("results", file)
+        check_writable("results", file)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -165,7 +165,8 @@ def main(file: Path | None = None) -> None:
 
 def lines(record):
     """Generate the lines below the table: the machine, the versions, and contenders that were not timed."""
-    yield f"{record['device']}{', {} threads'.format(record['threads']) if record['threads'] else ''}"
+    threads = record["threads"]
+    yield f"{record['device']}{f', {threads} thread' + 's' * (threads > 1) if threads else ''}"
     yield ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     if "no_gpu" in record:
         yield f"no GPU was measured: {record['no_gpu']}"
