@@ -87,6 +87,30 @@ def test_ratios_follow_from_the_times(monkeypatch, capsys):
     assert rows["NumPy tuned"] == ["0.004", "1.00", "0.5", "2"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("scale", [1, 1 / 3, 3e-5])
+def test_numbers_are_whole_at_every_width(width, scale):
+    """Narrow tables have no bars, and the narrowest have no times. Names may wrap there."""
+    row = made(**{name: seconds * scale for name, seconds in TIMED.items()})["cases"][0]
+    row["activation"] = "gelu_tanh"
+    console = Console(width=width, file=io.StringIO())
+    console.print(comparison.table({"cases": [row]}, width), width=width)
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    assert ("━" in shown, "ms" in shown.split()) == (width >= 70, width >= 56)
+    lines = [re.findall(r"(?<= )[0-9.e-]+(?= |$)", line) for line in shown.splitlines()]
+    for name, seconds in TIMED.items():
+        share, times = comparison.ratios(row, name)
+        wanted = [f"{8e-6 / seconds / scale:.3g}", f"{share:.2f}", *([f"{times:.3g}"] if times else [])]
+        wanted += [f"{seconds * scale * 1e3:.4g}"] if width >= 56 else []
+        assert wanted in lines, (name, shown)
+
+
+def test_speeds_above_1000_have_no_exponent(capsys):
+    Console(width=100).print(comparison.table(made(copy=8e-6 / 4831)))
+    assert table_rows(capsys.readouterr().out)["copy"][0] == "4831"
+
+
 def test_bar_lengths_are_proportional_to_speeds():
     record = made(**TIMED)
     console = Console(width=200, file=io.StringIO())
