@@ -60,6 +60,14 @@ def check_integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
+def check_count(name: str, value: Any) -> int:
+    """value as a Python int of at least 1, or an error that names the argument."""
+    number = check_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return number
+
+
 def check_uint64(name: str, value: Any) -> int:
     """value as a Python int in [0, 2**64), or an error that names the argument."""
     number = check_integer(name, value)

@@ -646,6 +646,13 @@ MUTANTS = [
         "bench/test_comparison.py",
     ),
     Mutant(
+        "gpudrop bench changes the state of PyTorch's generators",
+        "gpudrop/testing/benchmark/runner.py",
+        "stack.enter_context(torch.random.fork_rng(gpus if torch.cuda.is_available() else ()))",
+        "pass",
+        "bench/test_comparison.py",
+    ),
+    Mutant(
         "checking a file leaves an empty one",
         "gpudrop/checks.py",
         "path.resolve().unlink()",

@@ -11,7 +11,7 @@ from typing import Any
 import numba
 
 from gpudrop import backends
-from gpudrop.checks import check_writable
+from gpudrop.checks import check_count, check_writable
 from gpudrop.testing.benchmark import contenders, gpu, gpu_contenders, records, runner
 from gpudrop.testing.benchmark.cases import LARGE, Case
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
@@ -48,14 +48,15 @@ def run(
     """Measure gpudrop and other implementations of dropout on this machine, in turn.
 
     The results of each contender are first compared with `gpudrop.testing.reference`. A contender with wrong results
-    is not timed.
+    is not timed. The measurement sets the number of threads of Numba and PyTorch and draws from PyTorch's generators.
+    Both are restored at the end.
 
     Parameters
     ----------
     size : int, optional
-        The number of elements of the arrays. The default is 2**24 on the CPU and 2**26 on a GPU.
+        The number of elements of the arrays, at least 1. The default is 2**24 on the CPU and 2**26 on a GPU.
     rounds : int, optional
-        The number of measurements per median.
+        The number of measurements per median, at least 1.
     progress : callable, optional
         A function that receives the list of cases and returns an iterable of them, such as a progress bar.
 
@@ -64,7 +65,13 @@ def run(
     dict
         The record: the device, the versions, and "cases", a list. Each case has "results" by contender. A result has
         "seconds" (the median time of a call), "bytes_per_second" and "elements_per_second". A contender that was not
-        timed has "absent", "wrong" or "failed" instead, with the reason.
+        timed has "absent", "wrong" or "failed" instead, with the reason. A case that could not be measured, for example
+        for lack of memory, has "absent" or "failed" and no results.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If size or rounds is not an integer, or less than 1.
 
     Examples
     --------
@@ -73,10 +80,14 @@ def run(
     >>> record["cases"][0]["results"]["copy"]["seconds"] > 0
     True
     """
+    size, rounds = None if size is None else check_count("size", size), check_count("rounds", rounds)
     module = backends.load("cupy_elementwise")
     if isinstance(module, str):
-        return on_cpu(size or SIZE, rounds, progress) | {"no_gpu": module}
-    return on_gpu(gpu.Gpu(), size or LARGE, rounds, progress)
+        with runner.torch_restored():
+            return on_cpu(size or SIZE, rounds, progress) | {"no_gpu": module}
+    device = gpu.Gpu()
+    with runner.torch_restored(device.id):
+        return on_gpu(device, size or LARGE, rounds, progress)
 
 
 def on_cpu(size, rounds, progress):
