@@ -60,15 +60,25 @@ def check_integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
-def check_uint64(name: str, value: Any, least: int = 0) -> int:
-    """value as a Python int in [least, 2**64), or an error that names the argument."""
+def check_count(name: str, value: Any) -> int:
+    """value as a Python int of at least 1, or an error that names the argument."""
     number = check_integer(name, value)
-    if least <= number < 2**64:
-        return number
-    got = number if number.bit_length() < 1000 else f"{number:#x}"[:20] + "..."  # Python prints no longer ones
-    if number < least and least > 0:
-        raise ValueError(f"{name} must be at least {least}, got {got}")
-    raise ValueError(f"{name} must be between {least} and 2**64 - 1, got {got}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {_shown(number)}")
+    return number
+
+
+def check_uint64(name: str, value: Any) -> int:
+    """value as a Python int in [0, 2**64), or an error that names the argument."""
+    number = check_integer(name, value)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} must be between 0 and 2**64 - 1, got {_shown(number)}")
+    return number
+
+
+def _shown(number: int) -> str:
+    """The number in an error; Python converts no integer of more than 4300 digits to decimal text."""
+    return str(number) if number.bit_length() < 1000 else f"{number:#x}"[:20] + "..."
 
 
 def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> None:
@@ -84,7 +94,18 @@ def check_keys(of: str, state: Mapping[str, Any], required: Iterable[str], optio
         raise ValueError(f"the state of a {of} must have the keys {keys}, got {found}")
 
 
-def check_folder(of: str, path: Path) -> None:
-    """An error unless the folder of a file that will be written exists."""
+def check_writable(of: str, path: Path) -> None:
+    """Raise an error unless a file can be opened for writing. An existing file is unchanged, and a new one is removed.
+
+    Commands call it before they compute what they will write, because that takes long.
+    """
     if not path.resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of the {of} must exist, got {path}")
+    try:
+        new = not path.exists()
+        if new or path.is_file() or path.is_dir():  # opening and closing a pipe would end the input of its reader
+            path.open("ab").close()
+        if new:
+            path.resolve().unlink()  # resolved, because a link without a target must remain
+    except OSError as error:
+        raise type(error)(f"the file of the {of} must be writable, got {path} ({error.strerror})") from None

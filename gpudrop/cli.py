@@ -31,13 +31,15 @@ def main() -> None:
         if isinstance(end.__context__, BrokenPipeError):  # rich and click exit on it without a message
             _fail(end.__context__)
         raise
-    except (ImportError, OSError, RuntimeError, RuntimeWarning, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, RuntimeWarning, TypeError, ValueError) as error:
         _fail(error)
 
 
 def _fail(error: BaseException) -> NoReturn:
     _give_up_output()
-    what = "broken pipe: the reader closed standard output" if isinstance(error, BrokenPipeError) else error
+    what = str(error) or type(error).__name__  # Python's own MemoryError has no message
+    if isinstance(error, BrokenPipeError):
+        what = "broken pipe: the reader closed standard output"
     sys.exit(f"{' '.join(['gpudrop', *sys.argv[1:2]])}: {what}")
 
 
@@ -136,7 +138,7 @@ def selftest(
 def bench(
     json: Annotated[Path | None, typer.Option(help="Also write the results to this file.", metavar="FILE")] = None,
 ) -> None:
-    """Compare the speed of dropout on this machine with a copy, NumPy or CuPy, and PyTorch, in under a minute.
+    """Compare the speed of dropout on this machine with a copy, NumPy or CuPy, and PyTorch, in about a minute.
 
     It measures CuPy arrays if a GPU is available, and NumPy arrays otherwise.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpudrop import backends
-from gpudrop.checks import check_folder
+from gpudrop.checks import check_writable
 from gpudrop.context import no_dropout
 from gpudrop.generator import Generator
 from gpudrop.layers import Dropout
@@ -220,15 +220,15 @@ def run(picture=Path("gpudrop-demo.png"), seeds=8, console=None, *, steps=200):
     ------
     ModuleNotFoundError
         If scikit-learn or matplotlib is missing.
-    FileNotFoundError
-        If the picture's folder doesn't exist.
+    OSError
+        If the picture can't be written; FileNotFoundError if its folder doesn't exist.
     ValueError
         If seeds or steps is less than 1.
     """
     if seeds < 1 or steps < 1:
         raise ValueError(f"seeds and steps must be at least 1, got {seeds} and {steps}")
     picture = Path(picture)
-    check_folder("picture", picture)
+    check_writable("picture", picture)
     from rich.console import Console
     from rich.progress import Progress
 

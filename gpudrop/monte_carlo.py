@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpudrop import arrays
-from gpudrop.checks import check_uint64
+from gpudrop.checks import check_count, check_uint64
 from gpudrop.context import Changes, current, rng_of
 from gpudrop.generator import Generator, RngLike, spawned_seeds
 
@@ -94,12 +94,12 @@ def mc_samples(
     >>> bool(part.mean == mean[2])
     True
     """
-    n, first, source = check_uint64("n", n, 1), check_uint64("first", first) + current().first, rng_of(rng, current())
+    n, first, source = check_count("n", n), check_uint64("first", first) + current().first, rng_of(rng, current())
     if not callable(fn):
         raise TypeError(f"fn must be a function of x, got {type(fn).__name__}")
     if not getattr(x, "shape", ()):
         raise ValueError(f"x must be an array whose first axis counts samples, got {type(x).__name__} without axes")
-    size = max(1, len(x)) if batch_size is None else check_uint64("batch_size", batch_size, 1)
+    size = max(1, len(x)) if batch_size is None else check_count("batch_size", batch_size)
     seeds = spawned_seeds(source, n)
     starts = range(0, max(1, len(x)), size)
     parts = [_moments(fn, x[start : start + size], seeds, first + start) for start in starts]

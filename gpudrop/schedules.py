@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from gpudrop.checks import check_keys, check_number, check_uint64
+from gpudrop.checks import check_count, check_keys, check_number, check_uint64
 
 # The fraction of the way from first to last, as a function of progress = step / steps, which is at least 0.
 CURVES: dict[str, Callable[[float], float]] = {
@@ -52,7 +52,7 @@ class Schedule:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "steps", check_uint64("steps", self.steps, 1))
+        object.__setattr__(self, "steps", check_uint64("steps", check_count("steps", self.steps)))
         if self.curve not in list(CURVES):  # the name may be of a type that is not hashable
             raise ValueError(f"unknown curve {self.curve!r}; known: {', '.join(sorted(CURVES))}")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from gpudrop import arrays
-from gpudrop.checks import check_integer, check_p, check_truth, check_uint64
+from gpudrop.checks import check_count, check_integer, check_p, check_truth, check_uint64
 from gpudrop.context import Context
 from gpudrop.dropout import dropout
 from gpudrop.formulas import noises
@@ -42,19 +42,12 @@ class Option(NamedTuple):
     reshapes: bool = False
 
 
-def _check_block_size(block_size: Any) -> int:
-    size = check_integer("block_size", block_size)
-    if size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-    return size
-
-
 OPTIONS = {
     "mask_shape": Option(lambda shape: None if shape is None else check_mask_shape(shape)),
     "channels_last": Option(functools.partial(check_truth, "channels_last")),
     "time_axis": Option(functools.partial(check_integer, "time_axis")),
     "samples": Option(lambda samples: None if samples is None else check_uint64("samples", samples), reshapes=True),
-    "block_size": Option(_check_block_size),
+    "block_size": Option(functools.partial(check_count, "block_size")),
 }
 """Name -> Option, for the options of all variants."""
 

@@ -41,7 +41,8 @@ def unavailable():
 
 
 def devices():
-    return [f"{threads.available()} CPU threads"]
+    count = threads.available()
+    return [f"{count} CPU thread{'s' * (count > 1)}"]
 
 
 def on_device(number):

@@ -660,6 +660,20 @@ MUTANTS = [
         "bench/test_comparison.py",
     ),
     Mutant(
+        "gpudrop bench changes the state of PyTorch's generators",
+        "gpudrop/testing/benchmark/runner.py",
+        "stack.enter_context(torch.random.fork_rng(gpus if torch.cuda.is_available() else ()))",
+        "pass",
+        "bench/test_comparison.py",
+    ),
+    Mutant(
+        "checking a file leaves an empty one",
+        "gpudrop/checks.py",
+        "path.resolve().unlink()",
+        "pass",
+        "unit/test_cli.py",
+    ),
+    Mutant(
         "gpudrop bits writes whole blocks",
         "gpudrop/cli.py",
         "block if count is None else block[: count - position]",

@@ -20,7 +20,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop import arrays, backends
-from gpudrop.checks import check_folder
+from gpudrop.checks import check_writable
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.testing import reference, statistics, ulps
 from gpudrop.variants import FAMILY
@@ -402,7 +402,7 @@ def run(
 def main(backend: str | None = None, quick: bool = False, file: Path | None = None) -> int:
     """Run the test, print the table, write the file, and return the exit status."""
     if file is not None:
-        check_folder("results", file)
+        check_writable("results", file)
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table

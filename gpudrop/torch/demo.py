@@ -241,10 +241,11 @@ def conclusion(result):
 
 def _setting(result):
     _, seeds, steps = result.times.shape
+    threads = torch.get_num_threads()
     return (
         f"Transformer of {LAYERS} layers, width {WIDTH}, p = {DROP}, predicting the next byte of Python's help; "
         f"{TRAIN_BYTES} training bytes, {TEST_BYTES} for validation; {seeds} seeds of {steps} steps, each of {BATCH} x "
-        f"{LENGTH} bytes; PyTorch on the CPU with {torch.get_num_threads()} threads, {result.seconds:.0f} s"
+        f"{LENGTH} bytes; PyTorch on the CPU with {threads} thread{'s' * (threads > 1)}, {result.seconds:.0f} s"
     )
 
 

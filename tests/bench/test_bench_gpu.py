@@ -29,17 +29,18 @@ NO_GPU = pytest.mark.skipif(gpu_here.missing() is None, reason="there is a GPU")
 
 
 def numpy_as_cupy():
-    """NumPy, with CuPy's random_sample."""
+    """NumPy, with CuPy's RandomState."""
     xp, rng = ModuleType("numpy"), np.random.default_rng(0)
     vars(xp).update(vars(np))
-    xp.random = SimpleNamespace(random_sample=lambda shape, dtype: rng.random(shape, dtype))
+    own = SimpleNamespace(random_sample=lambda shape, dtype: rng.random(shape, dtype))
+    xp.random = SimpleNamespace(RandomState=lambda seed: own)
     return xp
 
 
 class Host:
     """A replacement for Gpu with the CPU's arrays and clock. A captured graph is the work itself."""
 
-    name, bus, cache = "no GPU at all", "none", 2**16
+    name, bus, id, cache = "no GPU at all", "none", 0, 2**16
 
     def __init__(self):
         self.xp, self.libraries = numpy_as_cupy(), []
@@ -227,6 +228,13 @@ def test_a_contender_that_fails_does_not_end_the_run():
     for row in rows:
         assert row["results"]["broken"] == {"failed": "MemoryError: out of memory"}
         assert "seconds" in row["results"][CUPY]
+
+
+def test_tiny_arrays_need_a_limited_number_of_sets():
+    host = Host()
+    host.cache = 2**26
+    for row in gpu.measure(host, Case("sizes", size=1, backward=True), 1, [CONTENDERS[1]]):
+        assert row["sets"] == gpu.SETS and "seconds" in row["results"][CUPY]
 
 
 def test_a_failure_during_timing_does_not_end_the_run():
@@ -512,7 +520,9 @@ def test_cupy_and_torch_have_the_attributes_that_are_used():
     import cupy
     from cupyx.scipy.special import erf  # noqa: F401
 
-    assert callable(cupy.cuda.Graph.launch) and callable(cupy.random.random_sample) and callable(cupy.copyto)
+    assert (
+        callable(cupy.cuda.Graph.launch) and callable(cupy.random.RandomState.random_sample) and callable(cupy.copyto)
+    )
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     for name in ("CUDAGraph", "Stream", "graph", "stream", "synchronize", "max_memory_allocated", "memory_allocated"):
         assert hasattr(torch.cuda, name)

@@ -1,5 +1,6 @@
 """gpudrop bench: it runs, its ratios follow from the times, and it reports errors."""
 
+import contextlib
 import io
 import json
 import re
@@ -8,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from rich.console import Console
@@ -87,6 +89,30 @@ def test_ratios_follow_from_the_times(monkeypatch, capsys):
     assert rows["NumPy tuned"] == ["0.004", "1.00", "0.5", "2"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("scale", [1, 1 / 3, 3e-5])
+def test_numbers_are_whole_at_every_width(width, scale):
+    """Narrow tables have no bars, and the narrowest have no times. Names may wrap there."""
+    row = made(**{name: seconds * scale for name, seconds in TIMED.items()})["cases"][0]
+    row["activation"] = "gelu_tanh"
+    console = Console(width=width, file=io.StringIO())
+    console.print(comparison.table({"cases": [row]}, width), width=width)
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    assert ("━" in shown, "ms" in shown.split()) == (width >= 70, width >= 56)
+    lines = [re.findall(r"(?<= )[0-9.e-]+(?= |$)", line) for line in shown.splitlines()]
+    for name, seconds in TIMED.items():
+        share, times = comparison.ratios(row, name)
+        wanted = [f"{8e-6 / seconds / scale:.3g}", f"{share:.2f}", *([f"{times:.3g}"] if times else [])]
+        wanted += [f"{seconds * scale * 1e3:.4g}"] if width >= 56 else []
+        assert wanted in lines, (name, shown)
+
+
+def test_speeds_above_1000_have_no_exponent(capsys):
+    Console(width=100).print(comparison.table(made(copy=8e-6 / 4831)))
+    assert table_rows(capsys.readouterr().out)["copy"][0] == "4831"
+
+
 def test_bar_lengths_are_proportional_to_speeds():
     record = made(**TIMED)
     console = Console(width=200, file=io.StringIO())
@@ -139,6 +165,19 @@ def test_the_command_fails_if_gpudrop_is_wrong_or_fails(monkeypatch, tmp_path, r
     assert (tmp_path / "found.json").exists()
 
 
+def test_a_lack_of_memory_for_x_becomes_a_row(monkeypatch, no_gpu, capsys):
+    monkeypatch.setattr(runner, "touch", lambda size: None)  # it would fill half of the memory
+    monkeypatch.setattr(comparison, "CPU_CASES", comparison.CPU_CASES[:1])
+    monkeypatch.setattr(comparison, "run", partial(comparison.run, size=2**53, rounds=1))
+    assert command(monkeypatch).startswith("gpudrop bench: gpudrop is wrong or fails in relu float32 ")
+    assert re.search(r"relu float32 9,007,199,254,740,992: failed \(\w*MemoryError: Unable", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_number_of_threads_is_in_words(threads, words):
+    assert next(comparison.lines(made() | {"threads": threads})) == f"a processor, {words}"
+
+
 def test_a_case_that_does_not_fit_in_memory_is_no_failure(monkeypatch, capsys):
     record = made()
     record["cases"][0]["absent"] = "it needs 90.0 GB"
@@ -152,6 +191,59 @@ def test_a_missing_folder_is_reported_before_the_measurement(monkeypatch, tmp_pa
     path = tmp_path / "no" / "such.json"
     message = command(monkeypatch, "--json", path)
     assert message == f"gpudrop bench: the folder of the results must exist, got {path}"
+
+
+@pytest.mark.parametrize("before", [None, "older results"])
+def test_a_failed_measurement_leaves_the_file_as_it_was(monkeypatch, tmp_path, before):
+    def run(progress):
+        raise RuntimeError("it failed")
+
+    monkeypatch.setattr(comparison, "run", run)
+    path = tmp_path / "found.json"
+    if before:
+        path.write_text(before)
+    assert command(monkeypatch, "--json", path) == "gpudrop bench: it failed"
+    assert (path.read_text() if path.exists() else None) == before
+
+
+@pytest.mark.parametrize("argument", ["size", "rounds"])
+@pytest.mark.parametrize(
+    ("value", "message"), [(0, "at least 1, got 0"), (-1, "at least 1, got -1"), (1e3, "an integer, got 1000.0")]
+)
+def test_wrong_arguments_are_named(argument, value, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{argument} must be {message}$"):
+        comparison.run(**{argument: value}, progress=lambda cases: pytest.fail("it was measured"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("processor", ["cpu", "gpu"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_state_of_other_libraries_is_unchanged(monkeypatch, no_gpu, processor, interrupted):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if processor == "gpu":
+        monkeypatch.setattr(backends, "load", lambda name: gpu)
+        monkeypatch.setattr(gpu, "Gpu", Host)
+
+    def progress(cases):
+        yield cases[0]
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def state():
+        numbers = numba.get_num_threads(), torch.get_num_threads()
+        return numbers, np.random.get_state()[1:3], torch.get_rng_state().tolist()  # noqa: NPY002
+
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(3)
+    try:
+        wanted = state()
+        with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+            comparison.run(size=1000, rounds=1, progress=progress)
+        np.testing.assert_equal(state(), wanted)
+    finally:
+        numba.set_num_threads(before[0])
+        torch.set_num_threads(before[1])
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")

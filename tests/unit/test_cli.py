@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import gpudrop
-from gpudrop import warming
-from gpudrop.testing import reference
+from gpudrop import backends, cli, demo, warming
+from gpudrop.checks import check_writable
+from gpudrop.kernels import cpu
+from gpudrop.testing import reference, selftest
+from gpudrop.testing.benchmark import comparison
 from tests.family.layer_calls import CLASSES, arrays
 from tests.processes import run
 from tests.sampling import few
@@ -47,14 +50,76 @@ def test_info_lists_usable_backends_and_why_others_are_unusable():
     for name in ("cpu", "cupy_elementwise", "numba_cuda"):
         row = next(line for line in lines if name in line)
         assert "yes, on " in row or "no: " in row
-    assert any("cpu" in line and "CPU threads" in line for line in lines)
+    assert any("cpu" in line and "CPU thread" in line for line in lines)
     assert any("numba " in line for line in lines)
 
 
-def test_demo_reports_a_missing_folder_in_one_line(tmp_path):
-    command = [*GPUDROP, "demo", "--picture", str(tmp_path / "no" / "such.png")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("gpudrop demo: the folder of the picture must exist")
+WRITERS = {"bench": "--json", "demo": "--picture", "selftest": "--json"}
+
+
+def failure(monkeypatch, *arguments):
+    """Run a command that fails, and return its message."""
+    monkeypatch.setattr(sys, "argv", ["gpudrop", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("path", ["no folder", "folder", "long name", "no permission"])
+def test_a_file_that_cannot_be_written_is_reported_at_once(monkeypatch, tmp_path, command, path):
+    for module in (comparison, selftest):
+        monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(demo, "_device", lambda: pytest.fail("it was trained"))
+    of = "picture" if command == "demo" else "results"
+    file = {"no folder": tmp_path / "no" / "such", "folder": tmp_path, "long name": tmp_path / ("n" * 300)}.get(path)
+    if path == "no permission":
+        file = tmp_path / "kept"
+        file.write_text("older results")
+        file.chmod(0o400)
+        if os.access(file, os.W_OK):
+            pytest.skip("this user may write to every file")
+    message = failure(monkeypatch, command, WRITERS[command], file)
+    if path == "no folder":
+        assert message == f"gpudrop {command}: the folder of the {of} must exist, got {file}"
+    else:
+        assert message.startswith(f"gpudrop {command}: the file of the {of} must be writable, got {file} (")
+    assert path != "no permission" or file.read_text() == "older results"
+
+
+def test_checking_a_file_changes_nothing(tmp_path):
+    new, old, link = tmp_path / "new", tmp_path / "old", tmp_path / "link"
+    old.write_text("older results")
+    link.symlink_to(tmp_path / "target")
+    for path in (new, old, link):
+        check_writable("results", path)
+    assert (sorted(tmp_path.iterdir()), old.read_text()) == ([link, old], "older results")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_checking_a_pipe_does_not_open_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    check_writable("results", tmp_path / "pipe")  # opening would wait for a reader
+
+
+@pytest.mark.parametrize("command", sorted(command.callback.__name__ for command in cli.app.registered_commands))
+@pytest.mark.parametrize("message", ["Unable to allocate 1 TiB", ""])
+def test_a_lack_of_memory_is_one_line(monkeypatch, command, message):
+    def fails(*arguments, **options):
+        raise MemoryError(message)
+
+    for module, name in (
+        (comparison, "run"), (selftest, "run"), (demo, "_device"), (backends, "load"), (warming, "warmup"),
+        (cpu, "random_bytes"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, fails)
+    assert failure(monkeypatch, command) == f"gpudrop {command}: {message or 'MemoryError'}"
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 CPU thread"), (2, "2 CPU threads")])
+def test_the_number_of_threads_is_in_words(monkeypatch, count, words):
+    monkeypatch.setattr(cpu.threads, "available", lambda: count)
+    assert cpu.devices() == [words]
 
 
 def test_warmup_compiles_only_the_named_kernels(monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import numba
 
 from gpudrop import backends
-from gpudrop.checks import check_folder
+from gpudrop.checks import check_count, check_writable
 from gpudrop.testing.benchmark import contenders, gpu, gpu_contenders, records, runner
 from gpudrop.testing.benchmark.cases import LARGE, Case
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
@@ -19,6 +19,7 @@ from gpudrop.testing.benchmark.gpu_contenders import CUPY
 
 SIZE, ROUNDS = 2**24, 5
 WIDTH = 100  # maximum width of the table in characters
+BAR_WIDTH, MS_WIDTH = 70, 56  # minimum widths of a table with bars, and of one with the column "ms"
 CPU_CASES = (
     ("relu", "float32", False),
     ("relu", "float32", True),
@@ -33,8 +34,8 @@ GPU_CASES = (("relu", "float32"), ("gelu", "float32"), ("relu", "bfloat16"))
 PACKAGES = ("numpy", "numba", "torch")
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x")
 CAPTION = (
-    "A bar shows the speed, in GB/s of the bytes that must move. of copy: the speed relative to a copy, or to a copy "
-    "with out= for results in out=. ratio: the speed of gpudrop relative to this peer. Medians; all calls take turns."
+    "GB/s: the speed, in bytes that must move. of copy: the speed relative to a copy, or to a copy with out= for "
+    "results in out=. ratio: the speed of gpudrop relative to this peer. Medians; all calls take turns."
 )
 NAMES = tuple(dict.fromkeys((*contenders.CONTENDERS, *gpu_contenders.CONTENDERS)))
 COPIES = {PLAIN: PLAIN, PLAIN_READY: PLAIN_READY, OURS: PLAIN, OURS_READY: PLAIN_READY, CUPY: PLAIN}
@@ -47,14 +48,15 @@ def run(
     """Measure gpudrop and other implementations of dropout on this machine, in turn.
 
     The results of each contender are first compared with `gpudrop.testing.reference`. A contender with wrong results
-    is not timed.
+    is not timed. The measurement sets the number of threads of Numba and PyTorch and draws from PyTorch's generators.
+    Both are restored at the end.
 
     Parameters
     ----------
     size : int, optional
-        The number of elements of the arrays. The default is 2**24 on the CPU and 2**26 on a GPU.
+        The number of elements of the arrays, at least 1. The default is 2**24 on the CPU and 2**26 on a GPU.
     rounds : int, optional
-        The number of measurements per median.
+        The number of measurements per median, at least 1.
     progress : callable, optional
         A function that receives the list of cases and returns an iterable of them, such as a progress bar.
 
@@ -63,7 +65,13 @@ def run(
     dict
         The record: the device, the versions, and "cases", a list. Each case has "results" by contender. A result has
         "seconds" (the median time of a call), "bytes_per_second" and "elements_per_second". A contender that was not
-        timed has "absent", "wrong" or "failed" instead, with the reason.
+        timed has "absent", "wrong" or "failed" instead, with the reason. A case that could not be measured, for example
+        for lack of memory, has "absent" or "failed" and no results.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If size or rounds is not an integer, or less than 1.
 
     Examples
     --------
@@ -72,10 +80,14 @@ def run(
     >>> record["cases"][0]["results"]["copy"]["seconds"] > 0
     True
     """
+    size, rounds = None if size is None else check_count("size", size), check_count("rounds", rounds)
     module = backends.load("cupy_elementwise")
     if isinstance(module, str):
-        return on_cpu(size or SIZE, rounds, progress) | {"no_gpu": module}
-    return on_gpu(gpu.Gpu(), size or LARGE, rounds, progress)
+        with runner.torch_restored():
+            return on_cpu(size or SIZE, rounds, progress) | {"no_gpu": module}
+    device = gpu.Gpu()
+    with runner.torch_restored(device.id):
+        return on_gpu(device, size or LARGE, rounds, progress)
 
 
 def on_cpu(size, rounds, progress):
@@ -104,17 +116,20 @@ def ratios(row, name):
     return records.share(row, name, COPIES.get(name, PLAIN)), times
 
 
-def table(record):
-    """Return a table of a record, with a bar for the speed of each contender."""
+def table(record, width=WIDTH):
+    """Return a table of a record, with a bar for the speed of each contender if it is wide enough."""
     from rich import box
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
     from rich.text import Text
 
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("GB/s", "of copy", "ratio", "ms")]
-    columns = [Column("", no_wrap=True), Column("speed", ratio=1, min_width=10), *numbers]
+    bars, headers = width >= BAR_WIDTH, ("GB/s", "of copy", "ratio", "ms")[: 4 if width >= MS_WIDTH else 3]
+    numbers = [Column(name, justify="right", no_wrap=True) for name in headers]
+    # Rich narrows columns that may wrap first: in a narrow table these are the names, and numbers are never cut.
+    columns = [Column("", no_wrap=bars), *([Column("speed", ratio=1, min_width=10)] if bars else []), *numbers]
     title = f"dropout of {record['cases'][0]['size']:,} elements, p = {record['cases'][0]['p']}"
-    shown = Table(*columns, title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    shown = Table(*columns, title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, expand=bars)
     results = [result for row in record["cases"] for result in row["results"].values()]
     fastest = max((result.get("bytes_per_second", 0) for result in results), default=0)
     for row in record["cases"]:
@@ -122,17 +137,21 @@ def table(record):
         shown.add_row(Text(records.case_words(row)[0], style="bold"))
         for name in NAMES:
             result = row["results"].get(name, {"absent": ""})
+            label = Padding(name, (0, 0, 0, 2))
             if "seconds" in result:
                 speed = result["bytes_per_second"]
-                cells = [_cell(speed / 1e9, ".3g"), *map(_cell, ratios(row, name), (".2f", ".3g"))]
-                shown.add_row(f"  {name}", ProgressBar(fastest, speed), *cells, _cell(result["seconds"] * 1e3, ".4g"))
+                values = speed / 1e9, *ratios(row, name), result["seconds"] * 1e3
+                cells = list(map(_cell, values, (".3g", ".2f", ".3g", ".4g")))[: len(headers)]
+                shown.add_row(label, *([ProgressBar(fastest, speed)] if bars else []), *cells)
             elif "absent" not in result:
-                shown.add_row(f"  {name}", records.untimed(row, name))
+                shown.add_row(label, records.untimed(row, name))
     return shown
 
 
 def _cell(number, form):
-    return "" if number is None else f"{number:{form}}"
+    if number is None:
+        return ""
+    return f"{number:{form}}" if number < 1000 else f"{number:.0f}"  # not 4.83e+03, as for the GB/s of a GPU
 
 
 def main(file: Path | None = None) -> None:
@@ -140,13 +159,13 @@ def main(file: Path | None = None) -> None:
 
     Raises
     ------
-    FileNotFoundError
-        If the folder of the file does not exist.
+    OSError
+        If the file can't be written; FileNotFoundError if its folder does not exist.
     RuntimeError
         If gpudrop's own results are wrong, or if it fails.
     """
     if file is not None:
-        check_folder("results", file)
+        check_writable("results", file)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -154,7 +173,8 @@ def main(file: Path | None = None) -> None:
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         record = run(progress=lambda cases: bar.track(cases, description="measuring"))
     console = Console()
-    console.print(table(record), width=min(console.width, WIDTH))
+    width = min(console.width, WIDTH)
+    console.print(table(record, width), width=width)
     for line in lines(record):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if file is not None:
@@ -165,7 +185,8 @@ def main(file: Path | None = None) -> None:
 
 def lines(record):
     """Generate the lines below the table: the machine, the versions, and contenders that were not timed."""
-    yield f"{record['device']}{', {} threads'.format(record['threads']) if record['threads'] else ''}"
+    threads = record["threads"]
+    yield f"{record['device']}{f', {threads} thread' + 's' * (threads > 1) if threads else ''}"
     yield ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     if "no_gpu" in record:
         yield f"no GPU was measured: {record['no_gpu']}"

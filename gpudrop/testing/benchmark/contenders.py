@@ -69,16 +69,17 @@ def numpy_course(case, x, dy):
     """Dropout in NumPy, as in courses."""
     keep = 1 - case.p
     only(case, ("relu", "identity"), ("float32", "float64"))
+    rand = np.random.RandomState(SEED).rand  # np.random.rand is this method of NumPy's global generator
 
     def relu(x):
         return np.maximum(x, 0) if case.activation == "relu" else x
 
     def forward():
-        return ((np.random.rand(*x.shape) < keep) * relu(x) / keep,)  # noqa: NPY002
+        return ((rand(*x.shape) < keep) * relu(x) / keep,)
 
     def both():
         a = relu(x)
-        mask = np.random.rand(*x.shape) < keep  # noqa: NPY002
+        mask = rand(*x.shape) < keep
         y = a * mask / keep
         dx = dy * mask / keep
         return y, dx * (x > 0) if case.activation == "relu" else dx
@@ -115,7 +116,6 @@ def torch_for(case):
         import torch
     except ImportError:
         raise Absent("PyTorch is not installed") from None
-    torch.manual_seed(SEED)
     torch.set_num_threads(case.threads)
     return torch
 

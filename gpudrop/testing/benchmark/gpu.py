@@ -24,6 +24,7 @@ LAUNCHES = 500  # calls per measurement by the CPU's clock: fewer than the launc
 PERIOD = 2**22  # x and dy repeat after this number of elements
 WHOLE = 2**24  # arrays of up to this number of elements are checked completely, larger ones in three parts
 PART = 2**22  # elements of such a part
+SETS = 2**12  # maximum number of sets of arrays; smaller arrays stay in the cache, but launches dominate their times
 APART = 6  # additional arrays that a contender may allocate
 
 
@@ -175,7 +176,8 @@ def measure(gpu, case, rounds, entered):
     entered : list of GpuContender
     """
     rows = [asdict(one) | {"bytes": one.bytes, "results": {}} for one in case.passes]
-    count = 1 if case.section == "launch" else 2 * gpu.cache // min(one.bytes for one in case.passes) + 1
+    beyond = 2 * gpu.cache // min(one.bytes for one in case.passes) + 1
+    count = 1 if case.section == "launch" else min(beyond, SETS)
     needed, free = (4 * count + APART) * case.array_bytes, gpu.free()
     if needed > free:
         reason = f"it needs {needed / 1e9:.1f} GB of GPU memory, but only {free / 1e9:.1f} GB are free"
@@ -187,7 +189,7 @@ def measure(gpu, case, rounds, entered):
             row["sets"] = count
             row["results"] = refusals | _turns(gpu, one, sets, rounds, entered, admissions)
     except Exception as error:  # the contender that caused it is unknown
-        rows = [row | {"failed": f"{type(error).__name__}: {error}"[:200]} for row in rows]
+        rows = [row | {"failed": runner.reason(error)} for row in rows]
     return rows
 
 
@@ -272,7 +274,7 @@ def timing(gpu, case, sets, contender, vjp):
             many = math.ceil(TOGETHER / len(sets))
             work, timed = gpu.captured(contender.graph, lambda: rotation(build(), many)), "graph"
         except Exception as error:
-            uncaptured, many = f"{type(error).__name__}: {error}"[:200], 1
+            uncaptured, many = runner.reason(error), 1
     if timed == "events":
         work = rotation(build(), many)
     repetitions = max(1, math.ceil(SHORTEST / max(gpu.seconds(work, 1), 1e-7)))

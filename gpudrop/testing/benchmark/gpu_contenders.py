@@ -133,13 +133,13 @@ def plain(case, xp):
     """Dropout in usual CuPy code."""
     special = importlib.import_module("cupyx.scipy.special" if xp.__name__ == "cupy" else "scipy.special")
     value, slope = (functools.partial(function, xp, special.erf) for function in FORMULAS[case.activation])
-    keep_prob = 1 - case.p
+    keep_prob, rng = 1 - case.p, xp.random.RandomState(SEED)  # cupy.random's functions call a global RandomState
 
     def vjp(x, dy, y, dx):
         def backprop():
             return xp.where(keep, dy * slope(x) / keep_prob, 0).astype(x.dtype, copy=False)
 
-        keep = xp.random.random_sample(x.shape, dtype=xp.float32) < keep_prob
+        keep = rng.random_sample(x.shape, dtype=xp.float32) < keep_prob
         return xp.where(keep, value(x) / keep_prob, 0).astype(x.dtype, copy=False), backprop
 
     return vjp

@@ -1,5 +1,6 @@
 """Measurements on the CPU: each contender is checked, then all contenders take turns, and medians are kept."""
 
+import contextlib
 import functools
 import os
 import statistics
@@ -16,16 +17,38 @@ from gpudrop.testing.benchmark.contenders import Absent
 SHORTEST = 1e-3  # minimum time of a measurement in seconds; the call is repeated until then
 
 
+@contextlib.contextmanager
+def torch_restored(*gpus):
+    """At the end, restore PyTorch's number of threads and its generators: the CPU's, and those of the CUDA devices."""
+    with contextlib.ExitStack() as stack:
+        try:
+            import torch
+        except (ImportError, OSError):  # the contender reports it
+            pass
+        else:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.enter_context(torch.random.fork_rng(gpus if torch.cuda.is_available() else ()))
+        yield
+
+
 def touch(size):
     """Write to new memory once, to at most half of the free bytes: a virtual machine may provide it only then."""
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ())
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
-    np.empty(min(size, free // 2), np.uint8).fill(1)
+    with contextlib.suppress(MemoryError):  # a limit of the process: the cases may need less
+        np.empty(min(size, free // 2), np.uint8).fill(1)
 
 
 def row(case, rounds, entered):
-    """Measure a case and return its row of a record: the case, and the results of `measure`."""
-    return asdict(case) | {"bytes": case.bytes, "results": measure(case, rounds, entered)}
+    """Measure a case and return its row of a record: the case, and the results of `measure`.
+
+    If an error occurs outside the contenders, such as a lack of memory for x and dy, the row has "failed": reason.
+    """
+    found = asdict(case) | {"bytes": case.bytes, "results": {}}
+    try:
+        return found | {"results": measure(case, rounds, entered)}
+    except Exception as error:
+        return found | {"failed": reason(error)}
 
 
 def measure(case, rounds, entered):
@@ -41,11 +64,12 @@ def measure(case, rounds, entered):
         load on the machine affects all of them.
     entered : list of Contender
     """
+    before = numba.get_num_threads()
     numba.set_num_threads(case.threads)
     try:
         return _measure(case, rounds, entered)
     finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(before)
 
 
 def _measure(case, rounds, entered):
@@ -73,13 +97,18 @@ def admitted(entered, admit):
     for contender in entered:
         try:
             admissions[contender.name] = admit(contender)
-        except Absent as reason:
-            refusals[contender.name] = {"absent": str(reason)}
-        except Wrong as reason:
-            refusals[contender.name] = {"wrong": str(reason)}
+        except Absent as error:
+            refusals[contender.name] = {"absent": str(error)}
+        except Wrong as error:
+            refusals[contender.name] = {"wrong": str(error)}
         except Exception as error:
-            refusals[contender.name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+            refusals[contender.name] = {"failed": reason(error)}
     return admissions, refusals
+
+
+def reason(error):
+    """Return an unexpected error in a record's words."""
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def in_turns(timed, rounds):
