@@ -61,7 +61,7 @@ RAISES = {
 }
 
 # Errors that are allowed although each argument is correct: arguments conflict, or the layer has not been called.
-EXCUSES = ("must not overlap", "x must have", "backward needs a call")
+EXCUSES = ("must not overlap", "x must have", "x must be an array whose first axis", "backward needs a call")
 EXCUSES += ("does not support shards", "shard must have as many axes", "start and shard can't", "shard must contain")
 
 # The types of results, by the last part of a call's name. Classes return instances, and arrays have other checks.

@@ -46,6 +46,7 @@ def test_the_search_of_the_front_page_leads_to_a_function(page):
     page.locator("button.search-button__button:visible").first.click()
     page.keyboard.type("drop_path")
     page.keyboard.press("Enter")
+    page.locator(".search-summary", has_text="Search finished").wait_for()  # until then results move
     page.locator("#search-results a", has_text="gpudrop.drop_path").first.click()
     page.wait_for_url("**/gpudrop.drop_path.html*")
     assert "stochastic depth" in page.locator("dl.py.function").first.inner_text().lower()

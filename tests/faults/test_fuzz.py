@@ -15,7 +15,7 @@ from gpudrop.kernels import cpu
 from tests import fuzz, fuzz_arguments
 from tests.sampling import few
 
-ENOUGH = 4000  # enough calls for every public function to be called and to return
+ENOUGH = 6000  # enough calls for every public function to be called and to return
 
 
 @pytest.fixture(autouse=True)
