@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpudrop.hints import name_of
+from gpudrop.kernels.spec import STORAGE
 
 KINDS = {"numpy": "NumPy array", "cupy": "CuPy array", "numba": "Numba device array"}
 """The kinds of arrays, and their names in messages."""
+
+DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
+"""The names of the dtypes that dropout accepts."""
 
 
 # DLPack's numbers of the devices whose memory is the host's (CPU, pinned for CUDA) and CUDA's.
@@ -167,7 +171,7 @@ def _exported(name, x):
 
 
 # The tensors of gpudrop.torch: dtype, layout, and whether it is nested.
-_OF_TORCHS_FACE = {(f"torch.{name}", "torch.strided", False) for name in ("float16", "bfloat16", "float32", "float64")}
+_OF_TORCHS_FACE = {(f"torch.{name}", "torch.strided", False) for name in DTYPES}
 
 
 def _is_tensor(x):

@@ -17,10 +17,8 @@ from gpudrop.formulas.activations import Activation, find_activation
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Scalars
 from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
-from gpudrop.kernels.spec import REAL, STORAGE, Draw, Draws, Kernel, Mask, Reads
+from gpudrop.kernels.spec import REAL, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
-
-DTYPES = tuple(dtype for dtype in STORAGE if dtype != "bool")
 
 
 class _Plan(NamedTuple):
@@ -66,9 +64,9 @@ def _plan(
     window: bool,
     stored: bool,
 ) -> _Plan:
-    if dtype.name not in DTYPES or not dtype.isnative:
+    if dtype.name not in arrays.DTYPES or not dtype.isnative:
         advice = "; convert it with x.astype(np.float32)" if dtype.kind in "biuf" else ""
-        raise TypeError(f"x must have one of the dtypes {', '.join(DTYPES)}, got {dtype}{advice}")
+        raise TypeError(f"x must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
     gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
     scalars = noise.scalars(p, bits)

@@ -46,13 +46,13 @@ from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from gpudrop import variants
+from gpudrop.arrays import DTYPES as NAMES_OF_DTYPES
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
 from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
 from gpudrop.hints import name_of, unexpected
 from gpudrop.masks import check_mask_shape
-from gpudrop.plan import DTYPES as NAMES_OF_DTYPES
 from gpudrop.torch import operators
 from gpudrop.torch.activations import TORCHS
 from gpudrop.variants import FAMILY, OPTIONS
