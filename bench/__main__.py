@@ -1,6 +1,6 @@
-"""The commands of python -m bench: cpu, gpu, torch, sass, launch and batteries.
+"""The commands of python -m bench: cpu, gpu, torch, sass, launch, batteries and report.
 
-Each one measures, prints tables and writes its results as JSON.
+Each one measures, prints tables and writes its results as JSON. `report` only reads such files.
 """
 
 import os
@@ -9,19 +9,19 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import llvmlite.binding
 import numba
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contenders, family, gpu_contenders, gpu_here, gpu_report, report, startup
+from bench import contenders, drawing, family, gpu_contenders, gpu_here, gpu_report, report, startup
 from bench.cases import cpu_cases, gpu_cases
 from bench.smi import smi
 from gpudrop.testing.benchmark import gpu, records, runner
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
+SECTIONS = ("start-up", "drawing", *contenders.SECTIONS)
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "triton", "nvidia-cuda-nvrtc")
 
 app = typer.Typer(help="Compare gpudrop with copies of the same number of bytes and with other libraries.")
@@ -36,20 +36,31 @@ def main():
 def cpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
     variants: Annotated[bool, typer.Option("--family", help="Measure all variants of dropout, and PyTorch's.")] = False,
+    sections: Annotated[
+        list[str] | None, typer.Option("--section", help=f"Measure only this part; repeatable: {', '.join(SECTIONS)}.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="File for the results; the chart is next to it.")] = None,
 ):
     """Compare the CPU kernels with copies, NumPy, PyTorch and JAX, at every size and dtype."""
+    if sections and variants:
+        raise typer.BadParameter("can't be combined with --family", param_hint="--section")
+    for name in sections or ():
+        if name not in SECTIONS:
+            raise typer.BadParameter(f"must be one of {', '.join(SECTIONS)}, got {name}", param_hint="--section")
+    wanted = ("family",) if variants else sections or SECTIONS
     threads = numba.config.NUMBA_NUM_THREADS
     record = described(records.processor(), threads)
     record["rounds"] = rounds = 3 if quick else 7
-    record["startup"] = {} if variants else startup.measure(1 if quick else 3)
+    record["startup"] = startup.measure(1 if quick else 3) if "start-up" in wanted else {}
+    record["drawing"] = drawing.measure(rounds) if "drawing" in wanted else {}
     record["cases"] = []
     cases = family.family_cases(threads, quick) if variants else cpu_cases(threads, quick)
-    runner.touch(4 * max(case.bytes for case in cases))
+    cases = [case for case in cases if case.section in wanted]
+    runner.touch(4 * max((case.bytes for case in cases), default=0))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
             record["cases"].append(runner.row(case, rounds, family.CONTENDERS if variants else contenders.of(case)))
-    name = f"cpu-{llvmlite.binding.get_host_cpu_name()}{'-family' * variants}{'-quick' * quick}.json"
+    name = f"cpu-{records.target()}{'-family' * variants}{'-quick' * quick}.json"
     finish(record, file or RESULTS / name)
 
 
@@ -72,7 +83,7 @@ def pytorch(
         for name in progress.track(names, description="measuring"):
             record["cases"].append(torch_steps.measure(name, rounds))
     record["cases"] += torch_steps.calls(rounds)
-    name = f"torch-{llvmlite.binding.get_host_cpu_name()}{'-quick' * quick}.json"
+    name = f"torch-{records.target()}{'-quick' * quick}.json"
     write(record, file or RESULTS / name, [*torch_steps.tables(record), *torch_steps.notes(record)])
 
 
@@ -144,7 +155,7 @@ def launch(
     for what, microseconds in launch.measure(rounds).items():
         record["cases"].append({"call": what, "microseconds": round(microseconds, 2)})
         table.add_row(what, f"{microseconds:.2f}")
-    write(record, file or RESULTS / f"launch-{llvmlite.binding.get_host_cpu_name()}.json", [table])
+    write(record, file or RESULTS / f"launch-{records.target()}.json", [table])
 
 
 @app.command()
@@ -172,6 +183,12 @@ def batteries(
     write(record, path, [*batteries.tables(record), *batteries.notes(record)])
     if batteries.failed(record):
         sys.exit("python -m bench batteries: the bytes are not random")
+
+
+@app.command("report")
+def shares():
+    """Print the table of docs/performance.md that shows the share of the ceiling on each measured processor."""
+    print(report.by_processor(RESULTS), end="")
 
 
 def described(device, threads=None):

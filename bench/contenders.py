@@ -127,5 +127,8 @@ SECTIONS = {
     "sizes": tuple(CONTENDERS),
     "kinds": BASE,
     "one thread": (*BASE, "NumPy course", "NumPy tuned", "NumPy blocked"),
+    "memory": (OURS_READY, PLAIN_READY, STREAMING_READY),
+    "in the cache": (OURS_READY, PLAIN_READY),
+    "layouts": (OURS_READY,),
 }
 """The contenders of each section."""

@@ -1,63 +1,124 @@
-"""Tables and a chart of a run on the CPU."""
+"""Tables and a chart of a run on the CPU, and the table of all processors in docs/performance.md."""
+
+import functools
+import json
+from dataclasses import asdict
 
 import numpy as np
 from rich.table import Table
 
+from bench.cases import memory_cases
 from bench.contenders import CONTENDERS, STREAMING_READY
 from gpudrop.testing.benchmark import records
+from gpudrop.testing.benchmark.cases import LARGE
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
 
 NOTE = ": x is the speed of gpudrop over the peer's; NumPy runs on one thread"
-CEILINGS = (PLAIN, PLAIN_READY, STREAMING_READY)
+READY_CEILINGS = (PLAIN_READY, STREAMING_READY)
+CEILINGS = (PLAIN, *READY_CEILINGS)
 COLOURS = ("#0072B2", "#56B4E9", "#000000", "#555555", "#AAAAAA", "#D55E00", "#CC79A7", "#E69F00", "#B59B00")
 COLOURS += ("#009E73", "#7A5195", "#A05A2C")
 
 
 def tables(record):
-    """A table for each section, and one of the start-up times."""
+    """A table for each section, one of the speed of drawing, and one of the start-up times."""
     for section in dict.fromkeys(row["section"] for row in record["cases"]):
         rows = [row for row in record["cases"] if row["section"] == section]
-        present = [name for name in CONTENDERS if any(name in row["results"] for row in rows)]
-        peers = [name for name in present if name not in (OURS, OURS_READY, *CEILINGS)]
-        speeds = [f"{name} G/s" for name in (OURS, OURS_READY)]
-        shares, times = [f"of {name}" for name in CEILINGS], [f"x {name}" for name in peers]
-        table = Table("case", "elements", *speeds, *shares, *times, title=section + NOTE, padding=(0, 0))
+        columns = dict(_columns(rows))
+        title = section + NOTE * any(header.startswith("x ") for header in columns)
+        table = Table("case", "elements", *columns, title=title, padding=(0, 0))
         table.columns[0].no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
-            table.add_row(*_cells(row, peers))
+            table.add_row(*records.case_words(row), *(cell(row) for cell in columns.values()))
         yield table
-    if not record["startup"]:
-        return
-    once = Table("step", "seconds", title="start-up, medians of new processes")
-    for what, seconds in record["startup"].items():
-        once.add_row(what, f"{seconds:.3f}")
-    yield once
+    if drawn := record.get("drawing"):
+        table = Table("drawing alone", "G fields/s")
+        table.add_row(f"fields of {drawn['bits']} bits, one thread", f"{drawn['fields_per_second'] / 1e9:.3g}")
+        yield table
+    if record["startup"]:
+        once = Table("step", "seconds", title="start-up, medians of new processes")
+        for what, seconds in record["startup"].items():
+            once.add_row(what, f"{seconds:.3f}")
+        yield once
 
 
-def _cells(row, peers):
-    """Speeds, fractions of the ceilings and ratios to each peer. New arrays are compared with new arrays."""
-    results = row["results"]
-    yield from records.case_words(row)
+def _columns(rows):
+    """Pairs of a header and a function of a row: speeds, fractions of the ceilings, and ratios to each peer."""
+    present = [name for name in CONTENDERS if any(name in row["results"] for row in rows)]
     for name in (OURS, OURS_READY):
-        yield f"{results[name]['elements_per_second'] / 1e9:.3g}" if "seconds" in results[name] else "wrong"
-    for name in (*CEILINGS, *peers):
-        ratio = records.ratio(row, OURS_READY if name in (PLAIN_READY, STREAMING_READY) else OURS, name)
-        if ratio is None:
-            yield records.untimed(row, name)
-        else:
-            yield f"{ratio:.2f}" if name in CEILINGS else f"{ratio:.3g}"
+        if name in present:
+            yield f"{name} G/s", functools.partial(_speed, name)
+    for name in CEILINGS:
+        if name in present:
+            yield f"of {name}", functools.partial(_against, name, ".2f")
+    peers = [name for name in present if name not in (OURS, OURS_READY, *CEILINGS)]
+    if STREAMING_READY in present and not peers:  # with peers the table would be too wide
+        yield "of the ceiling", lambda row: _number(of_ceiling(row))
+    if any(row.get("layout", "C") != "C" for row in rows):
+        yield "of C order", lambda row: _number(of_c_order(row, rows))
+    for name in peers:
+        yield f"x {name}", functools.partial(_against, name, ".3g")
+
+
+def _speed(name, row):
+    rate = row["results"].get(name, {}).get("elements_per_second")
+    return f"{rate / 1e9:.3g}" if rate else records.untimed(row, name)
+
+
+def _against(name, form, row):
+    """The speed of gpudrop over another's. New arrays are compared with new arrays."""
+    ratio = records.ratio(row, OURS_READY if name in READY_CEILINGS else OURS, name)
+    return f"{ratio:{form}}" if ratio else records.untimed(row, name)
+
+
+def _number(ratio):
+    return f"{ratio:.2f}" if ratio else "-"
+
+
+def of_ceiling(row):
+    """The speed of gpudrop with out= over that of the faster copy (with two arrays read: of the faster triad)."""
+    return min(filter(None, (records.share(row, OURS_READY, name) for name in READY_CEILINGS)), default=None)
+
+
+def of_c_order(row, rows):
+    """The speed of gpudrop with out= over that in C order. The rows differ in the layout only."""
+    in_order = [records.seconds(other, OURS_READY) for other in rows if other["layout"] == "C"]
+    mine = records.seconds(row, OURS_READY)
+    return in_order[0] / mine if mine and any(in_order) else None
+
+
+def by_processor(folder):
+    """The Markdown table, for docs/, of the share of the ceiling on each processor with a results file in the folder.
+
+    The rows are the cases of the section "memory" with LARGE elements. "-" means that a file lacks the case.
+    """
+    files = sorted(path for path in folder.glob("cpu-*.json") if not path.stem.endswith(("-family", "-quick")))
+    names = [f"[{path.stem.removeprefix('cpu-')}](../bench/results/{path.name})" for path in files]
+    shares = []
+    for path in files:
+        rows = [row for row in json.loads(path.read_text())["cases"] if row["section"] == "memory"]
+        shares.append({records.case_words(row): of_ceiling(row) for row in rows})
+    lines = [["case", *names], ["---"] * (1 + len(names))]
+    for case in memory_cases(threads=1, quick=False):
+        if case.size == LARGE:
+            words = records.case_words(asdict(case))
+            lines.append([words[0], *(_number(share.get(words)) for share in shares)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def chart(record, path):
-    """Draw a record: the family if it was measured, otherwise speed against size."""
+    """Draw a record: the family or the section "sizes". If neither was measured, there is no chart."""
+    sections = {row["section"] for row in record["cases"]}
+    draw = _family_chart if "family" in sections else _size_chart if "sizes" in sections else None
+    if draw is None:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    draw = _family_chart if all(row.get("variant") for row in record["cases"]) else _size_chart
     figure = draw(record, pyplot)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

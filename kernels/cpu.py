@@ -402,6 +402,9 @@ def _fill(words, chunk, seed, call):
         _draw_group(words, np.uint64(at), chunk + np.uint64(at // 2), seed, call)
 
 
+draw_fields = _fill
+
+
 def random_bytes(stream, chunk, count):
     """The 16 * count random bytes of `count` chunks of a stream, beginning with chunk number `chunk`."""
     words = np.empty(2 * GROUP * -(-count // GROUP), np.uint64)

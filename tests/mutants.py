@@ -618,6 +618,20 @@ MUTANTS = [
         "bench/test_comparison.py",
     ),
     Mutant(
+        "the forward pass is timed with the backward pass",
+        "gpudrop/testing/benchmark/contenders.py",
+        "return lambda: (backprop(),)",
+        "return lambda: (vjp()[1](),)",
+        "bench/test_bench.py",
+    ),
+    Mutant(
+        "the benchmark checks the mask of 16 bits whatever the case",
+        "gpudrop/testing/benchmark/checks.py",
+        "seed, 0, case.bits, start",
+        "seed, 0, 16, start",
+        "bench/test_bench.py",
+    ),
+    Mutant(
         "a contender with wrong results is timed",
         "gpudrop/testing/benchmark/runner.py",
         "contender.check(case, x, dy, [contender.to_numpy(array) for array in call()])",

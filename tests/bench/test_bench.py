@@ -1,32 +1,38 @@
 """The CPU and PyTorch benchmarks: contenders with wrong results are not timed, and a run writes its files."""
 
+import inspect
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
 import gpudrop
 from bench import __main__ as command
-from bench import cases, contenders, family
+from bench import cases, contenders, family, report
 from bench.contenders import CONTENDERS
 from gpudrop.testing.benchmark import checks, records, runner
-from gpudrop.testing.benchmark.cases import DTYPES, Case
+from gpudrop.testing.benchmark.cases import DTYPES, LARGE, LAYOUTS, Case
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, Absent, Contender, ours
 from gpudrop.variants import FAMILY
+from tests import ROOT
 
 SMALL = [Case("sizes", size=1000, backward=b, threads=1) for b in (False, True)]
 
 
 def prepared(contender, case):
-    rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype]) for _ in range(2))
+    x, dy = runner.inputs(case)
     return x, dy, contender.prepare(case, x, dy)
 
 
@@ -119,10 +125,77 @@ def test_streaming_copy_of_every_size(monkeypatch, size, dtype):
     contender.check(case, x, dy, list(call()))
 
 
+# The passes, the bits and the layouts of a case
+
+
+def backward_case(activation, dtype="float32", size=20_000):
+    return Case("memory", activation, dtype, size, backward=True, threads=1, forward=False)
+
+
+@pytest.mark.parametrize("name", [OURS, OURS_READY, "copy", "copy out=", "streaming copy out="])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_backward_pass_is_measured_alone(monkeypatch, name, activation, dtype):
+    monkeypatch.setattr(contenders, "CACHED", 0)
+    passes, vjp = [], gpudrop.dropout_vjp
+    monkeypatch.setattr(gpudrop, "dropout_vjp", lambda *args, **options: passes.append(1) or vjp(*args, **options))
+    case = backward_case(activation, dtype)
+    x, dy, call = prepared(CONTENDERS[name], case)
+    for _ in range(2):
+        (dx,) = call()
+        dx_before = dx.copy()
+        CONTENDERS[name].check(case, x, dy, [dx])
+        dx.fill(1)  # so that the next call must write it
+    assert len(passes) == (name in (OURS, OURS_READY))  # the forward pass ran once, before the calls
+    with pytest.raises(checks.Wrong):
+        CONTENDERS[name].check(case, x, dy, [np.roll(dx_before, 1)])
+    with pytest.raises(checks.Wrong, match="2 arrays"):
+        CONTENDERS[name].check(case, x, dy, [dx_before, dx_before])
+
+
+def test_a_gradient_alone_is_checked_with_any_mask():
+    case = backward_case("gelu", size=200_000)
+    x, dy, call = prepared(CONTENDERS[OURS], case)
+    (dx,) = call()
+    check = CONTENDERS["PyTorch"].check
+    check(case, x, dy, [dx])
+    with pytest.raises(checks.Wrong, match=r"dx\[199999\] is 7"):
+        check(case, x, dy, [np.where(np.arange(dx.size) == dx.size - 1, np.float32(7), dx)])
+
+
+def test_the_mask_is_checked_with_the_bits_of_the_case():
+    case = Case("in the cache", "identity", size=200_000, threads=1, bits=8)
+    x, dy, call = prepared(CONTENDERS[OURS], case)
+    CONTENDERS[OURS].check(case, x, dy, call())
+    with pytest.raises(checks.Wrong):
+        CONTENDERS[OURS].check(replace(case, bits=16), x, dy, call())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_matrices_of_each_layout_are_measured_and_checked(layout):
+    case = Case("layouts", size=300**2, threads=1, layout=layout)
+    x, dy, call = prepared(CONTENDERS[OURS_READY], case)
+    (y,) = call()
+    fortran = layout in ("Fortran", "transposed")
+    strides = {"every other column": (2400, 8)}.get(layout, (4, 1200) if fortran else (1200, 4))
+    assert x.shape == y.shape == (300, 300)
+    assert x.strides == strides and y.strides == ((4, 1200) if layout == "Fortran" else (1200, 4))
+    assert np.array_equal(x, runner.inputs(replace(case, layout="C"))[0])
+    CONTENDERS[OURS_READY].check(case, x, dy, [y])
+    with pytest.raises(checks.Wrong):
+        CONTENDERS[OURS_READY].check(case, x.T, dy, [y.T])  # the mask of another order
+
+
+def test_the_ceilings_do_not_depend_on_the_package():
+    assert not re.search(r"^\s*(from|import) gpudrop", inspect.getsource(contenders.ceilings), re.MULTILINE)
+
+
 def test_bytes_that_must_move():
     assert Case("sizes", "relu", "float32", 10).bytes == 80
     assert Case("sizes", "relu", "float32", 10, backward=True).bytes == 200  # and dy, y, dx
     assert Case("sizes", "identity", "bfloat16", 10, backward=True).bytes == 80  # and dy, dx
+    assert backward_case("relu", size=10).bytes == 120  # dy, y, dx
+    assert backward_case("identity", "bfloat16", 10).bytes == 40  # dy, dx
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -133,7 +206,14 @@ def test_cases_are_unique_and_cover_all_dtypes_activations_and_sizes(quick):
     if not quick:
         assert {case.dtype for case in every} == set(DTYPES)
         assert {case.activation for case in every} == {"identity", "relu", *cases.SMOOTH}
-        assert {case.size for case in every if case.section == "sizes"} == {10**k for k in range(2, 9)}
+        for backward, also in ((False, {2**25}), (True, set())):
+            sizes = [case.size for case in every if case.section == "sizes" and case.backward == backward]
+            assert sizes == sorted({10**k for k in range(2, 9)} | also)  # in this order, for the chart
+    assert list(dict.fromkeys(case.section for case in every)) == list(contenders.SECTIONS)
+    memory = {(case.forward, case.backward) for case in every if case.section == "memory"}
+    assert memory == {(True, False), (False, True)}
+    assert {case.bits for case in every if case.section == "in the cache"} == {8, 16}
+    assert [case.layout for case in every if case.section == "layouts"] == list(LAYOUTS)
 
 
 def test_a_run_writes_a_table_json_and_a_chart(tmp_path, capsys):
@@ -156,6 +236,125 @@ def test_a_run_writes_a_table_json_and_a_chart(tmp_path, capsys):
         fast = row["results"][OURS]["elements_per_second"]
         assert math.isclose(fast, row["size"] / mine)
     assert "0.250" in shown
+
+
+# Sections and targets
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    """The folder of the results, which is empty."""
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "described", lambda device, threads: {"device": device, "threads": threads})
+    return tmp_path
+
+
+def test_a_run_of_some_sections_measures_nothing_else(monkeypatch, results, capsys):
+    monkeypatch.setattr(command.startup, "measure", lambda rounds: pytest.fail("start-up was measured"))
+    monkeypatch.setattr(cases, "CACHE_SIZES", (2000,))
+    command.cpu(quick=True, sections=["in the cache", "drawing"])
+    (path,) = results.iterdir()  # and no chart
+    assert path.name == f"cpu-{records.target()}-quick.json"
+    record = json.loads(path.read_text())
+    assert [(row["section"], row["size"], row["bits"]) for row in record["cases"]] == [
+        ("in the cache", 2000, 16),
+        ("in the cache", 2000, 8),
+    ]
+    assert all("seconds" in result for row in record["cases"] for result in row["results"].values())
+    assert record["drawing"]["fields_per_second"] > 0 and record["startup"] == {}
+    shown = capsys.readouterr().out
+    assert "relu float32 8 bits" in shown and "fields of 16 bits, one thread" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [(["--section", "cache"], "must be one of start-up, "), (["--family", "--section", "kinds"], "--family")],
+)
+def test_wrong_sections_are_refused(monkeypatch, results, arguments, error):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(command.app, ["cpu", *arguments])
+    assert done.exit_code == 2 and error in done.output
+    assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize("features, words", [("+avx2", ""), (None, " with this processor's instructions")])
+def test_results_name_the_processor_of_the_compiled_code(monkeypatch, results, features, words):
+    monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    plain = records.processor()
+    monkeypatch.setattr(numba.config, "CPU_NAME", "haswell")
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+    monkeypatch.setattr(command.drawing, "measure", lambda rounds: {})
+    command.cpu(sections=["drawing"])
+    assert [path.name for path in results.iterdir()] == ["cpu-haswell.json"]
+    record = json.loads((results / "cpu-haswell.json").read_text())
+    assert record["device"] == f"{plain}, compiled for haswell{words}"
+
+
+def test_drawn_fields_are_checked(monkeypatch):
+    monkeypatch.setattr(command.drawing, "_fill", lambda words, fills, seed, call: words.fill(1))
+    with pytest.raises(checks.Wrong):
+        command.drawing.measure(1)
+
+
+# Tables
+
+
+def with_rates(case, **rates):
+    """A row of a record, with the bytes per second of contenders; out is gpudrop's."""
+    names = {"out": OURS_READY, "plain": "copy out=", "streaming": "streaming copy out="}
+    results = {
+        names[name]: {"seconds": 1 / rate, "elements_per_second": rate, "bytes_per_second": rate}
+        for name, rate in rates.items()
+    }
+    return asdict(case) | {"bytes": case.bytes, "results": results}
+
+
+def shown(record):
+    console = Console(width=180, record=True, file=io.StringIO())
+    for table in report.tables({"startup": {}} | record):
+        console.print(table)
+    return console.export_text()
+
+
+def test_the_share_of_the_ceiling_is_that_of_the_faster_copy():
+    case = Case("memory", threads=1)
+    assert report.of_ceiling(with_rates(case, out=3e9, plain=4e9, streaming=6e9)) == 0.5
+    assert report.of_ceiling(with_rates(case, out=3e9, plain=4e9, streaming=2e9)) == 0.75
+    assert report.of_ceiling(with_rates(case, out=3e9, plain=4e9)) == 0.75
+    assert report.of_ceiling(with_rates(case, plain=4e9)) is None
+    assert "0.38" in shown({"cases": [with_rates(case, out=3e9, plain=4e9, streaming=8e9)]})
+
+
+def test_layouts_are_compared_with_c_order():
+    rows = [
+        with_rates(Case("layouts", threads=1, layout=layout), out=rate)
+        for layout, rate in (("C", 4e9), ("Fortran", 1e9))
+    ]
+    lines = [line.split("│")[-2].strip() for line in shown({"cases": rows}).splitlines() if "relu" in line]
+    assert lines == ["1.00", "0.25"]
+
+
+def test_a_case_that_failed_has_empty_cells():
+    rows = [asdict(SMALL[0]) | {"bytes": 1, "results": {}, "failed": "MemoryError"}, with_rates(SMALL[0], out=1e9)]
+    assert "1,000" in shown({"cases": rows})
+
+
+def test_processors_are_compared_side_by_side(tmp_path):
+    large = replace(backward_case("relu", "bfloat16"), size=LARGE)
+    rows = [with_rates(large, out=3e9, plain=4e9), with_rates(Case("kinds", threads=1), out=1e9, plain=1e9)]
+    for name, found in (("one", rows), ("old-2", []), ("one-family", rows), ("one-quick", rows)):
+        (tmp_path / f"cpu-{name}.json").write_text(json.dumps({"cases": found}))
+    header, _, *lines = report.by_processor(tmp_path).splitlines()
+    assert header == "| case | [old-2](../bench/results/cpu-old-2.json) | [one](../bench/results/cpu-one.json) |"
+    assert [line for line in lines if not line.endswith("| - | - |")] == ["| relu bfloat16 backward | - | 0.75 |"]
+    assert len(lines) == 18 and "| relu float32 | - | - |" in lines
+
+
+def test_the_page_has_the_table_of_the_results(capsys):
+    """If this fails, copy the output of `python -m bench report` to docs/performance.md."""
+    command.shares()
+    table = capsys.readouterr().out
+    assert f"\n\n{table}\n" in (ROOT / "docs/performance.md").read_text()
 
 
 def test_a_contender_that_fails_does_not_end_the_run():

@@ -1,6 +1,9 @@
 """The cases of a benchmark, as data."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -10,6 +13,22 @@ from gpudrop.variants import FAMILY
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": bfloat16}
 LARGE = 2**26  # elements: beyond the last-level cache of all but the largest processors
+
+
+def every_other_column(values):
+    """Store a matrix in every other column of a matrix of twice the width."""
+    wide = np.zeros((len(values), 2 * values.shape[1]), values.dtype)
+    wide[:, ::2] = values
+    return wide[:, ::2]
+
+
+LAYOUTS: dict[str, tuple[Callable, Literal["C", "F"]]] = {
+    "C": (np.ascontiguousarray, "C"),
+    "Fortran": (np.asfortranarray, "F"),
+    "every other column": (every_other_column, "C"),
+    "transposed": (np.asfortranarray, "C"),
+}
+"""Layout -> (the function that stores x in it, the order of out=). The transpose of C order is Fortran order."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,10 @@ class Case:
         The name of the variant, if it is not dropout.
     forward : bool, optional
         Whether y is computed. If False, with backward=True, only the backward pass is measured.
+    bits : int, optional
+        The random bits per element in gpudrop.
+    layout : str, optional
+        The layout of x and out=: a key of `LAYOUTS`.
     """
 
     section: str
@@ -45,6 +68,13 @@ class Case:
     p: float = 0.1
     variant: str | None = None
     forward: bool = True
+    bits: int = 16
+    layout: str = "C"
+
+    @property
+    def shape(self):
+        """The shape of x: a square in the section "layouts", otherwise one dimension."""
+        return (math.isqrt(self.size),) * 2 if self.section == "layouts" else (self.size,)
 
     @property
     def two_inputs(self):

@@ -23,22 +23,23 @@ def dropout(case, x, dy, results):
     _whole(case, x, results)
     for window in _windows(case.size):
         part = [result[window].astype(np.float64) for result in results]
-        value, slope = _exact(case, x[window])
-        # Where the value and the gradient are 0 in any case, the mask is unknown.
-        known = (value != 0) if len(part) == 1 else (value != 0) | (slope * dy[window].astype(np.float64) != 0)
+        exact = _exact(case, x, dy, window)
+        known = np.any([e != 0 for e in exact.values()], axis=0)  # elsewhere the results don't show the mask
         keep = np.any([p != 0 for p in part], axis=0)
-        _values(case, window, part, keep, value, slope, dy, 1 / (1 - case.p), PEERS)
+        _values(case, window, part, keep, exact, 1 / (1 - case.p), PEERS)
         _count(case, keep[known].sum(), known.sum())
 
 
 def our_dropout(case, x, dy, results, seed, start=0):
     """Check dropout with exactly the contract's mask of the first call; `start` is the index of the first element."""
     _whole(case, x, results)
+    x, dy, *results = (array.reshape(-1) for array in (x, dy, *results))  # in logical order, whatever the layout
     for window in _windows(case.size):
-        keep = reference.keep_mask(window.stop - window.start, case.p, seed, 0, start=start + window.start)
+        size = window.stop - window.start
+        keep = reference.keep_mask(size, case.p, seed, 0, case.bits, start + window.start)
         part = [result[window].astype(np.float64) for result in results]
-        value, slope = _exact(case, x[window])
-        _values(case, window, part, keep, value, slope, dy, reference.quantize(case.p, 16)[1], OURS)
+        exact = _exact(case, x, dy, window)
+        _values(case, window, part, keep, exact, reference.quantize(case.p, case.bits)[1], OURS)
 
 
 def copy(case, x, dy, results):
@@ -46,10 +47,17 @@ def copy(case, x, dy, results):
     if x.itemsize == 2:
         x, dy = x.view(np.uint16), dy.view(np.uint16)
     _shapes(case, x, results)
-    wanted = [2 * x + (dy if case.two_inputs else 0), 2 * dy + (results[0] if case.reads_saved else 0)]
-    for got, want in zip(results, wanted, strict=False):
-        if not np.allclose(got, want):
+    for got, want in zip(results, _copies(case, x, dy), strict=True):
+        if not np.array_equal(got, want):  # doubling does not round, and a sum rounds once
             raise Wrong("the result is not a copy")
+
+
+def _copies(case, x, dy):
+    y = 2 * x + dy if case.two_inputs else 2 * x
+    if case.forward:
+        yield y
+    if case.backward:
+        yield 2 * dy + y if case.reads_saved else 2 * dy
 
 
 def _windows(size):
@@ -58,7 +66,7 @@ def _windows(size):
 
 
 def _shapes(case, x, results):
-    if len(results) != 1 + case.backward:
+    if len(results) != case.forward + case.backward:
         raise Wrong(f"it returned {len(results)} arrays")
     for result in results:
         if (result.shape, result.dtype) != (x.shape, x.dtype):
@@ -71,27 +79,32 @@ def _whole(case, x, results):
     for result in results:
         if not np.isfinite(result).all():
             raise Wrong("the result is not finite")
+    # A gradient is 0 where the value is, and where dy is, which is too rare to matter.
     _count(case, np.count_nonzero(results[0]), np.count_nonzero(x > 0 if case.activation == "relu" else x))
 
 
 def _count(case, kept, n):
     p = case.p
-    if abs(kept - n * (1 - p)) > SIGMAS * np.sqrt(n * p * (1 - p)) + n * 2.0**-17:  # p is quantised
+    quantised = n * 2.0 ** -(case.bits + 1)
+    if abs(kept - n * (1 - p)) > SIGMAS * np.sqrt(n * p * (1 - p)) + quantised:
         raise Wrong(f"{kept / n:.4f} of the elements are kept, not {1 - p:.4f}")
 
 
-def _exact(case, x):
+def _exact(case, x, dy, window):
+    """Return the results of the case's passes by name, before dropout. dy is read in a backward pass only."""
     value, slope = reference.ACTIVATIONS[case.activation]
-    x = x.astype(np.float64)
-    return value(x), slope(x)
-
-
-def _values(case, window, part, keep, value, slope, dy, scale, tolerances):
-    wanted = [np.where(keep, value * scale, 0)]
+    x, exact = x[window].astype(np.float64), {}
+    if case.forward:
+        exact["y"] = value(x)
     if case.backward:
-        wanted.append(np.where(keep, dy[window].astype(np.float64) * scale * slope, 0))
+        exact["dx"] = slope(x) * dy[window].astype(np.float64)
+    return exact
+
+
+def _values(case, window, part, keep, exact, scale, tolerances):
     tolerance = tolerances[case.dtype]
-    for name, got, want in zip(("y", "dx")[: len(part)], part, wanted, strict=True):
+    for got, (name, whole) in zip(part, exact.items(), strict=True):
+        want = np.where(keep, whole * scale, 0)
         far = ~np.isclose(got, want, rtol=tolerance, atol=tolerance)
         if far.any():
             i = int(np.argmax(far))

@@ -1,7 +1,8 @@
 """The contenders of a benchmark. Each contender prepares a case and returns the function that is timed.
 
-`prepare(case, x, dy)` returns a function without arguments. That function returns (y,), or (y, dx) with the backward
-pass. If a contender does not support the case, it raises Absent with the reason. `checks.py` checks the results.
+`prepare(case, x, dy)` returns a function without arguments. That function returns (y,), (y, dx) with the backward pass,
+or (dx,) without the forward pass, which only gpudrop and the copies support. If a contender does not support the case,
+it raises Absent with the reason. `checks.py` checks the results.
 """
 
 import functools
@@ -12,7 +13,7 @@ import numpy as np
 
 import gpudrop
 from gpudrop.testing.benchmark import ceilings, checks
-from gpudrop.testing.benchmark.cases import DTYPES
+from gpudrop.testing.benchmark.cases import DTYPES, LAYOUTS
 
 SEED = 42
 
@@ -31,18 +32,37 @@ class Contender:
     to_numpy: Callable = np.asarray
 
 
+def passes(case, forward, vjp):
+    """Return the function of a case that is timed. If only the backward pass is, the forward pass has run once already.
+
+    forward() returns (y,). vjp() returns y and backprop, and backprop() returns dx.
+    """
+    if not case.backward:
+        return forward
+
+    def both():
+        y, backprop = vjp()
+        return y, backprop()
+
+    if case.forward:
+        return both
+    _, backprop = vjp()
+    return lambda: (backprop(),)
+
+
 def ours(case, x, dy, ready=False):
-    y, dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
-    options = {"activation": case.activation, "rng": gpudrop.Generator(SEED), "out": y}
+    y = np.zeros(x.shape, x.dtype, LAYOUTS[case.layout][1]) if ready else None
+    dx = np.zeros_like(dy) if ready else None
+    options = {"activation": case.activation, "bits": case.bits, "rng": gpudrop.Generator(SEED), "out": y}
 
     def forward():
         return (gpudrop.dropout(x, case.p, **options),)
 
-    def both():
+    def vjp():
         result, backprop = gpudrop.dropout_vjp(x, case.p, **options)
-        return result, backprop(dy, out=dx)
+        return result, lambda: backprop(dy, out=dx)
 
-    return both if case.backward else forward
+    return passes(case, forward, vjp)
 
 
 def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
@@ -56,13 +76,17 @@ def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
         kernel(x, dy if case.two_inputs else x, s, y)
         return (y,)
 
-    def both():
+    def vjp():
         (y,) = forward()
-        dx = ready_dx if ready else np.empty_like(dy)
-        kernel(dy, y if case.reads_saved else dy, s, dx)
-        return y, dx
 
-    return both if case.backward else forward
+        def backprop():
+            dx = ready_dx if ready else np.empty_like(dy)
+            kernel(dy, y if case.reads_saved else dy, s, dx)
+            return dx
+
+        return y, backprop
+
+    return passes(case, forward, vjp)
 
 
 def numpy_course(case, x, dy):

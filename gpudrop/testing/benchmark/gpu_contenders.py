@@ -72,7 +72,7 @@ class GpuContender(Contender):
 
 
 def ours(case, xp):
-    options = {"activation": case.activation, "rng": gpudrop.Stream(SEED, 0)}
+    options = {"activation": case.activation, "bits": case.bits, "rng": gpudrop.Stream(SEED, 0)}
 
     def vjp(x, dy, y, dx):
         result, backprop = gpudrop.dropout_vjp(x, case.p, out=y, **options)

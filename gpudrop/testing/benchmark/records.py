@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import llvmlite.binding
+import numba
 
 from gpudrop.version import VERSION
 
@@ -35,12 +36,22 @@ def _version(package):
 
 
 def processor():
-    """Return the processor's name, LLVM's name of its architecture, and the number of cores."""
+    """Return the processor's name, LLVM's name of its architecture, the number of cores, and the target of Numba."""
     model, info = platform.machine(), Path("/proc/cpuinfo")  # platform.processor() starts a program
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{model} ({llvmlite.binding.get_host_cpu_name()}), {os.cpu_count()} cores"
+    words = f"{model} ({llvmlite.binding.get_host_cpu_name()}), {os.cpu_count()} cores"
+    if numba.config.CPU_NAME:
+        words += f", compiled for {target()}"
+        if numba.config.CPU_FEATURES is None:  # then the name only changes how Numba schedules instructions
+            words += " with this processor's instructions"
+    return words
+
+
+def target():
+    """Return LLVM's name of the processor that Numba compiles for. NUMBA_CPU_NAME sets it."""
+    return numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 
 
 def dumps(record):
@@ -53,6 +64,10 @@ def dumps(record):
 def case_words(row):
     """Return a case in words: the computation and the number of elements."""
     what = row.get("variant") or f"{row['activation']} {row['dtype']}"
+    if row.get("bits", 16) != 16:
+        what += f" {row['bits']} bits"
+    if row.get("layout", "C") != "C":
+        what += f" {row['layout']}"
     back = " and back" if row.get("forward", True) else " backward"
     return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numba
 import numpy as np
 
-from gpudrop.testing.benchmark.cases import DTYPES
+from gpudrop.testing.benchmark.cases import DTYPES, LAYOUTS
 from gpudrop.testing.benchmark.checks import Wrong
 from gpudrop.testing.benchmark.contenders import Absent
 
@@ -73,8 +73,7 @@ def measure(case, rounds, entered):
 
 
 def _measure(case, rounds, entered):
-    rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal(case.size, np.float32).astype(DTYPES[case.dtype], copy=False) for _ in range(2))
+    x, dy = inputs(case)
 
     def admit(contender):
         call = contender.prepare(case, x, dy)
@@ -85,6 +84,13 @@ def _measure(case, rounds, entered):
     for name, result in in_turns(timed, rounds).items():
         results[name] = result | rates(case.size, case.bytes, result["seconds"])
     return results
+
+
+def inputs(case):
+    """Return x, in the layout of the case, and dy. They hold normal deviates."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(case.shape, np.float32).astype(DTYPES[case.dtype], copy=False) for _ in range(2))
+    return LAYOUTS[case.layout][0](x), dy
 
 
 def admitted(entered, admit):
