@@ -53,7 +53,7 @@ class Mutant(NamedTuple):
 
 PHILOX = "gpudrop/formulas/philox.py"
 MASKS = "gpudrop/masks.py"
-CPU = "kernels/cpu.py"
+CPU, LOOP = "kernels/cpu/__init__.py", "kernels/cpu/map.py"
 CUPY, MAP = "kernels/cupy_elementwise/launching.py", "kernels/cupy_elementwise/map.cuh"
 NUMBA, NUMBA_LAUNCH = "kernels/numba_cuda/map.py", "kernels/numba_cuda/launching.py"
 
@@ -999,16 +999,65 @@ MUTANTS = [
     # The CPU's kernels
     Mutant(
         "the tail of a block is not drawn",
-        CPU,
-        "groups = (skip + last - first + GROUP * lanes - 1) // (GROUP * lanes)",
-        "groups = (skip + last - first) // (GROUP * lanes)",
+        LOOP,
+        "groups = (skip + count + GROUP * lanes - 1) // (GROUP * lanes)",
+        "groups = (skip + count) // (GROUP * lanes)",
         "backends/test_masks.py",
     ),
     Mutant(
-        "a window's pitch is ignored on the CPU",
+        "a block is too large for the words that it needs",
+        LOOP,
+        "over += max(line, lanes) if over < skip else 0",
+        "over += 0",
+        "backends/test_masks.py backends/test_cpu.py",
+    ),
+    Mutant(
+        "words are stored with their halves exchanged",
+        "kernels/cpu/vectors.py",
+        "for i in (lane, count + lane)]",
+        "for i in (count + lane, lane)]",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "words in lanes of 32 bits are multiplied without their upper halves",
+        "kernels/cpu/vectors.py",
+        "(builder.zext if bits > value.bits else builder.trunc)",
+        "(builder.sext if bits > value.bits else builder.trunc)",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "an unaligned result is written past the caches from a wrong element on",
+        "kernels/cpu/memory.py",
+        "done = min(count, ((-address(target)) % LINE) // itemsize)",
+        "done = 0",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "new memory is written past the caches",
+        "kernels/cpu/pages.py",
+        "bool(state.value & 1)",
+        "True",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "results in place are written past the caches",
         CPU,
-        "np.uint64(line) * pitch + np.uint64(first - line * row)",
-        "np.uint64(line) * np.uint64(row) + np.uint64(first - line * row)",
+        "not any(np.may_share_memory(x, y) for x in sources)",
+        "True",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "Zen 4 and 5 use the loops for AVX2",
+        "kernels/cpu/processors.py",
+        '("zen4" if zen else "avx512") if wide',
+        '("zen" if zen else "avx512") if wide',
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "a window's pitch is ignored on the CPU",
+        LOOP,
+        "np.uint64(index) * pitch + np.uint64(first - index * row)",
+        "np.uint64(index) * np.uint64(row) + np.uint64(first - index * row)",
         "backends/test_parts.py",
     ),
     Mutant(
@@ -1027,21 +1076,21 @@ MUTANTS = [
     ),
     Mutant(
         "a broadcast mask repeats its first period",
-        CPU,
+        LOOP,
         "turn, base = lap % repeat, lap // repeat * period",
         "turn, base = lap % repeat, 0",
         "family/test_family.py",
     ),
     Mutant(
         "the CPU's pairs of deviates are both cosines",
-        CPU,
+        LOOP,
         "normals[2 * i + 1] = r * sine(turn)",
         "normals[2 * i + 1] = r * sine(np.uint32(turn + quarter))",
         "family/test_family.py",
     ),
     Mutant(
         "a stale cache entry is used",
-        CPU,
+        "kernels/cpu/compiling.py",
         "(formulas.parse(kernel.formula).digest + _DEPENDENCIES)",
         "_DEPENDENCIES",
         "backends/test_cpu.py",

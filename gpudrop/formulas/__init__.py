@@ -385,7 +385,7 @@ def _cast(name, value, node):
     return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), [value], []), node)
 
 
-def compiled(function, real, math_functions, decorate, memo=None):
+def compiled(function, real, math_functions, decorate, memo=None, unrolled=False):
     """The formula as a Python function for one arithmetic type.
 
     Parameters
@@ -401,6 +401,8 @@ def compiled(function, real, math_functions, decorate, memo=None):
     memo : dict, optional
         Formulas that are already compiled, or that have an implementation for this processor. Newly compiled formulas
         are added.
+    unrolled : bool
+        Whether loops that do not use their variable are written as repeated statements.
     """
     memo = {} if memo is None else memo
     if function not in memo:
@@ -408,12 +410,24 @@ def compiled(function, real, math_functions, decorate, memo=None):
         casts = {"uint32": np.uint32, "uint64": np.uint64, "int64": np.int64, "real": real}
         namespace = casts | {"rolled": range} | math_functions
         for name, called in formula.calls.items():
-            namespace[name] = compiled(called, real, math_functions, decorate, memo)
+            namespace[name] = compiled(called, real, math_functions, decorate, memo, unrolled)
         bare = _without_annotations(formula.tree)
+        if unrolled:
+            bare.body = [part for statement in bare.body for part in _repeated(statement)]
         code = compile(ast.fix_missing_locations(ast.Module([bare], [])), f"<formula {bare.name}>", "exec")
         exec(code, namespace)  # noqa: S102  (the caller's own function, in canonical form)
         memo[function] = decorate(namespace[bare.name])
     return memo[function]
+
+
+def _repeated(statement):
+    """The statements that replace a statement if loops are unrolled: a loop's body, as often as it runs."""
+    match statement:
+        case ast.For(target=ast.Name(id=name), iter=ast.Call(args=[ast.Constant(value=int(count))])):
+            nodes = (node for line in statement.body for node in ast.walk(line))
+            if not any(isinstance(node, ast.Name) and node.id == name for node in nodes):
+                return statement.body * count
+    return [statement]
 
 
 def _without_annotations(tree):

@@ -19,6 +19,7 @@ import gpudrop
 from gpudrop import Stream, operations
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu, threads
+from gpudrop.kernels.cpu import compiling, pages, processors
 from gpudrop.kernels.spec import Draws
 from gpudrop.testing import reference
 from tests.family import test_properties
@@ -60,21 +61,143 @@ def test_forward_and_backward_of_any_size_into_any_target(size, bits, dtype, act
     np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, out=target(x), **options), want_y)
 
 
+@pytest.fixture
+def streamed(monkeypatch):
+    """All results are written past the caches; the list has one entry per launch."""
+    launches = []
+    monkeypatch.setattr(cpu, "SHAPE", cpu.SHAPE._replace(streams=True))
+    monkeypatch.setattr(cpu, "STREAMED", 0)
+    monkeypatch.setattr(cpu, "_worth_streaming", lambda sources, targets: launches.append(1) or True)
+    return launches
+
+
+@pytest.mark.parametrize("dtype", few(DTYPES, np.float32, np.float16))
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset):
+    """They begin and end anywhere in a cache line, and nothing beside them is written."""
+    x = (2.0 ** (np.arange(3 * cpu.BLOCK + 77) % 7)).astype(dtype)
+    want = np.where(reference.keep_mask(x.size, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
+    memory = np.full(x.size + 40, 9, dtype)
+    gpudrop.dropout(x, 0.5, rng=STREAM, out=memory[offset : offset + x.size])
+    assert streamed
+    np.testing.assert_array_equal(memory[offset : offset + x.size], want)
+    np.testing.assert_array_equal(np.delete(memory, np.s_[offset : offset + x.size]), dtype(9))
+    gpudrop.zoneout.vjp(x, x, 0.5, rng=STREAM)[1](x)  # two results
+    assert len(streamed) == 3
+
+
+def test_only_results_in_memory_of_their_own_are_written_past_the_caches():
+    x, new = np.ones(2**22, np.float32), np.empty(2**25, np.float32)
+    y = x.copy()
+    assert cpu._worth_streaming([x], [y]) == pages.exist(y)
+    assert not cpu._worth_streaming([x], [x])
+    assert not cpu._worth_streaming([x], [new])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may not know")
+def test_pages_exist_once_they_are_written():
+    array = np.empty(2**26, np.uint8)
+    assert not pages.exist(array)
+    array.fill(1)
+    assert pages.exist(array)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
 @pytest.mark.parametrize("direction", few(["forward", "backward"], "backward"))
 @pytest.mark.parametrize("name", few(ACTIVATIONS, "gelu"))
 def test_loops_vectorise(name, direction):
     """A scalar loop is correct but ten times slower. It appears if LLVM doesn't inline, or unrolls too early."""
     kernel = getattr(operations, direction)(ACTIVATIONS[name], "float32", Draws(16))
-    function, signature = cpu.specialised(kernel)
+    function, signature = compiling.specialised(kernel)
     dispatcher = cpu.jit(signature)(function)
     (assembly,) = dispatcher.inspect_asm().values()
     packed = len(re.findall(r"\bv?(?:mulps|fn?m(?:add|sub)\d*ps)\b", assembly))
     assert packed > 0
-    if kernel.bits:
-        # Each of 10 rounds has 2 products. In a scalar loop the last of them would be mul or imul.
-        assert len(re.findall(r"\bv?pmuludq\b", assembly)) >= 18
+    # A round has 2 products. A group of chunks has several registers, and LLVM or the Shape may unroll the rounds.
+    assert not kernel.bits or len(re.findall(r"\bv?pmuludq\b", assembly)) >= 8
     assert not re.search(r"\b(?:expf?|expm1f?|log1pf?|tanhf?|erff?)\b", assembly), "calls the C library"
+
+
+CROSS_COMPILED = """
+import re, sys, llvmlite.binding as llvm
+from numba.core.codegen import CPUCodeLibrary
+from gpudrop import operations
+from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.kernels.cpu import compiling, pages, processors
+from gpudrop.kernels.spec import Draws
+
+unoptimised = []
+CPUCodeLibrary._optimize_functions = lambda library, module: None
+CPUCodeLibrary._optimize_final_module = lambda library: unoptimised.append(str(library._final_module))
+function, signature = compiling.specialised(operations.forward(ACTIVATIONS["gelu"], "float32", Draws(16)))
+compiling.jit(signature)(function)
+module = llvm.parse_assembly(unoptimised[-1])
+llvm.initialize_all_targets(), llvm.initialize_all_asmprinters()
+triple, processor, *patterns = sys.argv[1:]
+machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
+module.triple, module.data_layout = triple, str(machine.target_data)
+options = llvm.create_pipeline_tuning_options(speed_level=3)
+options.loop_vectorization = True
+passes = llvm.create_pass_builder(machine, options)
+passes.getModulePassManager().run(module, passes)
+assembly = machine.emit_assembly(module)
+print(*(len(re.findall(pattern, assembly)) for pattern in patterns))
+"""
+CALLS = r"\b(?:erff?|expf?)\b"
+ARM = r"\bumull2?(?:\.2d|\s+v)", r"\bfmla(?:\.4s|\s+[vz]\d+\.4?s)", r"\b(?:umull|umulh)\s+[xw]", CALLS
+X86 = r"\bvpmuludq\s+[^\n]*%ymm", r"\bvf\w*ps\s+[^\n]*%ymm", r"\bmulq\b", CALLS
+TARGETS = [
+    ("neon", "aarch64-unknown-linux-gnu", "neoverse-v2", ARM),
+    ("neon", "aarch64-apple-darwin", "apple-m1", ARM),
+    ("avx2", "x86_64-unknown-linux-gnu", "haswell", X86),
+]
+
+
+@pytest.mark.parametrize(("shape", "triple", "processor", "patterns"), TARGETS, ids=[target[2] for target in TARGETS])
+def test_loops_vectorise_on_other_processors(shape, triple, processor, patterns):
+    """The code is compiled for the processor and not run."""
+    environment = os.environ | {processors.VARIABLE: shape}
+    command = [sys.executable, "-c", CROSS_COMPILED, triple, processor, *patterns]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert not done.returncode, done.stderr
+    products, fused, scalar, calls = map(int, done.stdout.split())
+    assert products >= 16 and fused >= 5
+    assert scalar <= 2 and calls == 0
+
+
+@pytest.mark.parametrize("shape", [name for name in processors.SHAPES if name != processors.NAME])
+def test_every_shape_of_the_loops_draws_the_same_mask(shape):
+    """The tests of masks and values above, in a process that uses another shape."""
+    if os.environ.get(processors.VARIABLE):
+        pytest.skip("this process was started by this test")
+    selection = "of_any_size and (mask or float32 or bfloat16)"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", selection, __file__],
+        capture_output=True, text=True, env=os.environ | {processors.VARIABLE: shape}, timeout=600,
+    )  # fmt: skip
+    assert re.search(r"\b\d+ passed", done.stdout) and not done.returncode, done.stdout
+
+
+def test_an_unknown_shape_is_reported():
+    code = "import numpy, gpudrop; gpudrop.dropout(numpy.ones(8))"
+    environment = os.environ | {processors.VARIABLE: "avx1024"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert "RuntimeError: backend 'cpu' is not available: GPUDROP_CPU_SHAPE must be one of avx512, " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("triple", "processor", "features", "name"),
+    [
+        ("x86_64-unknown-linux-gnu", "znver5", "+avx512f,+avx2", "zen4"),
+        ("x86_64-unknown-linux-gnu", "znver3", "-avx512f,+avx2", "zen"),
+        ("x86_64-unknown-linux-gnu", "sapphirerapids", "+avx2,+avx512f", "avx512"),
+        ("x86_64-pc-windows-msvc", "alderlake", "+avx2", "avx2"),
+        ("x86_64-unknown-linux-gnu", "generic", "", "avx2"),
+        ("arm64-apple-darwin", "apple-m1", "+neon", "neon"),
+    ],
+)
+def test_the_processor_selects_the_shape(triple, processor, features, name):
+    assert processors.name_for(triple, processor, features) == name
 
 
 UNCACHED = """
@@ -205,7 +328,7 @@ def test_kernels_are_identified_by_their_formula_not_its_name():
     """Numba's cache identifies a kernel by its name."""
 
     def named(value):
-        function, _ = cpu.specialised(operations.forward(Activation("same", value, value), "float32", Draws(16)))
+        function, _ = compiling.specialised(operations.forward(Activation("same", value, value), "float32", Draws(16)))
         return function.__qualname__
 
     def double(x):

@@ -10,6 +10,8 @@ FLOORS = (
     "kernels kernels.spec kernels.chunks kernels.half kernels.threads kernels.host_math kernels.device_math",
     "kernels.numba_cuda.intrinsics kernels.numba_cuda.simulator kernels.numba_cuda.map kernels.numba_cuda.launching",
     "kernels.cupy_elementwise.source kernels.cupy_elementwise.launching",
+    "kernels.cpu.processors kernels.cpu.memory kernels.cpu.pages kernels.cpu.vectors kernels.cpu.map",
+    "kernels.cpu.compiling",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
     "arrays backends generator masks signatures context operations plan",
     "dropout variants schedules layers warming monte_carlo",

@@ -1,0 +1,136 @@
+"""CPU kernels: one loop that Numba compiles for each kernel, divided among threads in slices."""
+
+import contextlib
+
+import numba
+import numpy as np
+
+from gpudrop.kernels import threads
+from gpudrop.kernels.cpu import pages, processors
+from gpudrop.kernels.cpu.compiling import entry, when_compiled
+from gpudrop.kernels.cpu.map import BLOCK, GROUP, draw_fields
+from gpudrop.kernels.cpu.processors import SHAPE
+from gpudrop.kernels.host_math import jit
+
+STREAMED = 1 << 25  # the least number of bytes of a result that is written past the caches, if the Shape allows it
+
+
+def unavailable():
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, but CPU kernels must be compiled: unset it"
+    return processors.unknown()
+
+
+def devices():
+    count = threads.available()
+    return [f"{count} CPU thread{'s' * (count > 1)}"]
+
+
+def on_device(number):
+    return contextlib.nullcontext()
+
+
+def random_bytes(stream, chunk, count):
+    """The 16 * count random bytes of `count` chunks of a stream, beginning with chunk number `chunk`."""
+    words = np.empty(2 * GROUP * -(-count // GROUP), np.uint64)
+    draw_fields(words, np.uint64(chunk), np.uint64(stream.seed), np.uint64(stream.call))
+    return words[: 2 * count].astype("<u8", copy=False).tobytes()
+
+
+def launch(kernel, inputs, outputs, draw):
+    if not kernel.masked and len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
+        for k, part in enumerate(inputs[0]):  # a broadcast input: one repetition at a time, without a full copy
+            parts = tuple(out[k] for out in outputs)
+            launch(kernel, (part,), parts, draw._replace(start=draw.start + k * part.size))
+        return
+    run, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
+    seed, call, start, limit, scale, shift, row, pitch = draw
+    mask, period, repeat, share = None, 1, 1, 1
+    if kernel.masked:
+        *inputs, (mask, period, repeat, share, kept) = inputs
+        mask = mask.view(np.uint8) if kernel.keeps else mask
+        if kernel.counted:
+            scale = size / max(1, int(kept[0]))
+    sources, targets, in_order = (), (), True  # loops, because they are faster than comprehensions here
+    for array in inputs:
+        sources += (_flat(array, stored),)
+    for out in outputs:
+        if not out.flags.carray:
+            out, in_order = np.empty(out.shape, out.dtype), False
+        targets += (_flat(out, stored),)
+    mask = targets[0] if mask is None else mask
+    numbers = (start, seed, call, row if kernel.window else max(1, size), pitch, period, repeat, share)
+
+    streamed = SHAPE.streams and targets[0].nbytes >= STREAMED and _worth_streaming(sources, targets)
+
+    def part(lo, hi):
+        run(None, limit, scale, shift, sources, targets, mask, lo, hi, streamed, *numbers)
+
+    threads.share_out(part, size)
+    if not in_order:
+        for out, target in zip(outputs, targets, strict=True):
+            if not out.flags.carray:
+                out[...] = target.view(out.dtype).reshape(out.shape)
+
+
+def _worth_streaming(sources, targets):
+    """Whether the caches need not hold the results: they replace no input, and their pages are not new.
+
+    A new page is cleared in the cache.
+    """
+    return all(pages.exist(y) and not any(np.may_share_memory(x, y) for x in sources) for y in targets)
+
+
+def _repeats(array):
+    """Whether an array is broadcast along its first axis and each repetition is large."""
+    return array.strides[0] == 0 and len(array) and array[0].size >= BLOCK
+
+
+@jit()
+def grow_rows(seeds, mask, rows, columns, lo, hi):
+    """Set rows lo to hi of the mask, counted through all maps. Return how many of their elements are kept."""
+    _, height, width = mask.shape
+    _, seed_rows, seed_columns = seeds.shape
+    kept = 0
+    for k in range(lo // height, (hi + height - 1) // height):
+        top, end = max(lo - k * height, 0), min(hi - k * height, height)
+        mask[k, top:end] = 1
+        for i in range(max(top - rows + 1, 0), min(end, seed_rows)):
+            seed_row = seeds[k, i]
+            all_kept = np.uint8(1)
+            for j in range(seed_columns):
+                all_kept &= seed_row[j]
+            if all_kept:  # the usual case
+                continue
+            for j in range(seed_columns):
+                if not seed_row[j]:
+                    mask[k, max(i, top) : min(i + rows, end), j : j + columns] = 0
+        for i in range(top, end):
+            mask_row, in_row = mask[k, i], np.uint32(0)
+            for j in range(width):
+                in_row += np.uint32(mask_row[j])
+            kept += in_row
+    return kept
+
+
+def grow(seeds, mask, block):
+    width, counts = mask.shape[2], []
+    seeds, grown = seeds.view(np.uint8), mask.view(np.uint8)
+
+    def part(lo, hi):
+        # The rows that begin in this slice of the elements.
+        counts.append(grow_rows(seeds, grown, *block, -(-lo // width), -(-hi // width)))
+
+    if not grow_rows.overloads:
+        when_compiled(lambda: part(0, 0))
+    threads.share_out(part, mask.size)
+    return np.array([sum(counts)], np.uint64)
+
+
+def _flat(array, stored):
+    """The elements in logical order, in the kernel's storage type; a copy if it is not contiguous and aligned."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        array = np.require(array, requirements="CA")
+    flat = array if array.ndim == 1 else array.reshape(-1)
+    return flat if flat.dtype is stored else flat.view(stored)

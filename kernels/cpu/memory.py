@@ -1,0 +1,128 @@
+"""Pointers, buffers on the stack, prefetches and streaming stores, for compiled functions.
+
+Kernels use pointers rather than Numba's arrays: slices of arrays are counted references, which cost as much as
+computing a hundred elements.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gpudrop.kernels.host_math import inner
+
+LINE = 64  # bytes per cache line
+
+
+@intrinsic
+def pointers(typingctx, arrays):
+    """The pointers to the first elements of a tuple of arrays."""
+    found = types.UniTuple(types.CPointer(arrays.dtype.dtype), arrays.count)
+
+    def emit(context, builder, signature, args):
+        members = cgutils.unpack_tuple(builder, args[0], arrays.count)
+        data = [context.make_array(arrays.dtype)(context, builder, member).data for member in members]
+        return context.make_tuple(builder, found, data)
+
+    return found(arrays), emit
+
+
+@intrinsic
+def at(typingctx, pointer, index):
+    """The pointer to element number `index`."""
+    return pointer(pointer, index), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def address(typingctx, pointer):
+    """The address as an integer."""
+    return types.int64(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], ir.IntType(64))
+
+
+def buffer(of, count, *arguments):
+    """What an intrinsic returns that allocates `count` elements of a Numba type on the stack of its caller.
+
+    The buffer is aligned to a cache line and not initialised. arguments: the types of the intrinsic's arguments.
+    """
+    pointer = types.CPointer(of)
+
+    def emit(context, builder, signature, args):
+        memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_data_type(of), count))
+        memory.align = LINE
+        return builder.bitcast(memory, context.get_value_type(pointer))
+
+    return pointer(*arguments), emit
+
+
+def prefetcher(level):
+    """A compiled function that prefetches the cache line of a pointer to a level of the caches, 1 or 2.
+
+    Any pointer is allowed, because a prefetch never faults.
+    """
+
+    @intrinsic
+    def prefetch(typingctx, pointer):
+        def emit(context, builder, signature, args):
+            byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+            function_type = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+            read, locality, of_data = i32(0), i32(4 - level), i32(1)
+            builder.call(function, [builder.bitcast(args[0], byte), read, locality, of_data])
+            return context.get_dummy_value()
+
+        return types.void(pointer), emit
+
+    return prefetch
+
+
+@intrinsic
+def _stream_line(typingctx, source, target):
+    """Write a cache line past the caches, to an aligned pointer."""
+
+    def emit(context, builder, signature, args):
+        line = ir.VectorType(ir.IntType(32), LINE // 4)
+        source, target = (builder.bitcast(pointer, line.as_pointer()) for pointer in args)
+        store = builder.store(builder.load(source, align=1), target, align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(source, target), emit
+
+
+@intrinsic
+def copy(typingctx, source, target, count):
+    """Copy `count` elements to memory that does not overlap."""
+
+    def emit(context, builder, signature, args):
+        source, target, count = args
+        cgutils.raw_memcpy(builder, target, source, count, context.get_abi_sizeof(source.type.pointee))
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64), emit
+
+
+@inner()
+def stream(source, target, count, itemsize):
+    """`copy` past the caches: the processor need not read the lines of the target before it overwrites them."""
+    line = LINE // itemsize
+    done = min(count, ((-address(target)) % LINE) // itemsize)
+    copy(source, target, done)
+    while done + line <= count:
+        _stream_line(at(source, done), at(target, done))
+        done += line
+    copy(at(source, done), at(target, done), count - done)
+
+
+def wide(bits):
+    """A compiled function that makes LLVM use registers of `bits` bits in the loops of its caller."""
+
+    @intrinsic
+    def prefer(typingctx):
+        def emit(context, builder, signature, args):
+            # llvmlite's own `add` knows only attributes without a value. LLVM's default for Intel is 256.
+            set.add(builder.function.attributes, f'"prefer-vector-width"="{bits}"')
+            return context.get_dummy_value()
+
+        return types.void(), emit
+
+    return prefer
