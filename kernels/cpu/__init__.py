@@ -6,9 +6,9 @@ import numba
 import numpy as np
 
 from gpudrop.kernels import threads
-from gpudrop.kernels.cpu import pages, processors
+from gpudrop.kernels.cpu import pages, processors, tiles
 from gpudrop.kernels.cpu.compiling import entry, when_compiled
-from gpudrop.kernels.cpu.map import BLOCK, GROUP, draw_fields
+from gpudrop.kernels.cpu.map import GROUP, draw_fields, drawn_dtype
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import jit
 
@@ -38,39 +38,43 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(kernel, inputs, outputs, draw):
-    if not kernel.masked and len(inputs) == 1 and inputs[0].ndim > 1 and not kernel.window and _repeats(inputs[0]):
-        for k, part in enumerate(inputs[0]):  # a broadcast input: one repetition at a time, without a full copy
-            parts = tuple(out[k] for out in outputs)
-            launch(kernel, (part,), parts, draw._replace(start=draw.start + k * part.size))
-        return
-    run, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
+    compiled, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
     if kernel.masked:
         *inputs, (mask, period, repeat, share, kept) = inputs
         mask = mask.view(np.uint8) if kernel.keeps else mask
+        start = pitch = 0
         if kernel.counted:
             scale = size / max(1, int(kept[0]))
-    sources, targets, in_order = (), (), True  # loops, because they are faster than comprehensions here
+
+    def run(sources, targets, lo, hi, start, row, pitch):
+        values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
+        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed, *where)
+
+    def run_rows(sources, targets, memory, height, width, across, start, pitch):
+        values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
+        block = *memory, height, width, across, streamed
+        entry(kernel, True)(None, limit, scale, shift, sources, targets, values, *block, *where)
+
+    sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here
     for array in inputs:
-        sources += (_flat(array, stored),)
+        flags = array.flags
+        contiguous = contiguous and flags.c_contiguous and flags.aligned
+        sources += (array if array.dtype is stored else array.view(stored),)
     for out in outputs:
-        if not out.flags.carray:
-            out, in_order = np.empty(out.shape, out.dtype), False
-        targets += (_flat(out, stored),)
-    mask = targets[0] if mask is None else mask
-    numbers = (start, seed, call, row if kernel.window else max(1, size), pitch, period, repeat, share)
-
+        contiguous = contiguous and out.flags.carray
+        targets += (out if out.dtype is stored else out.view(stored),)
     streamed = SHAPE.streams and targets[0].nbytes >= STREAMED and _worth_streaming(sources, targets)
-
-    def part(lo, hi):
-        run(None, limit, scale, shift, sources, targets, mask, lo, hi, streamed, *numbers)
-
-    threads.share_out(part, size)
-    if not in_order:
-        for out, target in zip(outputs, targets, strict=True):
-            if not out.flags.carray:
-                out[...] = target.view(out.dtype).reshape(out.shape)
+    if contiguous:
+        if targets[0].ndim != 1:
+            sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
+        row = row if kernel.window else max(1, size)
+        threads.share_out(lambda lo, hi: run(sources, targets, lo, hi, start, row, pitch), size)
+    elif size:
+        tiles.compute(
+            run, run_rows, drawn_dtype(kernel), sources, targets, start, row if kernel.window else None, pitch
+        )
 
 
 def _worth_streaming(sources, targets):
@@ -79,11 +83,6 @@ def _worth_streaming(sources, targets):
     A new page is cleared in the cache.
     """
     return all(pages.exist(y) and not any(np.may_share_memory(x, y) for x in sources) for y in targets)
-
-
-def _repeats(array):
-    """Whether an array is broadcast along its first axis and each repetition is large."""
-    return array.strides[0] == 0 and len(array) and array[0].size >= BLOCK
 
 
 @jit()
@@ -125,12 +124,3 @@ def grow(seeds, mask, block):
         when_compiled(lambda: part(0, 0))
     threads.share_out(part, mask.size)
     return np.array([sum(counts)], np.uint64)
-
-
-def _flat(array, stored):
-    """The elements in logical order, in the kernel's storage type; a copy if it is not contiguous and aligned."""
-    flags = array.flags
-    if not (flags.c_contiguous and flags.aligned):
-        array = np.require(array, requirements="CA")
-    flat = array if array.ndim == 1 else array.reshape(-1)
-    return flat if flat.dtype is stored else flat.view(stored)

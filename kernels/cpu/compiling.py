@@ -14,24 +14,28 @@ from numba.core.registry import cpu_target
 from gpudrop import formulas
 from gpudrop.formulas import philox
 from gpudrop.kernels import half, host_math, threads
+from gpudrop.kernels.cpu import blocks, memory, processors, vectors
 from gpudrop.kernels.cpu import map as loop
-from gpudrop.kernels.cpu import memory, processors, vectors
 from gpudrop.kernels.host_math import jit
 from gpudrop.uninterrupted import uninterrupted
 
 # Besides its formula, a kernel depends on these sources, as they are at import, and on the processor.
-_SOURCES = tuple(map(vars, (formulas, half, host_math, loop, memory, philox, processors, threads, vectors)))
+_SOURCES = tuple(map(vars, (formulas, half, host_math, blocks, loop, memory, philox, processors, threads, vectors)))
 _DEPENDENCIES = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple()) + processors.NAME
 
 
 @functools.cache
-def entry(kernel):
-    """The compiled kernel as Numba's entry point. It checks no types, so a call takes a third of the time."""
+def entry(kernel, rows=False):
+    """The compiled kernel as Numba's entry point. It checks no types, so a call takes a third of the time.
+
+    rows: whether it takes two-dimensional arrays with any strides: see `map.run_rows`.
+    """
     if kernel.window:  # use the kernel without a window, which treats all elements as one row
         source, name = kernel.source._replace(window=False), kernel.name.removesuffix("_window")
-        return entry(kernel._replace(name=name, source=source))
-    function, signature = specialised(kernel)
+        plain = kernel._replace(name=name, source=source)
+        return entry(plain, True) if rows else entry(plain)
+    function, signature = specialised(kernel, rows)
     dispatcher, fault = when_compiled(lambda: _compiled(function, signature))
     # Warn once per process. Python alone would not: Numba resets the record of shown warnings as it compiles.
     if fault and not _faults:
@@ -79,35 +83,32 @@ if hasattr(os, "register_at_fork"):  # a child could never compile if another th
     )
 
 
-def specialised(kernel):
-    """`loop.run` for one kernel, and its signature.
+def specialised(kernel, rows=False):
+    """`map.run` or `map.run_rows` for one kernel, and its signature.
 
     The function has its own name and one signature, so it has its own cache files. Numba does not lock cache files:
     if two processes compile different signatures of one function at once, one may load the other's code.
     """
     digest = hashlib.sha256((formulas.parse(kernel.formula).digest + _DEPENDENCIES).encode()).hexdigest()[:20]
-    name = f"{kernel.name}_{kernel.dtype}_{digest}"
-    loop.KERNELS[name] = kernel
-    function = FunctionType(loop.run.__code__, vars(loop), name)
-    function.__qualname__ = name
-    storage, drawn, limit, real = map(
-        loop.numba_dtype,
-        (kernel.storage, _mask_dtype(kernel), loop.FIELD[kernel.bits], kernel.real),
-    )
-    source, target = types.Array(storage, 1, "C", readonly=True), types.Array(storage, 1, "C")
+    code, name = (loop.run_rows.__code__, "_rows") if rows else (loop.run.__code__, "")
+    function = FunctionType(code, vars(loop), f"{kernel.name}{name}_{kernel.dtype}_{digest}")
+    function.__qualname__ = function.__name__
+    loop.KERNELS[function.__name__] = kernel
+    drawn = loop.drawn_dtype(kernel)
+    dtypes = kernel.storage, drawn, loop.FIELD[kernel.bits], kernel.real
+    storage, drawn, limit, real = (loop.numba_dtype(dtype) for dtype in dtypes)
+
+    def array(dtype, readonly=False):
+        return types.Array(dtype, 1, "C", readonly=readonly)
+
+    layout = {"ndim": 2, "layout": "A"} if rows else {}
+    source, target = array(storage, True).copy(**layout), array(storage).copy(**layout)
     operands = types.UniTuple(source, kernel.num_inputs), types.UniTuple(target, len(kernel.outputs))
-    mask = types.Array(drawn, 1, "C", readonly=True)
-    numbers = (
-        types.int64,
-        types.int64,
-        types.boolean,
-        *(types.uint64,) * 3,
-        types.int64,
-        types.uint64,
-        *(types.int64,) * 3,
+    mask = array(drawn if kernel.masked else storage, True)
+    number, natural = types.int64, types.uint64
+    block = (array(storage), array(drawn), number, number, types.boolean) if rows else (number, number)
+    mapping = (*(natural,) * 3, *(() if rows else (number,)), natural, *(number,) * 3)
+    numbers = limit, real, real
+    return function, types.void(
+        loop.KernelType(function.__name__), *numbers, *operands, mask, *block, types.boolean, *mapping
     )
-    return function, types.void(loop.KernelType(name), limit, real, real, *operands, mask, *numbers)
-
-
-def _mask_dtype(kernel):
-    return loop.drawn_dtype(kernel) if kernel.masked else kernel.storage

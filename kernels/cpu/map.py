@@ -14,13 +14,13 @@ from numba.extending import intrinsic, models, overload, register_model, unbox
 
 from gpudrop.formulas import compiled, philox
 from gpudrop.kernels import half, host_math, threads
-from gpudrop.kernels.cpu import memory, vectors
-from gpudrop.kernels.cpu.memory import LINE, at, copy, stream
+from gpudrop.kernels.cpu import blocks, memory, vectors
+from gpudrop.kernels.cpu.memory import LINE, at, copy
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import inner, jit
 
 BLOCK = threads.BLOCK  # elements per block: their words and results stay in the L1 cache together
-GROUP = SHAPE.chunks
+GROUP, SMALL = SHAPE.chunks, SHAPE.chunks // 4  # Philox calls per group; small ones are for the rest of a row
 
 
 # A kernel's first argument has its own Numba type, which selects the element formula. Numba's disk cache would never
@@ -49,9 +49,7 @@ def drawn_dtype(kernel):
     return kernel.real if kernel.drawn == "normal" else FIELD[kernel.bits]
 
 
-_CHUNKS = vectors.Vector(64, GROUP, SHAPE.lane)
 _draw = compiled(philox.draw, np.float32, vectors.CASTS, inner(), unrolled=SHAPE.unrolled)
-_consecutive, _equal = vectors.consecutive(_CHUNKS, 1), vectors.consecutive(_CHUNKS, 0)
 _prefetch, _wide = memory.prefetcher(SHAPE.level), memory.wide(SHAPE.width)
 _CONVERSIONS = half.conversions(intrinsic, types, inner(), *half.host_instructions())
 
@@ -69,6 +67,8 @@ def _constant(of):
 
 _draws = _constant(lambda kernel: bool(kernel.bits))
 _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
+_is_random = _constant(lambda kernel: kernel.source is not None)
+_ahead = _constant(lambda kernel: SHAPE.ahead // np.dtype(kernel.storage).itemsize)
 _itemsize = _constant(lambda kernel: np.dtype(kernel.storage).itemsize)
 
 
@@ -101,6 +101,26 @@ def _results(typingctx, kernel):
     return memory.buffer(numba_dtype(of.storage), BLOCK * len(of.outputs), kernel)
 
 
+def _parts(count):
+    """A compiled function of a kernel, a pointer and a size: pointers to that many elements for each operand."""
+
+    @intrinsic
+    def parts(typingctx, kernel, pointer, size):
+        found = types.UniTuple(pointer, count(KERNELS[kernel.name]))
+
+        def emit(context, builder, signature, args):
+            _, first, size = args
+            members = [builder.gep(first, [builder.mul(size, size.type(k))]) for k in range(found.count)]
+            return context.make_tuple(builder, found, members)
+
+        return found(kernel, pointer, size), emit
+
+    return parts
+
+
+_read, _written = _parts(lambda kernel: kernel.num_inputs), _parts(lambda kernel: len(kernel.outputs))
+
+
 def _deviate(kernel, words, count, normals):
     """Compute normal deviates from `count` pairs of words, if the kernel draws normal deviates."""
 
@@ -111,6 +131,18 @@ def _fetch(kernel, mask, period, repeat, run, first, values, count):
 
 def _prefetched(kernel, inputs, first, count):
     """Prefetch `count` elements of each input, some distance ahead of index `first`."""
+
+
+def _load(kernel, inputs, steps, row, column, buffers, width, rows, columns):
+    """Copy a rectangle of each input to its buffer, unless the input is contiguous along its rows."""
+
+
+def _store(kernel, buffers, width, outputs, steps, row, column, rows, columns):
+    """Copy the buffer of each output to a rectangle of the output, unless it is contiguous along its rows."""
+
+
+def _lines(arrays, steps, row, column, buffers, first):
+    """Pointers to a row of a rectangle of each array, or of its buffer."""
 
 
 def _apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed):
@@ -151,15 +183,47 @@ def _overload_fetch(kernel, mask, period, repeat, run, first, values, count):
 
 @overload(_prefetched)
 def _overload_prefetched(kernel, inputs, first, count):
-    if not inputs.count:
-        return lambda kernel, inputs, first, count: None
-    itemsize = inputs.dtype.dtype.bitwidth // 8
-    text = "def prefetched(kernel, inputs, first, count):\n    first += ahead"
-    text += "\n    for i in range(first, first + count, line):"
-    text += "".join(f"\n        prefetch(at(inputs[{k}], i))" for k in range(inputs.count))
+    itemsize = np.dtype(KERNELS[kernel.name].storage).itemsize
     names = {"prefetch": _prefetch, "at": at, "line": LINE // itemsize, "ahead": SHAPE.ahead // itemsize}
+    lines = ["for i in range(first + ahead, first + ahead + count, line):"]
+    lines += [f"    prefetch(at(inputs[{k}], i))" for k in range(inputs.count)]
+    return _function("kernel, inputs, first, count", lines if inputs.count else ["pass"], names)
+
+
+@overload(_load)
+def _overload_load(kernel, inputs, steps, row, column, buffers, width, rows, columns):
+    lines = []
+    for k in range(inputs.count):
+        lines += [f"if steps[{k}][1] != 1:"]
+        lines += [f"    load(inputs[{k}], steps[{k}], row, column, buffers[{k}], width, rows, columns)"]
+    arguments = "kernel, inputs, steps, row, column, buffers, width, rows, columns"
+    return _function(arguments, lines or ["pass"], {"load": blocks.load})
+
+
+@overload(_store)
+def _overload_store(kernel, buffers, width, outputs, steps, row, column, rows, columns):
+    lines = []
+    for k in range(outputs.count):
+        lines += [f"if steps[{k}][1] != 1:"]
+        lines += [f"    store(buffers[{k}], width, outputs[{k}], steps[{k}], row, column, rows, columns)"]
+    arguments = "kernel, buffers, width, outputs, steps, row, column, rows, columns"
+    return _function(arguments, lines, {"store": blocks.store})
+
+
+@overload(_lines)
+def _overload_lines(arrays, steps, row, column, buffers, first):
+    pointers = [
+        f"at(arrays[{k}], row * steps[{k}][0] + column) if steps[{k}][1] == 1 else at(buffers[{k}], first), "
+        for k in range(arrays.count)
+    ]
+    return _function("arrays, steps, row, column, buffers, first", [f"return ({''.join(pointers)})"], {"at": at})
+
+
+def _function(arguments, lines, names):
+    """A function with these arguments and lines. It names each operand: loops over tuples take longer to compile."""
+    text = "\n    ".join([f"def function({arguments}):", *lines])
     exec(text, names)  # noqa: S102  (the text above)
-    return names["prefetched"]
+    return names["function"]
 
 
 # Inlined like every other loop. A separate function would be optimised differently in the process that compiles it and
@@ -170,44 +234,42 @@ def _overload_apply(kernel, drawn, limit, scale, shift, inputs, results, outputs
     widen, narrow = _CONVERSIONS[of.dtype]
     formula = compiled(of.formula, getattr(np, of.real), host_math.HOST_MATH[of.real], inner())
     names = {"widen": widen, "narrow": narrow, "formula": formula, "real": getattr(np, of.real), "wide": _wide}
-    names |= {"at": at, "copy": copy, "stream": stream, "block": BLOCK, "itemsize": np.dtype(of.storage).itemsize}
-    exec(_loop(of), names)  # noqa: S102  (the text of _loop)
-    return names["apply"]
-
-
-def _loop(kernel):
-    """The text of `_apply` for a kernel. It names each operand, because loops over tuples take longer to compile.
-
-    Results go to a buffer first: LLVM knows that no input overlaps it, also if a result replaces the input in place.
-    """
-    drawn = "drawn[i] > limit" if kernel.bits else "True"
-    drawn = "real(drawn[i])" if not kernel.keeps else "drawn[i] != 0" if kernel.masked else drawn
-    inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
+    names |= {"at": at, "move": memory.move, "block": BLOCK}
+    # Results go to a buffer first: LLVM knows that no input overlaps it, also if a result replaces an input in place.
+    drawn = "drawn[i] > limit" if of.bits else "True"
+    drawn = "real(drawn[i])" if not of.keeps else "drawn[i] != 0" if of.masked else drawn
+    inputs, outputs = range(of.num_inputs), range(len(of.outputs))
     arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs)]
     lines = [
-        "def apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed):",
         "wide()",
         *(f"a{k} = at(inputs[{k}], first)" for k in inputs),
         *(f"y{k} = at(results, {k} * block)" for k in outputs),
         "for i in range(count):",
         f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
         *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
-        "if streamed:",
-        *(f"    stream(y{k}, at(outputs[{k}], first), count, itemsize)" for k in outputs),
-        "else:",
-        *(f"    copy(y{k}, at(outputs[{k}], first), count)" for k in outputs),
+        *(f"move(y{k}, at(outputs[{k}], first), count, streamed)" for k in outputs),
     ]
-    return "\n    ".join(lines)
+    arguments = "kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed"
+    return _function(arguments, lines, names)
 
 
 def numba_dtype(dtype):
     return from_dtype(np.dtype(dtype))
 
 
-@inner()
-def _draw_group(words, chunk, seed, call):
-    """Write the words of GROUP chunks."""
-    vectors.store_chunks(words, *_draw(seed, _equal(call), _consecutive(chunk)))
+def _drawing(count):
+    """A compiled function that writes the words of `count` chunks."""
+    vector = vectors.Vector(64, count, SHAPE.lane)
+    consecutive, equal = vectors.consecutive(vector, 1), vectors.consecutive(vector, 0)
+
+    @inner()
+    def draw_chunks(words, chunk, seed, call):
+        vectors.store_chunks(words, *_draw(seed, equal(call), consecutive(chunk)))
+
+    return draw_chunks
+
+
+_draw_group, _draw_small = _drawing(GROUP), _drawing(SMALL)
 
 
 @inner()
@@ -257,55 +319,134 @@ def _gather(mask, period, repeat, run, first, values, count):
                 base += period
 
 
+@inner()
+def _random(kernel, words, values, mask, inputs, first, m, count, seed, call, period, repeat, run):
+    """Draw or gather the random values of `count` elements, from element m of the mask on. Prefetch inputs meanwhile.
+
+    The values begin with element number m % lanes of the buffer if they are drawn.
+    """
+    if _draws(kernel):
+        lanes = _lanes(kernel)
+        chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
+        chunks, done = (skip + count + lanes - 1) // lanes, 0
+        while chunks - done > GROUP // 2:
+            _prefetched(kernel, inputs, first + done * lanes, GROUP * lanes)
+            _draw_group(at(words, 2 * done), np.uint64(chunk + np.uint64(done)), seed, call)
+            done += GROUP
+        while done < chunks:
+            _prefetched(kernel, inputs, first + done * lanes, SMALL * lanes)
+            _draw_small(at(words, 2 * done), np.uint64(chunk + np.uint64(done)), seed, call)
+            done += SMALL
+        _deviate(kernel, words, 2 * done, values)
+    else:
+        _prefetched(kernel, inputs, first, count)
+        _fetch(kernel, mask, period, repeat, run, np.int64(m), values, count)
+
+
+# fmt: off
 def run(
-    kernel,
-    limit,
-    scale,
-    shift,
-    inputs,
-    outputs,
-    mask,
-    lo,
-    hi,
-    streamed,
-    start,
-    seed,
-    call,
-    row,
-    pitch,
-    period,
-    repeat,
-    run,
+    kernel, limit, scale, shift, inputs, outputs, mask, lo, hi, streamed,
+    start, seed, call, row, pitch, period, repeat, run
 ):
-    """Compute outputs[lo:hi]."""
-    lanes = np.int64(_lanes(kernel))
-    sources, targets = memory.pointers(inputs), memory.pointers(outputs)
-    (stored,) = memory.pointers((mask,))
+    """Compute outputs[lo:hi] of contiguous arrays."""
+    # fmt: on
+    lanes, line = _lanes(kernel), LINE // _itemsize(kernel)
+    sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
     words = _words(kernel)
     values, results = _values(kernel, words), _results(kernel)
-    line = LINE // _itemsize(kernel)
-    skip = np.int64(0)
     first = lo
     while first < hi:
         index = first // row
-        if _draws(kernel):
-            m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
-            chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
+        m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
+        skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
         # Blocks end where a cache line of the first result does, and what is drawn for them fits into the buffer.
         over = memory.address(at(targets[0], first)) // _itemsize(kernel) % line
         over += max(line, lanes) if over < skip else 0
         count = min(BLOCK - over, hi - first, (index + 1) * row - first)
-        if _draws(kernel):
-            groups = (skip + count + GROUP * lanes - 1) // (GROUP * lanes)
-            for group in range(groups):
-                _prefetched(kernel, sources, first + group * GROUP * lanes, GROUP * lanes)
-                _draw_group(at(words, 2 * GROUP * group), np.uint64(chunk + np.uint64(GROUP * group)), seed, call)
-            _deviate(kernel, words, 2 * GROUP * groups, values)
-        else:
-            _prefetched(kernel, sources, first, count)
-            _fetch(kernel, stored, period, repeat, run, first, values, count)
+        _random(kernel, words, values, stored, sources, first, m, count, seed, call, period, repeat, run)
         _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed)
         first += count
+
+
+BLOCK_ROWS, BLOCK_COLUMNS = 256, 512  # of a block whose rows lie across those of the mask: it fits in the L2 cache
+STRIP = 16  # the mask's rows that are transposed at a time
+
+
+@intrinsic
+def _strip(typingctx, kernel, words):
+    """The buffer for STRIP rows of random values, BLOCK_ROWS in each."""
+    return memory.buffer(numba_dtype(drawn_dtype(KERNELS[kernel.name])), STRIP * BLOCK_ROWS, kernel, words)
+
+
+# fmt: off
+@inner()
+def _random_across(
+    kernel, words, values, strip, randoms, padded, mask, inputs, steps, read,
+    r, c, rows, columns, start, seed, call, pitch, period, repeat, run
+):
+    """Draw or gather the random values of a block whose rows lie across those of the mask. Prefetch its inputs."""
+    # fmt: on
+    lanes, ahead = _lanes(kernel), -_ahead(kernel)
+    row, column = r, 0  # the part of the block to prefetch next
+    for j in range(0, columns, STRIP):
+        more = min(STRIP, columns - j)
+        for k in range(more):
+            _prefetched(kernel, _lines(inputs, steps, row, c + column, read, 0), ahead, rows)
+            column += rows
+            if column >= columns:
+                row, column = row + 1, column - columns
+            m = np.uint64(start + np.uint64(c + j + k) * pitch + np.uint64(r))
+            skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
+            _random(kernel, words, values, mask, (), 0, m, rows, seed, call, period, repeat, run)
+            copy(at(values, skip), at(strip, k * BLOCK_ROWS), BLOCK_ROWS)  # a constant number: without a call
+        blocks.transpose(strip, BLOCK_ROWS, at(randoms, j), padded, rows, more, True)
+
+
+# fmt: off
+def run_rows(
+    kernel, limit, scale, shift, inputs, outputs, mask, buffers, randoms, height, width, across, streamed,
+    start, seed, call, pitch, period, repeat, run
+):
+    """Compute two-dimensional arrays with any strides, row by row, in blocks of a height and a width.
+
+    Element (r, c) has the index start + r * pitch + c in the mask. If the rows lie across those of the mask, it is
+    start + c * pitch + r. Operands that are not contiguous along the rows are copied to buffers and back. buffers has
+    memory for a block of each operand, and randoms for a block of the mask.
+    """
+    # fmt: on
+    lanes, itemsize = _lanes(kernel), _itemsize(kernel)
+    line, padded = LINE // itemsize, width + LINE  # padded: so that rows begin in different sets of the L1 cache
+    rows, columns = outputs[0].shape
+    sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
+    source_steps, target_steps = memory.steps(inputs), memory.steps(outputs)
+    (buffer,), (turned,) = memory.pointers((buffers,)), memory.pointers((randoms,))
+    read, written = _read(kernel, buffer, height * width), _written(kernel, buffer, height * width)
+    words = _words(kernel)
+    values, results, strip = _values(kernel, words), _results(kernel), _strip(kernel, words)
+    for r in range(0, rows, height):
+        h, c = min(height, rows - r), 0
+        while c < columns:
+            # As above, blocks end where a cache line of the first result does.
+            w = memory.address(at(targets[0], r * target_steps[0][0] + c)) // itemsize % line
+            w = min(width - w, columns - c)
+            _load(kernel, sources, source_steps, r, c, read, width, h, w)
+            if across and _is_random(kernel):
+                _random_across(
+                    kernel, words, values, strip, turned, padded, stored, sources, source_steps, read,
+                    r, c, h, w, start, seed, call, pitch, period, repeat, run,
+                )  # fmt: skip
+            for k in range(h):
+                ins = _lines(sources, source_steps, r + k, c, read, k * width)
+                outs = _lines(targets, target_steps, r + k, c, written, k * width)
+                drawn = at(turned, k * padded)
+                if not across:
+                    m = np.uint64(start + np.uint64(r + k) * pitch + np.uint64(c))
+                    skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
+                    _random(kernel, words, values, stored, ins, 0, m, w, seed, call, period, repeat, run)
+                    drawn = at(values, skip)
+                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed)
+            _store(kernel, written, width, targets, target_steps, r, c, h, w)
+            c += w
 
 
 @jit()

@@ -28,6 +28,30 @@ def pointers(typingctx, arrays):
 
 
 @intrinsic
+def steps(typingctx, arrays):
+    """The distances of neighbours along the axes of each array in a tuple, in elements."""
+    found = types.UniTuple(types.UniTuple(types.int64, arrays.dtype.ndim), arrays.count)
+
+    def emit(context, builder, signature, args):
+        size = ir.IntType(64)(arrays.dtype.dtype.bitwidth // 8)
+        members = []
+        for member in cgutils.unpack_tuple(builder, args[0], arrays.count):
+            strides = context.make_array(arrays.dtype)(context, builder, member).strides
+            strides = cgutils.unpack_tuple(builder, strides, arrays.dtype.ndim)
+            members.append(context.make_tuple(builder, found.dtype, [builder.sdiv(n, size) for n in strides]))
+        return context.make_tuple(builder, found, members)
+
+    return found(arrays), emit
+
+
+@intrinsic
+def itemsize(typingctx, pointer):
+    """The size in bytes of the element that a pointer points to."""
+    size = pointer.dtype.bitwidth // 8
+    return types.int64(pointer), lambda context, builder, signature, args: ir.IntType(64)(size)
+
+
+@intrinsic
 def at(typingctx, pointer, index):
     """The pointer to element number `index`."""
     return pointer(pointer, index), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
@@ -102,15 +126,17 @@ def copy(typingctx, source, target, count):
 
 
 @inner()
-def stream(source, target, count, itemsize):
-    """`copy` past the caches: the processor need not read the lines of the target before it overwrites them."""
-    line = LINE // itemsize
-    done = min(count, ((-address(target)) % LINE) // itemsize)
-    copy(source, target, done)
-    while done + line <= count:
-        _stream_line(at(source, done), at(target, done))
-        done += line
-    copy(at(source, done), at(target, done), count - done)
+def move(source, target, count, streamed):
+    """`copy`. If streamed, past the caches: then the processor need not read lines that it is about to overwrite."""
+    if streamed:
+        line = LINE // itemsize(source)
+        done = min(count, ((-address(target)) % LINE) // itemsize(source))
+        copy(source, target, done)
+        while done + line <= count:
+            _stream_line(at(source, done), at(target, done))
+            done += line
+        source, target, count = at(source, done), at(target, done), count - done
+    copy(source, target, count)
 
 
 def wide(bits):

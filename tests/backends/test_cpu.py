@@ -20,15 +20,16 @@ from gpudrop import Stream, operations
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu, threads
 from gpudrop.kernels.cpu import compiling, pages, processors
+from gpudrop.kernels.cpu.map import BLOCK, GROUP
 from gpudrop.kernels.spec import Draws
 from gpudrop.testing import reference
 from tests.family import test_properties
 from tests.sampling import few
 
 # Sizes around each unit of the kernels: a group of draws, a block, a slice, and the size from which threads share it.
-UNITS = [4, 8, 16, 4 * cpu.GROUP, 8 * cpu.GROUP, 16 * cpu.GROUP, cpu.BLOCK, 2 * cpu.BLOCK]
+UNITS = [4, 8, 16, 2 * GROUP, 4 * GROUP, 8 * GROUP, 16 * GROUP, BLOCK, 2 * BLOCK]
 UNITS += [threads.SLICE, threads.SHARED]
-SIZES = st.sampled_from(UNITS).flatmap(lambda unit: st.integers(unit - 1, unit + 1)) | st.integers(0, 5 * cpu.BLOCK)
+SIZES = st.sampled_from(UNITS).flatmap(lambda unit: st.integers(unit - 1, unit + 1)) | st.integers(0, 5 * BLOCK)
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 FUSIONS = list(itertools.product([None, "relu", "leaky_relu"], DTYPES, [8, 16, 32]))
 SOME_FUSIONS = [fusion for fusion in test_properties.FUSIONS if fusion in FUSIONS]
@@ -61,6 +62,78 @@ def test_forward_and_backward_of_any_size_into_any_target(size, bits, dtype, act
     np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, out=target(x), **options), want_y)
 
 
+MEMORY = {
+    "Fortran order": lambda a: np.asfortranarray(a),
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "every other column": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "every third row, backwards": lambda a: np.repeat(a, 3, axis=0)[::-1][::3][::-1],
+    "a part of its rows": lambda a: np.concatenate([a, a], axis=-1)[..., : a.shape[-1]],
+    "columns backwards": lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1],
+    "misaligned": lambda a: misaligned(a),
+    "the last axis first": lambda a: np.ascontiguousarray(np.moveaxis(a, -1, 0)).transpose(*range(1, a.ndim), 0),
+    "a middle axis last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, a.ndim // 2, -1)), -1, a.ndim // 2),
+}
+"""Copies of an array that lie differently in memory."""
+SHAPES = [(300, 520), (3, 70, 64), (5, 3, 40, 30), (40, 2, 3), (1, 5000), (700, 1), (0, 3), (17,), (2, 1, 1000)]
+
+
+def misaligned(array):
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    memory[...] = array
+    return memory
+
+
+@pytest.mark.parametrize("dtype", few(DTYPES, np.float16))
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtype):
+    x = (2.0 ** (np.arange(np.prod(shape)) % 7)).astype(dtype).reshape(shape)
+    x[..., ::3] *= -1
+    want = np.where(reference.keep_mask(shape, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
+    placed = MEMORY[memory](x)
+    y, backprop = gpudrop.dropout_vjp(placed, 0.5, activation="relu", rng=STREAM)
+    np.testing.assert_array_equal(y, np.maximum(want, dtype(0)))
+    np.testing.assert_array_equal(backprop(MEMORY[memory](x)), np.where(want > 0, want, dtype(0)))
+    for out in (np.full(shape, 9, dtype), MEMORY[memory](np.full(shape, 9, dtype))):  # to other memory than x's
+        np.testing.assert_array_equal(gpudrop.dropout(placed, 0.5, rng=STREAM, out=out), want)
+    np.testing.assert_array_equal(gpudrop.dropout(x, 0.5, rng=STREAM, out=out), want)
+    gpudrop.dropout(placed, 0.5, rng=STREAM, out=placed)
+    np.testing.assert_array_equal(placed, want)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1], ids=str)
+def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory):
+    """The mask of a shard, a mask that is broadcast, one of real numbers, and kernels with two operands."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    placed, shard = MEMORY[memory](x), gpudrop.Shard(tuple(n + 3 for n in shape), (2,) * len(shape))
+    for function, options in [
+        (gpudrop.dropout, {"shard": shard}),
+        (gpudrop.dropout, {"mask_shape": (1, *(None,) * (len(shape) - 1))}),
+        (gpudrop.dropout, {"mask_shape": (None,) * (len(shape) - 1) + (1,), "shard": shard}),
+        (gpudrop.gaussian_dropout, {"bits": 32}),
+    ]:
+        want = function(x, 0.4, rng=STREAM, **options)
+        np.testing.assert_array_equal(function(placed, 0.4, rng=STREAM, **options), want, err_msg=str(options))
+    want, backprop = gpudrop.zoneout.vjp(x, x * 2, 0.4, rng=STREAM)
+    y, backprop_placed = gpudrop.zoneout.vjp(placed, x * 2, 0.4, rng=STREAM)
+    np.testing.assert_array_equal(y, want)
+    for got, exact in zip(backprop_placed(placed), backprop(x), strict=True):
+        np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("memory", ["Fortran order", "every other column", "a middle axis last"])
+def test_arrays_that_are_not_contiguous_are_not_copied_as_a_whole(memory):
+    x = MEMORY[memory](np.ones((64, 512, 256), np.float32))
+    y = gpudrop.dropout(x, 0.5, rng=STREAM)
+    tracemalloc.start()
+    try:
+        gpudrop.dropout(x, 0.5, rng=STREAM, out=y)
+        assert tracemalloc.get_traced_memory()[1] < 0.2 * y.nbytes
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.fixture
 def streamed(monkeypatch):
     """All results are written past the caches; the list has one entry per launch."""
@@ -75,7 +148,7 @@ def streamed(monkeypatch):
 @pytest.mark.parametrize("offset", [0, 1, 5])
 def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset):
     """They begin and end anywhere in a cache line, and nothing beside them is written."""
-    x = (2.0 ** (np.arange(3 * cpu.BLOCK + 77) % 7)).astype(dtype)
+    x = (2.0 ** (np.arange(3 * BLOCK + 77) % 7)).astype(dtype)
     want = np.where(reference.keep_mask(x.size, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
     memory = np.full(x.size + 40, 9, dtype)
     gpudrop.dropout(x, 0.5, rng=STREAM, out=memory[offset : offset + x.size])
@@ -124,6 +197,7 @@ from numba.core.codegen import CPUCodeLibrary
 from gpudrop import operations
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.kernels.cpu import compiling, pages, processors
+from gpudrop.kernels.cpu.map import BLOCK, GROUP
 from gpudrop.kernels.spec import Draws
 
 unoptimised = []
@@ -165,12 +239,12 @@ def test_loops_vectorise_on_other_processors(shape, triple, processor, patterns)
     assert scalar <= 2 and calls == 0
 
 
-@pytest.mark.parametrize("shape", [name for name in processors.SHAPES if name != processors.NAME])
+@pytest.mark.parametrize("shape", few(processors.SHAPES, "avx512", "avx2", "neon"))
 def test_every_shape_of_the_loops_draws_the_same_mask(shape):
     """The tests of masks and values above, in a process that uses another shape."""
-    if os.environ.get(processors.VARIABLE):
-        pytest.skip("this process was started by this test")
-    selection = "of_any_size and (mask or float32 or bfloat16)"
+    if shape == processors.NAME:
+        pytest.skip("the tests in this process use it")
+    selection = "(of_any_size and (mask or float32 or bfloat16)) or (values_do_not and 300 and Fortran)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", selection, __file__],
         capture_output=True, text=True, env=os.environ | {processors.VARIABLE: shape}, timeout=600,

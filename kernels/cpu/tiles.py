@@ -1,0 +1,110 @@
+"""Arrays that are not contiguous are computed in tiles, on all threads and without a copy of a whole array.
+
+A tile is a rectangle along two axes: the last one, along which consecutive elements of the mask lie, and the one along
+which the memory of an array lies, as in Fortran order. Its kernel copies blocks to buffers where it must. If such
+rectangles are small, a tile is a range of the elements in logical order, which NumPy copies to a buffer and back.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from gpudrop.kernels import threads
+from gpudrop.kernels.cpu.map import BLOCK, BLOCK_COLUMNS, BLOCK_ROWS
+from gpudrop.kernels.cpu.memory import LINE
+
+SIZE = 1 << 19  # the most elements of a tile
+LEAST = 4096  # the least elements of a rectangle: the call for a smaller one takes longer than NumPy's copies
+
+
+def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
+    """Compute arrays of one shape and dtype, with any strides.
+
+    run(inputs, outputs, lo, hi, start, row, pitch) : function
+        Computes elements of one-dimensional contiguous arrays.
+    run_rows(inputs, outputs, buffers, height, width, across, start, pitch) : function
+        Computes two-dimensional arrays: see `map.run_rows`.
+    drawn : dtype
+        The dtype of random values.
+    start, row, pitch : int
+        The positions in the mask: see `spec.Draw`. row is None for whole arrays, and a number for a window.
+    """
+    count, arrays = len(inputs), _merged([*inputs, *outputs], row)
+    shape = arrays[0].shape
+    apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
+    edges, along, block, across = _tile(arrays, arrays[count])
+
+    def position(corner):
+        first = sum(map(int.__mul__, corner, apart))
+        return start + (first // row * pitch + first % row if row else first)
+
+    def compute_rows(corner, tiles, buffers):
+        tiles = [tile.reshape(tile.shape[along], -1) for tile in tiles]
+        tiles = tuple([tile.T for tile in tiles] if across else tiles)
+        step = apart[along] // row * pitch if row and apart[along] >= row else apart[along]
+        run_rows(tiles[:count], tiles[count:], buffers, *block, across, position(corner), step)
+
+    def compute_range(corner, tiles, buffers):
+        size = tiles[0].size
+        flat = [np.require(tile, requirements="CA").reshape(-1) for tile in tiles[:count]]
+        results = [tile.reshape(-1) if tile.flags.carray else np.empty(size, tile.dtype) for tile in tiles[count:]]
+        run(tuple(flat), tuple(results), 0, size, position(corner), row if row and row < size else size, pitch)
+        for tile, result in zip(tiles[count:], results, strict=True):
+            if not tile.flags.carray:
+                tile[...] = result.reshape(tile.shape)
+
+    corners = list(itertools.product(*(range(0, n, edge) for n, edge in zip(shape, edges, strict=True))))
+    compute_tile, unit = compute_range if along is None else compute_rows, math.prod(edges)
+
+    def part(lo, hi):
+        # A block of each array, whose results replace inputs, and a block of the mask.
+        size = math.prod(block)
+        buffers = (
+            np.empty(max(count, len(outputs)) * size, arrays[0].dtype),
+            np.empty(block[0] * (block[1] + LINE) * across, drawn),
+        )
+        for corner in corners[-(-lo // unit) : -(-hi // unit)]:
+            index = tuple(slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))
+            compute_tile(corner, [array[index] for array in arrays], buffers)
+
+    threads.share_out(part, len(corners) * unit)
+
+
+def _merged(arrays, row):
+    """The arrays with as few axes as possible, but two. No axis has both whole rows of a window and parts of them."""
+    shape = [n for n in arrays[0].shape if n != 1] or [1]
+    arrays = [array.reshape(shape) for array in arrays]
+    merged = shape[-1:]
+    for axis in range(len(shape) - 2, -1, -1):
+        one = all(a.strides[axis] == shape[axis + 1] * a.strides[axis + 1] for a in arrays)
+        if one and math.prod(shape[axis + 1 :]) != row:
+            merged[0] *= shape[axis]
+        else:
+            merged.insert(0, shape[axis])
+    merged = [1] * (2 - len(merged)) + merged
+    return [array.reshape(merged) for array in arrays]
+
+
+def _tile(arrays, result):
+    """A tile: the lengths of its edges, the axis of its rows, the shape of a block, and whether the mask lies across.
+
+    A range has no axis and an empty block.
+    """
+    shape, last = arrays[0].shape, arrays[0].ndim - 1
+    units = [axis for a in arrays for axis in range(last) if a.strides[axis] == a.itemsize and shape[axis] > 1]
+    along = max(units, key=shape.__getitem__, default=last - 1)
+    edges = [1] * (last + 1)
+    if shape[along] * shape[last] >= LEAST and all(array.flags.aligned for array in arrays):
+        across = bool(units) and result.strides[along] == result.itemsize
+        block = (
+            (BLOCK_ROWS, BLOCK_COLUMNS) if across else (BLOCK_COLUMNS, BLOCK_ROWS // 2) if units else (1, BLOCK - LINE)
+        )
+        edges[last] = min(shape[last], BLOCK_ROWS if units else SIZE)
+        edges[along] = min(shape[along], SIZE // edges[last])
+        return edges, along, block, across
+    for axis in range(last, -1, -1):
+        edges[axis] = min(shape[axis], max(1, SIZE // math.prod(edges)))
+        if edges[axis] < shape[axis]:
+            break
+    return edges, None, (0, 0), False
