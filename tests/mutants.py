@@ -1063,8 +1063,8 @@ MUTANTS = [
     Mutant(
         "tiles of a window continue in the wrong row of the mask",
         "kernels/cpu/tiles.py",
-        "first // row * pitch + first % row if row else first",
-        "first",
+        "first = first // self._row * self._pitch + first % self._row",
+        "pass",
         "backends/test_cpu.py",
     ),
     Mutant(

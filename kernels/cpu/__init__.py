@@ -38,7 +38,7 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(kernel, inputs, outputs, draw):
-    compiled, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
+    stored, size = kernel.stored_dtype, outputs[0].size
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
     if kernel.masked:
@@ -50,7 +50,7 @@ def launch(kernel, inputs, outputs, draw):
 
     def run(sources, targets, lo, hi, start, row, pitch):
         values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed, *where)
+        entry(kernel)(None, limit, scale, shift, sources, targets, values, lo, hi, streamed, *where)
 
     def run_rows(sources, targets, memory, height, width, across, start, pitch):
         values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
@@ -67,14 +67,15 @@ def launch(kernel, inputs, outputs, draw):
         targets += (out if out.dtype is stored else out.view(stored),)
     streamed = SHAPE.streams and targets[0].nbytes >= STREAMED and _worth_streaming(sources, targets)
     if contiguous:
+        entry(kernel)  # compiled by this thread, before others need it
         if targets[0].ndim != 1:
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
         row = row if kernel.window else max(1, size)
         threads.share_out(lambda lo, hi: run(sources, targets, lo, hi, start, row, pitch), size)
     elif size:
-        tiles.compute(
-            run, run_rows, drawn_dtype(kernel), sources, targets, start, row if kernel.window else None, pitch
-        )
+        tiling = tiles.Tiling(sources, targets, start, row if kernel.window else None, pitch)
+        entry(kernel, True) if tiling.rows else entry(kernel)
+        tiling.compute(run, run_rows, drawn_dtype(kernel))
 
 
 def _worth_streaming(sources, targets):

@@ -18,57 +18,77 @@ SIZE = 1 << 19  # the most elements of a tile
 LEAST = 4096  # the least elements of a rectangle: the call for a smaller one takes longer than NumPy's copies
 
 
-def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
-    """Compute arrays of one shape and dtype, with any strides.
+class Tiling:
+    """The tiles of arrays of one shape and dtype, with any strides.
 
-    run(inputs, outputs, lo, hi, start, row, pitch) : function
-        Computes elements of one-dimensional contiguous arrays.
-    run_rows(inputs, outputs, buffers, height, width, across, start, pitch) : function
-        Computes two-dimensional arrays: see `map.run_rows`.
-    drawn : dtype
-        The dtype of random values.
+    Parameters
+    ----------
+    inputs, outputs : tuples of NumPy arrays
     start, row, pitch : int
         The positions in the mask: see `spec.Draw`. row is None for whole arrays, and a number for a window.
+
+    Attributes
+    ----------
+    rows : bool
+        Whether the tiles are rectangles.
     """
-    count, arrays = len(inputs), _merged([*inputs, *outputs], row)
-    shape = arrays[0].shape
-    apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
-    edges, along, block, across = _tile(arrays, arrays[count])
 
-    def position(corner):
-        first = sum(map(int.__mul__, corner, apart))
-        return start + (first // row * pitch + first % row if row else first)
+    def __init__(self, inputs, outputs, start, row, pitch):
+        self._count, self._arrays = len(inputs), _merged([*inputs, *outputs], row)
+        self._start, self._row, self._pitch = start, row, pitch
+        self._shape = shape = self._arrays[0].shape
+        self._apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
+        self._edges, self._along, self._block, self._across = _tile(self._arrays, self._arrays[self._count])
+        self.rows = self._along is not None
 
-    def compute_rows(corner, tiles, buffers):
-        tiles = [tile.reshape(tile.shape[along], -1) for tile in tiles]
-        tiles = tuple([tile.T for tile in tiles] if across else tiles)
-        step = apart[along] // row * pitch if row and apart[along] >= row else apart[along]
-        run_rows(tiles[:count], tiles[count:], buffers, *block, across, position(corner), step)
+    def compute(self, run, run_rows, drawn):
+        """Compute all tiles, on all threads.
 
-    def compute_range(corner, tiles, buffers):
-        size = tiles[0].size
-        flat = [np.require(tile, requirements="CA").reshape(-1) for tile in tiles[:count]]
-        results = [tile.reshape(-1) if tile.flags.carray else np.empty(size, tile.dtype) for tile in tiles[count:]]
-        run(tuple(flat), tuple(results), 0, size, position(corner), row if row and row < size else size, pitch)
-        for tile, result in zip(tiles[count:], results, strict=True):
+        run(inputs, outputs, lo, hi, start, row, pitch) : function
+            Computes elements of one-dimensional contiguous arrays.
+        run_rows(inputs, outputs, memory, height, width, across, start, pitch) : function
+            Computes two-dimensional arrays: see `map.run_rows`.
+        drawn : dtype
+            The dtype of random values.
+        """
+        steps = (range(0, n, edge) for n, edge in zip(self._shape, self._edges, strict=True))
+        corners, unit = list(itertools.product(*steps)), math.prod(self._edges)
+        height, width = self._block
+
+        def part(lo, hi):
+            # Memory for a block of each array, whose results replace inputs, and for a block of the mask.
+            most = max(self._count, len(self._arrays) - self._count)
+            memory = np.empty(most * height * width, self._arrays[0].dtype)
+            memory = memory, np.empty(height * (width + LINE) * self._across, drawn)
+            for corner in corners[-(-lo // unit) : -(-hi // unit)]:
+                index = tuple(slice(first, first + edge) for first, edge in zip(corner, self._edges, strict=True))
+                tiles = [array[index] for array in self._arrays]
+                first = sum(map(int.__mul__, corner, self._apart))
+                if self._row:
+                    first = first // self._row * self._pitch + first % self._row
+                if self.rows:
+                    self._compute_rows(run_rows, tiles, memory, self._start + first)
+                else:
+                    self._compute_range(run, tiles, self._start + first)
+
+        threads.share_out(part, len(corners) * unit)
+
+    def _compute_rows(self, run_rows, tiles, memory, start):
+        tiles = [tile.reshape(tile.shape[self._along], -1) for tile in tiles]
+        tiles = tuple([tile.T for tile in tiles] if self._across else tiles)
+        pitch, row = self._apart[self._along], self._row
+        if row and pitch >= row:
+            pitch = pitch // row * self._pitch
+        run_rows(tiles[: self._count], tiles[self._count :], memory, *self._block, self._across, start, pitch)
+
+    def _compute_range(self, run, tiles, start):
+        size, row, inputs, outputs = tiles[0].size, self._row, tiles[: self._count], tiles[self._count :]
+        sources = tuple([np.require(tile, requirements="CA").reshape(-1) for tile in inputs])
+        targets = tuple([t.reshape(-1) if t.flags.carray else np.empty(size, t.dtype) for t in outputs])
+        run(sources, targets, 0, size, start, row if row and row < size else size, self._pitch)
+        for tile, target in zip(outputs, targets, strict=True):
             if not tile.flags.carray:
-                tile[...] = result.reshape(tile.shape)
-
-    corners = list(itertools.product(*(range(0, n, edge) for n, edge in zip(shape, edges, strict=True))))
-    compute_tile, unit = compute_range if along is None else compute_rows, math.prod(edges)
-
-    def part(lo, hi):
-        # A block of each array, whose results replace inputs, and a block of the mask.
-        size = math.prod(block)
-        buffers = (
-            np.empty(max(count, len(outputs)) * size, arrays[0].dtype),
-            np.empty(block[0] * (block[1] + LINE) * across, drawn),
-        )
-        for corner in corners[-(-lo // unit) : -(-hi // unit)]:
-            index = tuple(slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))
-            compute_tile(corner, [array[index] for array in arrays], buffers)
-
-    threads.share_out(part, len(corners) * unit)
+                tile[...] = target.reshape(tile.shape)
 
 
 def _merged(arrays, row):
