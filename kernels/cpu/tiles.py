@@ -73,7 +73,8 @@ def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
 
 def _merged(arrays, row):
     """The arrays with as few axes as possible, but two. No axis has both whole rows of a window and parts of them."""
-    shape = [n for n in arrays[0].shape if n != 1] or [1]
+    # A window of one column keeps its axis of size 1: consecutive elements of the array are `pitch` apart in the mask.
+    shape = [n for n in arrays[0].shape if n != 1] + [1] * (row == 1) or [1]
     arrays = [array.reshape(shape) for array in arrays]
     merged = shape[-1:]
     for axis in range(len(shape) - 2, -1, -1):
