@@ -1075,6 +1075,27 @@ MUTANTS = [
         "backends/test_cpu.py",
     ),
     Mutant(
+        "a window of one column is computed as one row of the mask",
+        "kernels/cpu/tiles.py",
+        " + [1] * (row == 1)",
+        "",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "narrow arrays are computed in rectangles",
+        "kernels/cpu/tiles.py",
+        "short >= SHORTEST and",
+        "",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "small arrays are computed in rectangles",
+        "kernels/cpu/tiles.py",
+        "outputs[0].size < SMALL",
+        "False",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
         "half of a block is transposed",
         "kernels/cpu/blocks.py",
         "for _ in range(count.bit_length() - 1):",

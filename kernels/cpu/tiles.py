@@ -2,7 +2,8 @@
 
 A tile is a rectangle along two axes: the last one, along which consecutive elements of the mask lie, and the one along
 which the memory of an array lies, as in Fortran order. Its kernel copies blocks to buffers where it must. If such
-rectangles are small, a tile is a range of the elements in logical order, which NumPy copies to a buffer and back.
+rectangles are small or narrow, a tile is a range of the elements in logical order. NumPy copies it to a buffer and
+back.
 """
 
 import itertools
@@ -16,6 +17,8 @@ from gpudrop.kernels.cpu.memory import LINE
 
 SIZE = 1 << 19  # the most elements of a tile
 LEAST = 4096  # the least elements of a rectangle: the call for a smaller one takes longer than NumPy's copies
+SHORTEST = 16  # the least elements per row of a rectangle: with fewer, each row takes longer than NumPy's copies
+SMALL = 1 << 15  # arrays of fewer elements are one range, because they and NumPy's copies fit in the L2 cache
 
 
 def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
@@ -30,6 +33,9 @@ def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
     start, row, pitch : int
         The positions in the mask: see `spec.Draw`. row is None for whole arrays, and a number for a window.
     """
+    if outputs[0].size < SMALL:
+        _compute_range(run, inputs, outputs, start, row, pitch)
+        return
     count, arrays = len(inputs), _merged([*inputs, *outputs], row)
     shape = arrays[0].shape
     apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
@@ -46,13 +52,7 @@ def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
         run_rows(tiles[:count], tiles[count:], buffers, *block, across, position(corner), step)
 
     def compute_range(corner, tiles, buffers):
-        size = tiles[0].size
-        flat = [np.require(tile, requirements="CA").reshape(-1) for tile in tiles[:count]]
-        results = [tile.reshape(-1) if tile.flags.carray else np.empty(size, tile.dtype) for tile in tiles[count:]]
-        run(tuple(flat), tuple(results), 0, size, position(corner), row if row and row < size else size, pitch)
-        for tile, result in zip(tiles[count:], results, strict=True):
-            if not tile.flags.carray:
-                tile[...] = result.reshape(tile.shape)
+        _compute_range(run, tiles[:count], tiles[count:], position(corner), row, pitch)
 
     corners = list(itertools.product(*(range(0, n, edge) for n, edge in zip(shape, edges, strict=True))))
     compute_tile, unit = compute_range if along is None else compute_rows, math.prod(edges)
@@ -69,6 +69,17 @@ def compute(run, run_rows, drawn, inputs, outputs, start, row, pitch):
             compute_tile(corner, [array[index] for array in arrays], buffers)
 
     threads.share_out(part, len(corners) * unit)
+
+
+def _compute_range(run, inputs, outputs, start, row, pitch):
+    """Compute arrays through contiguous copies. start is the position of the first element."""
+    size = outputs[0].size
+    flat = [np.require(array, requirements="CA").reshape(-1) for array in inputs]
+    results = [out.reshape(-1) if out.flags.carray else np.empty(size, out.dtype) for out in outputs]
+    run(tuple(flat), tuple(results), 0, size, start, row if row and row < size else size, pitch)
+    for out, result in zip(outputs, results, strict=True):
+        if not out.flags.carray:
+            out[...] = result.reshape(out.shape)
 
 
 def _merged(arrays, row):
@@ -96,7 +107,9 @@ def _tile(arrays, result):
     units = [axis for a in arrays for axis in range(last) if a.strides[axis] == a.itemsize and shape[axis] > 1]
     along = max(units, key=shape.__getitem__, default=last - 1)
     edges = [1] * (last + 1)
-    if shape[along] * shape[last] >= LEAST and all(array.flags.aligned for array in arrays):
+    short = min(shape[along], shape[last]) if units else shape[last]
+    large = short >= SHORTEST and shape[along] * shape[last] >= LEAST
+    if large and all(array.flags.aligned for array in arrays):
         across = bool(units) and result.strides[along] == result.itemsize
         block = (
             (BLOCK_ROWS, BLOCK_COLUMNS) if across else (BLOCK_COLUMNS, BLOCK_ROWS // 2) if units else (1, BLOCK - LINE)

@@ -19,7 +19,7 @@ import gpudrop
 from gpudrop import Stream, operations
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu, threads
-from gpudrop.kernels.cpu import compiling, pages, processors
+from gpudrop.kernels.cpu import compiling, pages, processors, tiles
 from gpudrop.kernels.cpu.map import BLOCK, GROUP
 from gpudrop.kernels.spec import Draws
 from gpudrop.testing import reference
@@ -86,7 +86,8 @@ def misaligned(array):
 @pytest.mark.parametrize("dtype", few(DTYPES, np.float16))
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtype):
+def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtype, monkeypatch):
+    monkeypatch.setattr(tiles, "SMALL", 0)
     x = (2.0 ** (np.arange(np.prod(shape)) % 7)).astype(dtype).reshape(shape)
     x[..., ::3] *= -1
     want = np.where(reference.keep_mask(shape, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
@@ -101,10 +102,12 @@ def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtyp
     np.testing.assert_array_equal(placed, want)
 
 
+@pytest.mark.parametrize("small", [0, tiles.SMALL])
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1], ids=str)
-def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory):
+def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory, small, monkeypatch):
     """The mask of a shard, a mask that is broadcast, one of real numbers, and kernels with two operands."""
+    monkeypatch.setattr(tiles, "SMALL", small)
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     placed, shard = MEMORY[memory](x), gpudrop.Shard(tuple(n + 3 for n in shape), (2,) * len(shape))
     for function, options in [
@@ -120,6 +123,26 @@ def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory):
     np.testing.assert_array_equal(y, want)
     for got, exact in zip(backprop_placed(placed), backprop(x), strict=True):
         np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory", "rectangles"),
+    [
+        ((300, 300), "Fortran order", True),
+        ((300, 300), "a part of its rows", True),
+        ((100, 100), "Fortran order", False),
+        ((3, 20000), "Fortran order", False),
+        ((20000, 3), "Fortran order", False),
+        ((20000, 3), "a part of its rows", False),
+        ((3, 20000), "a part of its rows", True),
+    ],
+)
+def test_small_and_narrow_arrays_are_computed_in_ranges(shape, memory, rectangles, monkeypatch):
+    """Each row of a rectangle takes time. With three columns, ranges are ten times as fast."""
+    found = []
+    monkeypatch.setattr(cpu, "entry", lambda kernel, rows=False: found.append(rows) or compiling.entry(kernel, rows))
+    gpudrop.dropout(MEMORY[memory](np.ones(shape, np.float32)), 0.5, rng=STREAM)
+    assert any(found) == rectangles
 
 
 @pytest.mark.parametrize("memory", ["Fortran order", "every other column", "a middle axis last"])
