@@ -1096,6 +1096,13 @@ MUTANTS = [
         "backends/test_cpu.py",
     ),
     Mutant(
+        "buffers are written past the caches",
+        "kernels/cpu/__init__.py",
+        "streamed and in_rows",
+        "streamed",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
         "half of a block is transposed",
         "kernels/cpu/blocks.py",
         "for _ in range(count.bit_length() - 1):",

@@ -50,11 +50,12 @@ def launch(kernel, inputs, outputs, draw):
 
     def run(sources, targets, lo, hi, start, row, pitch):
         values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed, *where)
+        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed and contiguous, *where)
 
     def run_rows(sources, targets, memory, height, width, across, start, pitch):
         values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
-        block = *memory, height, width, across, streamed
+        in_rows = all(out.strides[1] == out.itemsize for out in targets)  # others are copied from a buffer
+        block = *memory, height, width, across, streamed and in_rows
         entry(kernel, True)(None, limit, scale, shift, sources, targets, values, *block, *where)
 
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here

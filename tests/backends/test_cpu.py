@@ -184,6 +184,29 @@ def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset):
     assert len(streamed) == 3
 
 
+@pytest.mark.parametrize(
+    ("shape", "memory", "past"),
+    [
+        ((300, 300), "a part of its rows", True),
+        ((300, 300), "Fortran order", True),
+        ((300, 300), "every other column", False),
+        ((30000, 3), "a part of its rows", False),
+    ],
+)
+def test_buffers_are_not_written_past_the_caches(streamed, shape, memory, past, monkeypatch):
+    """They are read again at once. Results that are copied from buffers would take twice as long."""
+    found = []
+
+    def entry(kernel, rows=False):
+        compiled, number = compiling.entry(kernel, rows), 12 if rows else 9
+        return lambda *arguments: found.append(arguments[number]) or compiled(*arguments)
+
+    monkeypatch.setattr(cpu, "entry", entry)
+    out = MEMORY[memory](np.ones(shape, np.float32))
+    gpudrop.dropout(np.ones(shape, np.float32), 0.5, rng=STREAM, out=out)
+    assert streamed and set(found) == {past}
+
+
 def test_only_results_in_memory_of_their_own_are_written_past_the_caches():
     x, new = np.ones(2**22, np.float32), np.empty(2**25, np.float32)
     y = x.copy()
