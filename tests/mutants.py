@@ -1063,8 +1063,8 @@ MUTANTS = [
     Mutant(
         "tiles of a window continue in the wrong row of the mask",
         "kernels/cpu/tiles.py",
-        "first = first // self._row * self._pitch + first % self._row",
-        "pass",
+        "first // row * pitch + first % row if row else first",
+        "first",
         "backends/test_cpu.py",
     ),
     Mutant(
@@ -1072,6 +1072,34 @@ MUTANTS = [
         "kernels/cpu/tiles.py",
         "math.prod(shape[axis + 1 :]) != row:",
         "True:",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "a window of one column is computed as one row of the mask",
+        "kernels/cpu/tiles.py",
+        " + [1] * (row == 1)",
+        "",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "narrow arrays are computed in rectangles",
+        "kernels/cpu/tiles.py",
+        "short >= SHORTEST and",
+        "",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "small arrays are computed in rectangles",
+        "kernels/cpu/tiles.py",
+        "outputs[0].size < SMALL",
+        "False",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "buffers are written past the caches",
+        "kernels/cpu/__init__.py",
+        "streamed and in_rows",
+        "streamed",
         "backends/test_cpu.py",
     ),
     Mutant(

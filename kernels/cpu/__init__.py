@@ -38,7 +38,7 @@ def random_bytes(stream, chunk, count):
 
 
 def launch(kernel, inputs, outputs, draw):
-    stored, size = kernel.stored_dtype, outputs[0].size
+    compiled, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
     if kernel.masked:
@@ -50,12 +50,18 @@ def launch(kernel, inputs, outputs, draw):
 
     def run(sources, targets, lo, hi, start, row, pitch):
         values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        entry(kernel)(None, limit, scale, shift, sources, targets, values, lo, hi, streamed, *where)
+        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed and contiguous, *where)
 
-    def run_rows(sources, targets, memory, height, width, across, start, pitch):
-        values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
-        block = *memory, height, width, across, streamed
-        entry(kernel, True)(None, limit, scale, shift, sources, targets, values, *block, *where)
+    def rows():
+        run_rows = entry(kernel, True)
+
+        def run(sources, targets, memory, height, width, across, start, pitch):
+            values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
+            in_rows = all(out.strides[1] == out.itemsize for out in targets)  # others are copied from a buffer
+            block = *memory, height, width, across, streamed and in_rows
+            run_rows(None, limit, scale, shift, sources, targets, values, *block, *where)
+
+        return run
 
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here
     for array in inputs:
@@ -67,15 +73,12 @@ def launch(kernel, inputs, outputs, draw):
         targets += (out if out.dtype is stored else out.view(stored),)
     streamed = SHAPE.streams and targets[0].nbytes >= STREAMED and _worth_streaming(sources, targets)
     if contiguous:
-        entry(kernel)  # compiled by this thread, before others need it
         if targets[0].ndim != 1:
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
         row = row if kernel.window else max(1, size)
         threads.share_out(lambda lo, hi: run(sources, targets, lo, hi, start, row, pitch), size)
     elif size:
-        tiling = tiles.Tiling(sources, targets, start, row if kernel.window else None, pitch)
-        entry(kernel, True) if tiling.rows else entry(kernel)
-        tiling.compute(run, run_rows, drawn_dtype(kernel))
+        tiles.compute(run, rows, drawn_dtype(kernel), sources, targets, start, row if kernel.window else None, pitch)
 
 
 def _worth_streaming(sources, targets):

@@ -2,7 +2,8 @@
 
 A tile is a rectangle along two axes: the last one, along which consecutive elements of the mask lie, and the one along
 which the memory of an array lies, as in Fortran order. Its kernel copies blocks to buffers where it must. If such
-rectangles are small, a tile is a range of the elements in logical order, which NumPy copies to a buffer and back.
+rectangles are small or narrow, a tile is a range of the elements in logical order. NumPy copies it to a buffer and
+back.
 """
 
 import itertools
@@ -16,84 +17,77 @@ from gpudrop.kernels.cpu.memory import LINE
 
 SIZE = 1 << 19  # the most elements of a tile
 LEAST = 4096  # the least elements of a rectangle: the call for a smaller one takes longer than NumPy's copies
+SHORTEST = 16  # the least elements per row of a rectangle: with fewer, each row takes longer than NumPy's copies
+SMALL = 1 << 15  # arrays of fewer elements are one range, because they and NumPy's copies fit in the L2 cache
 
 
-class Tiling:
-    """The tiles of arrays of one shape and dtype, with any strides.
+def compute(run, rows, drawn, inputs, outputs, start, row, pitch):
+    """Compute arrays of one shape and dtype, with any strides.
 
-    Parameters
-    ----------
-    inputs, outputs : tuples of NumPy arrays
+    run(inputs, outputs, lo, hi, start, row, pitch) : function
+        Computes elements of one-dimensional contiguous arrays.
+    rows() : function
+        Returns a function of (inputs, outputs, memory, height, width, across, start, pitch), which computes
+        two-dimensional arrays: see `map.run_rows`. It is called here, so that only one thread compiles.
+    drawn : dtype
+        The dtype of random values.
     start, row, pitch : int
         The positions in the mask: see `spec.Draw`. row is None for whole arrays, and a number for a window.
-
-    Attributes
-    ----------
-    rows : bool
-        Whether the tiles are rectangles.
     """
+    if outputs[0].size < SMALL:
+        _compute_range(run, inputs, outputs, start, row, pitch)
+        return
+    count, arrays = len(inputs), _merged([*inputs, *outputs], row)
+    shape = arrays[0].shape
+    apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
+    edges, along, block, across = _tile(arrays, arrays[count])
 
-    def __init__(self, inputs, outputs, start, row, pitch):
-        self._count, self._arrays = len(inputs), _merged([*inputs, *outputs], row)
-        self._start, self._row, self._pitch = start, row, pitch
-        self._shape = shape = self._arrays[0].shape
-        self._apart = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]  # of neighbours, in logical order
-        self._edges, self._along, self._block, self._across = _tile(self._arrays, self._arrays[self._count])
-        self.rows = self._along is not None
+    def position(corner):
+        first = sum(map(int.__mul__, corner, apart))
+        return start + (first // row * pitch + first % row if row else first)
 
-    def compute(self, run, run_rows, drawn):
-        """Compute all tiles, on all threads.
+    def compute_rows(corner, tiles, buffers):
+        tiles = [tile.reshape(tile.shape[along], -1) for tile in tiles]
+        tiles = tuple([tile.T for tile in tiles] if across else tiles)
+        step = apart[along] // row * pitch if row and apart[along] >= row else apart[along]
+        run_rows(tiles[:count], tiles[count:], buffers, *block, across, position(corner), step)
 
-        run(inputs, outputs, lo, hi, start, row, pitch) : function
-            Computes elements of one-dimensional contiguous arrays.
-        run_rows(inputs, outputs, memory, height, width, across, start, pitch) : function
-            Computes two-dimensional arrays: see `map.run_rows`.
-        drawn : dtype
-            The dtype of random values.
-        """
-        steps = (range(0, n, edge) for n, edge in zip(self._shape, self._edges, strict=True))
-        corners, unit = list(itertools.product(*steps)), math.prod(self._edges)
-        height, width = self._block
+    def compute_range(corner, tiles, buffers):
+        _compute_range(run, tiles[:count], tiles[count:], position(corner), row, pitch)
 
-        def part(lo, hi):
-            # Memory for a block of each array, whose results replace inputs, and for a block of the mask.
-            most = max(self._count, len(self._arrays) - self._count)
-            memory = np.empty(most * height * width, self._arrays[0].dtype)
-            memory = memory, np.empty(height * (width + LINE) * self._across, drawn)
-            for corner in corners[-(-lo // unit) : -(-hi // unit)]:
-                index = tuple(slice(first, first + edge) for first, edge in zip(corner, self._edges, strict=True))
-                tiles = [array[index] for array in self._arrays]
-                first = sum(map(int.__mul__, corner, self._apart))
-                if self._row:
-                    first = first // self._row * self._pitch + first % self._row
-                if self.rows:
-                    self._compute_rows(run_rows, tiles, memory, self._start + first)
-                else:
-                    self._compute_range(run, tiles, self._start + first)
+    run_rows = None if along is None else rows()
+    corners = list(itertools.product(*(range(0, n, edge) for n, edge in zip(shape, edges, strict=True))))
+    compute_tile, unit = compute_range if along is None else compute_rows, math.prod(edges)
 
-        threads.share_out(part, len(corners) * unit)
+    def part(lo, hi):
+        # A block of each array, whose results replace inputs, and a block of the mask.
+        size = math.prod(block)
+        buffers = (
+            np.empty(max(count, len(outputs)) * size, arrays[0].dtype),
+            np.empty(block[0] * (block[1] + LINE) * across, drawn),
+        )
+        for corner in corners[-(-lo // unit) : -(-hi // unit)]:
+            index = tuple(slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))
+            compute_tile(corner, [array[index] for array in arrays], buffers)
 
-    def _compute_rows(self, run_rows, tiles, memory, start):
-        tiles = [tile.reshape(tile.shape[self._along], -1) for tile in tiles]
-        tiles = tuple([tile.T for tile in tiles] if self._across else tiles)
-        pitch, row = self._apart[self._along], self._row
-        if row and pitch >= row:
-            pitch = pitch // row * self._pitch
-        run_rows(tiles[: self._count], tiles[self._count :], memory, *self._block, self._across, start, pitch)
+    threads.share_out(part, len(corners) * unit)
 
-    def _compute_range(self, run, tiles, start):
-        size, row, inputs, outputs = tiles[0].size, self._row, tiles[: self._count], tiles[self._count :]
-        sources = tuple([np.require(tile, requirements="CA").reshape(-1) for tile in inputs])
-        targets = tuple([t.reshape(-1) if t.flags.carray else np.empty(size, t.dtype) for t in outputs])
-        run(sources, targets, 0, size, start, row if row and row < size else size, self._pitch)
-        for tile, target in zip(outputs, targets, strict=True):
-            if not tile.flags.carray:
-                tile[...] = target.reshape(tile.shape)
+
+def _compute_range(run, inputs, outputs, start, row, pitch):
+    """Compute arrays through contiguous copies. start is the position of the first element."""
+    size = outputs[0].size
+    flat = [np.require(array, requirements="CA").reshape(-1) for array in inputs]
+    results = [out.reshape(-1) if out.flags.carray else np.empty(size, out.dtype) for out in outputs]
+    run(tuple(flat), tuple(results), 0, size, start, row if row and row < size else size, pitch)
+    for out, result in zip(outputs, results, strict=True):
+        if not out.flags.carray:
+            out[...] = result.reshape(out.shape)
 
 
 def _merged(arrays, row):
     """The arrays with as few axes as possible, but two. No axis has both whole rows of a window and parts of them."""
-    shape = [n for n in arrays[0].shape if n != 1] or [1]
+    # A window of one column keeps its axis of size 1: consecutive elements of the array are `pitch` apart in the mask.
+    shape = [n for n in arrays[0].shape if n != 1] + [1] * (row == 1) or [1]
     arrays = [array.reshape(shape) for array in arrays]
     merged = shape[-1:]
     for axis in range(len(shape) - 2, -1, -1):
@@ -115,7 +109,9 @@ def _tile(arrays, result):
     units = [axis for a in arrays for axis in range(last) if a.strides[axis] == a.itemsize and shape[axis] > 1]
     along = max(units, key=shape.__getitem__, default=last - 1)
     edges = [1] * (last + 1)
-    if shape[along] * shape[last] >= LEAST and all(array.flags.aligned for array in arrays):
+    short = min(shape[along], shape[last]) if units else shape[last]
+    large = short >= SHORTEST and shape[along] * shape[last] >= LEAST
+    if large and all(array.flags.aligned for array in arrays):
         across = bool(units) and result.strides[along] == result.itemsize
         block = (
             (BLOCK_ROWS, BLOCK_COLUMNS) if across else (BLOCK_COLUMNS, BLOCK_ROWS // 2) if units else (1, BLOCK - LINE)

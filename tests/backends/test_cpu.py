@@ -19,7 +19,7 @@ import gpudrop
 from gpudrop import Stream, operations
 from gpudrop.formulas.activations import ACTIVATIONS, Activation
 from gpudrop.kernels import cpu, threads
-from gpudrop.kernels.cpu import compiling, pages, processors
+from gpudrop.kernels.cpu import compiling, pages, processors, tiles
 from gpudrop.kernels.cpu.map import BLOCK, GROUP
 from gpudrop.kernels.spec import Draws
 from gpudrop.testing import reference
@@ -74,7 +74,7 @@ MEMORY = {
     "a middle axis last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, a.ndim // 2, -1)), -1, a.ndim // 2),
 }
 """Copies of an array that lie differently in memory."""
-SHAPES = [(300, 520), (3, 70, 64), (5, 3, 40, 30), (40, 2, 3), (1, 5000), (700, 1), (0, 3), (17,), (2, 1, 1000)]
+SHAPES = [(300, 520), (3, 70, 64), (5, 3, 40, 30), (40, 2, 3), (1, 5000), (5000, 1), (0, 3), (17,), (2, 1, 1000)]
 
 
 def misaligned(array):
@@ -86,7 +86,8 @@ def misaligned(array):
 @pytest.mark.parametrize("dtype", few(DTYPES, np.float16))
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtype):
+def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtype, monkeypatch):
+    monkeypatch.setattr(tiles, "SMALL", 0)
     x = (2.0 ** (np.arange(np.prod(shape)) % 7)).astype(dtype).reshape(shape)
     x[..., ::3] *= -1
     want = np.where(reference.keep_mask(shape, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
@@ -103,23 +104,47 @@ def test_masks_and_values_do_not_depend_on_the_memory_layout(shape, memory, dtyp
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1], ids=str)
-def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory):
+def test_other_masks_do_not_depend_on_the_memory_layout(shape, memory, monkeypatch):
     """The mask of a shard, a mask that is broadcast, one of real numbers, and kernels with two operands."""
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     placed, shard = MEMORY[memory](x), gpudrop.Shard(tuple(n + 3 for n in shape), (2,) * len(shape))
+    columns = gpudrop.Shard((*shape[:-1], shape[-1] + 3), (0,) * (len(shape) - 1) + (2,))  # one window
     for function, options in [
         (gpudrop.dropout, {"shard": shard}),
+        (gpudrop.dropout, {"shard": columns}),
         (gpudrop.dropout, {"mask_shape": (1, *(None,) * (len(shape) - 1))}),
         (gpudrop.dropout, {"mask_shape": (None,) * (len(shape) - 1) + (1,), "shard": shard}),
         (gpudrop.gaussian_dropout, {"bits": 32}),
     ]:
         want = function(x, 0.4, rng=STREAM, **options)
-        np.testing.assert_array_equal(function(placed, 0.4, rng=STREAM, **options), want, err_msg=str(options))
+        for small in (2**30, 0):
+            monkeypatch.setattr(tiles, "SMALL", small)
+            np.testing.assert_array_equal(function(placed, 0.4, rng=STREAM, **options), want, err_msg=str(options))
     want, backprop = gpudrop.zoneout.vjp(x, x * 2, 0.4, rng=STREAM)
     y, backprop_placed = gpudrop.zoneout.vjp(placed, x * 2, 0.4, rng=STREAM)
     np.testing.assert_array_equal(y, want)
     for got, exact in zip(backprop_placed(placed), backprop(x), strict=True):
         np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory", "rectangles"),
+    [
+        ((300, 300), "Fortran order", True),
+        ((300, 300), "a part of its rows", True),
+        ((100, 100), "Fortran order", False),
+        ((3, 20000), "Fortran order", False),
+        ((20000, 3), "Fortran order", False),
+        ((20000, 3), "a part of its rows", False),
+        ((3, 20000), "a part of its rows", True),
+    ],
+)
+def test_small_and_narrow_arrays_are_computed_in_ranges(shape, memory, rectangles, monkeypatch):
+    """Each row of a rectangle takes time. With three columns, ranges are ten times as fast."""
+    found = []
+    monkeypatch.setattr(cpu, "entry", lambda kernel, rows=False: found.append(rows) or compiling.entry(kernel, rows))
+    gpudrop.dropout(MEMORY[memory](np.ones(shape, np.float32)), 0.5, rng=STREAM)
+    assert any(found) == rectangles
 
 
 @pytest.mark.parametrize("memory", ["Fortran order", "every other column", "a middle axis last"])
@@ -157,6 +182,29 @@ def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset):
     np.testing.assert_array_equal(np.delete(memory, np.s_[offset : offset + x.size]), dtype(9))
     gpudrop.zoneout.vjp(x, x, 0.5, rng=STREAM)[1](x)  # two results
     assert len(streamed) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory", "past"),
+    [
+        ((300, 300), "a part of its rows", True),
+        ((300, 300), "Fortran order", True),
+        ((300, 300), "every other column", False),
+        ((30000, 3), "a part of its rows", False),
+    ],
+)
+def test_buffers_are_not_written_past_the_caches(streamed, shape, memory, past, monkeypatch):
+    """They are read again at once. Results that are copied from buffers would take twice as long."""
+    found = []
+
+    def entry(kernel, rows=False):
+        compiled, number = compiling.entry(kernel, rows), 12 if rows else 9
+        return lambda *arguments: found.append(arguments[number]) or compiled(*arguments)
+
+    monkeypatch.setattr(cpu, "entry", entry)
+    out = MEMORY[memory](np.ones(shape, np.float32))
+    gpudrop.dropout(np.ones(shape, np.float32), 0.5, rng=STREAM, out=out)
+    assert streamed and set(found) == {past}
 
 
 def test_only_results_in_memory_of_their_own_are_written_past_the_caches():
