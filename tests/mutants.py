@@ -576,6 +576,27 @@ MUTANTS = [
         "unit/test_selftest.py",
     ),
     Mutant(
+        "the self-test starts processes that have nothing to compile",
+        "gpudrop/testing/selftest.py",
+        "while compiled.buffer and numbers:",
+        "while numbers:",
+        "unit/test_selftest.py",
+    ),
+    Mutant(
+        "processes of a killed self-test continue",
+        "gpudrop/testing/selftest.py",
+        "target=lambda: os.read(0, 1) or os._exit(0)",
+        "target=lambda: os.read(0, 1)",
+        "unit/test_selftest.py",
+    ),
+    Mutant(
+        "the self-test forgets the dtype of kernels that it compiles in advance",
+        "gpudrop/testing/selftest.py",
+        '("dtype", "bits", "activation", "name")',
+        '("bits", "activation", "name")',
+        "unit/test_selftest.py",
+    ),
+    Mutant(
         "the reference has a wrong constant",
         "gpudrop/testing/reference.py",
         "(k1 + 0xBB67AE85) & LOW",

@@ -3,13 +3,20 @@
 A case is a call of a function in this module with literals as arguments. A failed case can therefore be printed as a
 line of Python. Results are compared with `gpudrop.testing.reference`, which shares no code with the kernels.
 `gpudrop.testing.statistics` tests whether masks are random.
+
+All cases run in one process. A first run mostly compiles CPU kernels, and Numba compiles one kernel at a time per
+process. So other processes compile the kernels of later cases into Numba's cache. Results do not depend on them.
 """
 
 import json
 import math
+import subprocess  # noqa: TID251  (it runs this Python alone)
+import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +24,13 @@ from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
 import numpy as np
+from numba.core.event import install_recorder
 
 import gpudrop
 from gpudrop import arrays, backends
 from gpudrop.checks import check_writable
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.kernels import threads
 from gpudrop.testing import reference, statistics, ulps
 from gpudrop.variants import FAMILY
 
@@ -54,7 +63,7 @@ SLOW = ("keep_rate", "small_calls", "call_bits", "place_bits")
 """Checks whose hundreds of launches take too long in the CUDA simulator."""
 
 WAITING = ("small_calls", "launch_shapes")
-"""Checks that wait for many small calls. They use fewer elements on a GPU."""
+"""Checks that wait for many small calls, and for which fewer elements are enough: see tests/unit/test_statistics.py."""
 
 
 class Placed(statistics.Source):
@@ -255,19 +264,87 @@ def plan(backend, device=0, quick=False):
                 yield case("strides", layout=layout, dtype=dtype)
         for corner in ((0, 0), (3, 8), (1, 5)):
             yield case("shard", dtype=dtype, whole=(9, 40), start=corner, shape=(5, 24))
+    # These checks take long, and use the kernels of the cases above. Other processes can compile those of the cases
+    # below in that time: see _compilers.
+    size = 2**10 if simulated else 2**18 if quick else 2**23
+    for check, (_, least) in statistics.CHECKS.items():
+        if size >= least and not (simulated and check in SLOW):
+            enough = size if check not in WAITING else 2**20 if backend == "cpu" else 2**18
+            yield case("statistic", check=check, size=min(size, enough))
+    for dtype in statistics.DTYPES:
         for size in (5, 64, 257):
             yield case("two_arrays", dtype=dtype, size=size)
     for activation in ACTIVATIONS if not few else ("relu", "gelu"):
         if activation in reference.ACTIVATIONS:
-            for dtype in statistics.DTYPES if activation in ("relu", "gelu", "silu") else ("float32",):
+            for dtype in statistics.DTYPES if activation in ("relu", "gelu") else ("float32",):
                 yield case("values", activation=activation, dtype=dtype, size=60 if simulated else 50_000)
     for name in VARIANTS if not quick else ():
         yield case("variant", name=name)
-    size = 2**10 if simulated else 2**18 if quick else 2**23
-    for check, (_, least) in statistics.CHECKS.items():
-        if size >= least and not (simulated and check in SLOW):
-            fewer = check in WAITING and backend != "cpu"
-            yield case("statistic", check=check, size=min(size, 2**18) if fewer else size)
+
+
+# Other processes, which compile CPU kernels
+
+COMPILER = """
+import os, sys, threading
+# Standard input is a pipe. It closes when the process that runs the cases ends, even if that process was killed.
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(0), daemon=True).start()
+sys.path[:] = {path}
+from gpudrop.testing import selftest
+selftest._compile_kernels({quick}, {number}, {count})
+"""
+"""A program for python -c. Processes of multiprocessing would import the user's program instead."""
+
+
+@contextmanager
+def _compilers(quick):
+    """Return a function to call between cases. After the first compilation it starts processes that compile as well.
+
+    If all kernels are in the cache, no process starts. The processes end with this context.
+    """
+    # With three, compiling takes no longer than the checks, which need this process. A frozen program is not Python.
+    count = 0 if getattr(sys, "frozen", False) else min(3, threads.available() - 1)
+    numbers = list(range(count))
+    with install_recorder("numba:compile") as compiled, ExitStack() as processes:
+
+        def between_cases():
+            while compiled.buffer and numbers:
+                with suppress(OSError):  # without another process, this one compiles all kernels
+                    program = COMPILER.format(path=sys.path, quick=quick, number=numbers.pop(), count=count)
+                    processes.enter_context(_running(program))
+
+        yield between_cases
+
+
+@contextmanager
+def _running(program):
+    """Run a Python program without output. It ends with this context at the latest."""
+    command, nowhere = [sys.executable or "", "-c", program], subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as process:  # noqa: S603
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _compile_kernels(quick, number, count):
+    """Compile the CPU kernels into Numba's cache, as process `number` of `count`."""
+    warnings.filterwarnings("error", "Numba's cache", RuntimeWarning)  # without the cache, nothing is gained
+    cases = _kinds(quick)
+    # Each process compiles all kernels, from another one on. Those in the cache by then take milliseconds.
+    first = len(cases) * number // count
+    for case in cases[first:] + cases[:first]:
+        if case.run()[1]:
+            return
+
+
+def _kinds(quick):
+    """The smallest case of each set of CPU kernels. The last is first, because all cases are run from the front."""
+    kinds = {}
+    for case in reversed(list(plan("cpu", quick=quick))):
+        if case.function != "statistic":
+            kind = case.function, *map(case.arguments.get, ("dtype", "bits", "activation", "name"))
+            kinds[kind] = case
+    return list(kinds.values())
 
 
 @dataclass
@@ -382,9 +459,12 @@ def run(
         for case in plan(name, device, quick)
     ]
     report, found = Report(serving), []
-    for case in progress(cases):
-        p_values, wrong = case.run()
-        found.append((case, p_values, wrong))
+    with _compilers(quick) as between_cases:
+        for case in progress(cases):
+            p_values, wrong = case.run()
+            found.append((case, p_values, wrong))
+            if case.arguments["backend"] == "cpu":
+                between_cases()
     adjusted = iter(statistics.holm([finding.p_value for _, findings, _ in found for finding in findings]))
     for case, findings, wrong in found:
         report.cases.append((case, [finding.p_value for finding in findings]))

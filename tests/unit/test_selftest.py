@@ -2,18 +2,26 @@
 
 import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import gpudrop
 from gpudrop import backends
 from gpudrop.cli import app, main
+from gpudrop.kernels import cpu
 from gpudrop.testing import selftest, statistics
 from tests.conftest import SIMULATED
+from tests.processes import RESTORE_SIGINT, run
 from tests.sampling import few
 
 pytestmark = pytest.mark.simulator
@@ -224,3 +232,226 @@ def test_the_self_test_refuses_to_run_without_its_assertions():
         1,
         "gpudrop selftest: the test needs assertions, which python -O removes: run it without -O\n",
     )
+
+
+# The processes that compile CPU kernels
+
+compiles = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that are started, and four cores."""
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            processes.append(self)
+
+    processes = []
+    monkeypatch.setattr(selftest.subprocess, "Popen", Popen)
+    monkeypatch.setattr(selftest.threads, "available", lambda: 4)
+    return processes
+
+
+def compile_something():
+    numba.njit(lambda: 0)()
+
+
+@compiles
+def test_processes_start_after_the_first_compilation_and_end_with_the_run(started):
+    def interrupted():
+        with selftest._compilers(quick=True) as between_cases:
+            between_cases()
+            assert started == []
+            compile_something()
+            between_cases()
+            between_cases()
+            assert [process.poll() for process in started] == [None] * 3
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(process.poll() is not None for process in started)
+
+
+@compiles
+@pytest.mark.parametrize(("cores", "frozen", "count"), [(1, False, 0), (2, False, 1), (64, False, 3), (64, True, 0)])
+def test_the_number_of_processes(monkeypatch, started, cores, frozen, count):
+    monkeypatch.setattr(selftest.threads, "available", lambda: cores)
+    monkeypatch.setattr(sys, "frozen", frozen, raising=False)  # the program would start itself again
+    with selftest._compilers(quick=True) as between_cases:
+        compile_something()
+        between_cases()
+        assert len(started) == count
+
+
+@compiles
+@pytest.mark.parametrize("executable", [__file__ + ".missing", None])
+def test_a_process_that_cannot_be_started_is_no_error(monkeypatch, started, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    with selftest._compilers(quick=True) as between_cases:
+        compile_something()
+        between_cases()
+    assert started == []
+
+
+@compiles
+def test_the_processes_compile_the_kernels_of_all_exact_cases(monkeypatch):
+    """Except that of masks for p = 0."""
+
+    def launched(cases):
+        kernels = set()
+        monkeypatch.setattr(cpu, "launch", lambda kernel, *_: kernels.add(kernel))
+        for case in cases:
+            case.run()
+        return kernels
+
+    monkeypatch.setattr(cpu, "grow", lambda seeds, mask, block: np.ones(1, np.uint64))
+    kinds = selftest._kinds(quick=True)
+    cases = [case for case in selftest.plan("cpu", quick=True) if case.function != "statistic"]
+    assert len(kinds) < len(cases) / 3
+    assert {kernel.name for kernel in launched(cases) - launched(kinds)} == {"gpudrop_identity_mask_0"}
+
+
+@compiles
+def test_each_process_begins_with_another_kernel(monkeypatch):
+    kinds, order = selftest._kinds(quick=False), []
+    monkeypatch.setattr(selftest.Case, "run", lambda case: (order.append(case), None))
+    for number in range(2):
+        selftest._compile_kernels(False, number, 2)
+    half = len(kinds) // 2
+    assert order == [*kinds, *kinds[half:], *kinds[:half]]
+
+
+KERNELS_OF_RELU = """
+import sys
+import numba.core.event
+from gpudrop.testing import selftest
+case = selftest.Case("values", {"backend": "cpu", "activation": "relu", "dtype": "float16", "size": 100})
+selftest.plan = lambda *arguments, **options: [case]
+with numba.core.event.install_recorder("numba:compile") as compiled:
+    if sys.argv[1] == "compile":
+        selftest._compile_kernels(True, 0, 1)
+    else:
+        assert not selftest.run("cpu").failures
+print(len(compiled.buffer))
+"""
+
+
+@compiles
+def test_a_run_loads_the_kernels_that_another_process_compiled(tmp_path):
+    assert int(run(KERNELS_OF_RELU, "compile", NUMBA_CACHE_DIR=tmp_path).stdout) > 0
+    assert int(run(KERNELS_OF_RELU, "run", NUMBA_CACHE_DIR=tmp_path).stdout) == 0
+
+
+@compiles
+def test_the_program_compiles_kernels_until_standard_input_closes(tmp_path):
+    program = selftest.COMPILER.format(path=sys.path, quick=True, number=0, count=1)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    options = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", program], **options) as process:
+        while not list(tmp_path.rglob("*.nbc")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+    assert process.returncode == 0
+    assert len(list(tmp_path.rglob("*.nbc"))) < len(selftest._kinds(quick=True)) / 2
+
+
+NO_CACHE = """
+import resource, sys
+from gpudrop.testing import selftest
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no larger file can be written
+cases, run = [], selftest.Case.run
+selftest.Case.run = lambda case: cases.append(case) or run(case)
+kinds = selftest._kinds(True)[:3]
+selftest._kinds = lambda quick: kinds
+selftest._compile_kernels(True, 0, 1)
+print(len(cases))
+"""
+
+
+@compiles
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits for files")
+def test_a_process_that_cannot_write_the_cache_ends(tmp_path):
+    done = run(NO_CACHE, NUMBA_CACHE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1)
+    assert int(done.stdout) == 1
+
+
+RUN = """
+import subprocess, sys
+from gpudrop.testing import selftest
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print(self.pid, flush=True)
+selftest.subprocess.Popen = Popen
+selftest.threads.available = lambda: 4
+selftest.run("cpu")
+"""
+
+
+def runs(process):
+    """Whether a process runs. One that ended may remain as a zombie, if nobody waits for orphans here."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@compiles
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("sent", few([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], signal.SIGKILL))
+def test_no_process_outlives_the_run(tmp_path, sent):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", RESTORE_SIGINT + RUN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        others = [int(process.stdout.readline()) for _ in range(3)]
+        assert all(map(runs, others))
+        process.send_signal(sent)
+        process.communicate()
+    end = time.monotonic() + 30
+    while any(map(runs, others)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from gpudrop.testing import selftest
+with Path(sys.argv[1]).open("a") as file:
+    file.write("imported\\n")
+processes, popen = [], selftest.subprocess.Popen
+def start(*arguments, **options):
+    processes.append(popen(*arguments, **options))
+    if sys.argv[2] == "killed":
+        processes[-1].kill()
+    return processes[-1]
+selftest.subprocess.Popen = start
+plan = selftest.plan
+few = {"dtype": "float32", "check": "patterns"}
+selftest.plan = lambda *arguments: [
+    case for case in plan(*arguments) if all(case.arguments.get(name, value) == value for name, value in few.items())
+]
+selftest.threads.available = lambda: 1 if sys.argv[2] == "none" else 4
+found = selftest.run("cpu", quick=True)
+print(len(processes), json.dumps(found.as_dict() | {"summary": "", "backends": {}, "seconds": 0}))
+"""
+
+
+@compiles
+@pytest.mark.slow
+def test_results_are_the_same_with_and_without_other_processes(tmp_path):
+    """A script without a check of __name__, which a process of multiprocessing would run again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    results = {}
+    for others in ("none", "some", "killed"):
+        log, environment = tmp_path / others, os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / f"cache of {others}")}
+        command = [sys.executable, tmp_path / "script.py", log, others]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert (done.stderr, log.read_text()) == ("", "imported\n")
+        count, results[others] = done.stdout.split(" ", 1)
+        assert int(count) == (0 if others == "none" else 3)
+    assert json.loads(results["none"])["passed"]
+    assert results["none"] == results["some"] == results["killed"]
