@@ -124,10 +124,11 @@ def backward(backend, dtype, bits, size, device=0):
     _doubled(Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype), bits)
 
 
-def strides(backend, layout, dtype, device=0):
-    """The mask depends on the logical index, not on the memory layout."""
+def strides(backend, layout, dtype, rows=6, device=0):
+    """The mask depends on the logical index, not on the memory layout. The CPU computes large arrays in tiles."""
     order: Any = "F" if layout == "Fortran order" else "C"
-    _doubled(Placed(backend, device), np.arange(1, 109).reshape(6, 18).astype(dtype, order), look=LAYOUTS[layout])
+    x = (2.0 ** (np.arange(18 * rows) % 7)).reshape(rows, 18).astype(dtype, order)
+    _doubled(Placed(backend, device), x, look=LAYOUTS[layout])
 
 
 def shard(backend, dtype, whole, start, shape, device=0):
@@ -262,6 +263,9 @@ def plan(backend, device=0, quick=False):
         for layout in LAYOUTS:
             if backend == "cpu" or layout not in HOST_LAYOUTS:
                 yield case("strides", layout=layout, dtype=dtype)
+        if dtype == "float32" and not few:
+            for layout in ("Fortran order", "every other column"):
+                yield case("strides", layout=layout, dtype=dtype, rows=4000)
         for corner in ((0, 0), (3, 8), (1, 5)):
             yield case("shard", dtype=dtype, whole=(9, 40), start=corner, shape=(5, 24))
     # These checks take long, and use the kernels of the cases above. Other processes can compile those of the cases
@@ -342,7 +346,7 @@ def _kinds(quick):
     kinds = {}
     for case in reversed(list(plan("cpu", quick=quick))):
         if case.function != "statistic":
-            kind = case.function, *map(case.arguments.get, ("dtype", "bits", "activation", "name"))
+            kind = case.function, *map(case.arguments.get, ("dtype", "bits", "activation", "name", "rows"))
             kinds[kind] = case
     return list(kinds.values())
 
