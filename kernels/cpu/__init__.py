@@ -47,22 +47,6 @@ def launch(kernel, inputs, outputs, draw):
         start = pitch = 0
         if kernel.counted:
             scale = size / max(1, int(kept[0]))
-
-    def run(sources, targets, lo, hi, start, row, pitch):
-        values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, streamed and contiguous, *where)
-
-    def rows():
-        run_rows = entry(kernel, True)
-
-        def run(sources, targets, memory, height, width, across, start, pitch):
-            values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
-            in_rows = all(out.strides[1] == out.itemsize for out in targets)  # others are copied from a buffer
-            block = *memory, height, width, across, streamed and in_rows
-            run_rows(None, limit, scale, shift, sources, targets, values, *block, *where)
-
-        return run
-
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here
     for array in inputs:
         flags = array.flags
@@ -75,10 +59,31 @@ def launch(kernel, inputs, outputs, draw):
     if contiguous:
         if targets[0].ndim != 1:
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
-        row = row if kernel.window else max(1, size)
-        threads.share_out(lambda lo, hi: run(sources, targets, lo, hi, start, row, pitch), size)
-    elif size:
-        tiles.compute(run, rows, drawn_dtype(kernel), sources, targets, start, row if kernel.window else None, pitch)
+        row, values = row if kernel.window else max(1, size), targets[0] if mask is None else mask
+        numbers = streamed, start, seed, call, row, pitch, period, repeat, share
+        threads.share_out(
+            lambda lo, hi: compiled(None, limit, scale, shift, sources, targets, values, lo, hi, *numbers), size
+        )
+        return
+
+    def run(sources, targets, lo, hi, start, row, pitch):
+        values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
+        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, False, *where)
+
+    def rows():
+        run_rows = entry(kernel, True)
+
+        def run(sources, targets, memory, height, width, across, start, pitch):
+            values, where = memory[0] if mask is None else mask, (start, seed, call, pitch, period, repeat, share)
+            in_rows = all(out.strides[1] == out.itemsize for out in targets)  # others are copied from a buffer
+            block = *memory, height, width, across, streamed and in_rows
+            run_rows(None, limit, scale, shift, sources, targets, values, *block, *where)
+
+        return run
+
+    if size:
+        row = row if kernel.window else None
+        tiles.compute(run, rows, drawn_dtype(kernel), sources, targets, start, row, pitch)
 
 
 def _worth_streaming(sources, targets):
