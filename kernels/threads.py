@@ -19,7 +19,7 @@ from numba.np.ufunc import parallel
 
 SLICE = 1 << 16  # the least number of elements that a thread takes at a time
 BLOCK = 1024  # elements that a kernel processes at a time: slices consist of whole blocks
-SHARED = 1 << 21  # the least number of elements for several threads: waking them takes up to 100 microseconds
+SHARED = 1 << 20  # the least number of elements for several threads: waking them takes 100 microseconds and more
 SHARED_AWAKE = 1 << 19  # the same for the threads of a `team`, which are usually awake already
 
 Lock = threading.Lock
