@@ -19,7 +19,8 @@ from gpudrop.kernels.cpu import map as loop
 from gpudrop.kernels.host_math import jit
 from gpudrop.uninterrupted import uninterrupted
 
-# Besides its formula, a kernel depends on these sources, as they are at import, and on the processor.
+# Besides its formula, the code of a kernel depends on these sources, as they are at import, and on the processor.
+# The other modules of this package run in Python.
 _SOURCES = tuple(map(vars, (formulas, half, host_math, blocks, loop, memory, philox, processors, threads, vectors)))
 _DEPENDENCIES = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple()) + processors.NAME

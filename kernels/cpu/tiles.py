@@ -1,9 +1,15 @@
 """Arrays that are not contiguous are computed in tiles, on all threads and without a copy of a whole array.
 
-A tile is a rectangle along two axes: the last one, along which consecutive elements of the mask lie, and the one along
-which the memory of an array lies, as in Fortran order. Its kernel copies blocks to buffers where it must. If such
-rectangles are small or narrow, a tile is a range of the elements in logical order. NumPy copies it to a buffer and
-back.
+A tile is a rectangle. Consecutive elements of the mask lie along the array's last axis. The other axis of the
+rectangle is the one along which the memory of an array lies, or else the axis before the last one. The kernel
+`map.run_rows` computes a tile row by row. A row lies along the last axis, or across it if the memory of the result
+does, as in Fortran order:
+
+    C order, every other column, ...        Fortran order
+    row 0   m    m+1  m+2  ...              row 0   m    m+p  m+2p ...      m: index in the mask
+    row 1   m+p  ...                        row 1   m+1  ...                p: elements of the mask's rows
+
+If such rectangles are small, a tile is a range of the elements in logical order. NumPy copies it to a buffer and back.
 """
 
 import itertools
