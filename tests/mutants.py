@@ -1028,8 +1028,8 @@ MUTANTS = [
     Mutant(
         "a block is too large for the words that it needs",
         LOOP,
-        "over += max(line, lanes) if over < skip else 0",
-        "over += 0",
+        "BLOCK - (LINE if skip else 0)",
+        "BLOCK",
         "backends/test_masks.py backends/test_cpu.py",
     ),
     Mutant(

@@ -69,7 +69,6 @@ _draws = _constant(lambda kernel: bool(kernel.bits))
 _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
 _is_random = _constant(lambda kernel: kernel.source is not None)
 _ahead = _constant(lambda kernel: SHAPE.ahead // np.dtype(kernel.storage).itemsize)
-_itemsize = _constant(lambda kernel: np.dtype(kernel.storage).itemsize)
 
 
 # The buffers of a block, in the L1 cache. Intrinsics, because a function's stack is gone when it returns.
@@ -350,7 +349,7 @@ def run(
 ):
     """Compute outputs[lo:hi] of contiguous arrays."""
     # fmt: on
-    lanes, line = _lanes(kernel), LINE // _itemsize(kernel)
+    lanes = _lanes(kernel)
     sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
     words = _words(kernel)
     values, results = _values(kernel, words), _results(kernel)
@@ -359,10 +358,9 @@ def run(
         index = first // row
         m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
         skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
-        # Blocks end where a cache line of the first result does, and what is drawn for them fits into the buffer.
-        over = memory.address(at(targets[0], first)) // _itemsize(kernel) % line
-        over += max(line, lanes) if over < skip else 0
-        count = min(BLOCK - over, hi - first, (index + 1) * row - first)
+        # What is drawn for a block fits into the buffer. Where a block ends must not depend on an address: LLVM may
+        # fuse products and sums in another way for the last elements, and equal calls must have equal results.
+        count = min(BLOCK - (LINE if skip else 0), hi - first, (index + 1) * row - first)
         _random(kernel, words, values, stored, sources, first, m, count, seed, call, period, repeat, run)
         _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed)
         first += count
@@ -414,8 +412,7 @@ def run_rows(
     memory for a block of each operand, and randoms for a block of the mask.
     """
     # fmt: on
-    lanes, itemsize = _lanes(kernel), _itemsize(kernel)
-    line, padded = LINE // itemsize, width + LINE  # padded: so that rows begin in different sets of the L1 cache
+    lanes, padded = _lanes(kernel), width + LINE  # padded: so that rows begin in different sets of the L1 cache
     rows, columns = outputs[0].shape
     sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
     source_steps, target_steps = memory.steps(inputs), memory.steps(outputs)
@@ -424,11 +421,9 @@ def run_rows(
     words = _words(kernel)
     values, results, strip = _values(kernel, words), _results(kernel), _strip(kernel, words)
     for r in range(0, rows, height):
-        h, c = min(height, rows - r), 0
-        while c < columns:
-            # As above, blocks end where a cache line of the first result does.
-            w = memory.address(at(targets[0], r * target_steps[0][0] + c)) // itemsize % line
-            w = min(width - w, columns - c)
+        h = min(height, rows - r)
+        for c in range(0, columns, width):
+            w = min(width, columns - c)
             _load(kernel, sources, source_steps, r, c, read, width, h, w)
             if across and _is_random(kernel):
                 _random_across(
@@ -446,7 +441,6 @@ def run_rows(
                     drawn = at(values, skip)
                 _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed)
             _store(kernel, written, width, targets, target_steps, r, c, h, w)
-            c += w
 
 
 @jit()
