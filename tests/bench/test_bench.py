@@ -2,12 +2,14 @@
 
 import inspect
 import io
+import itertools
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -288,6 +290,21 @@ def test_results_name_the_processor_of_the_compiled_code(monkeypatch, results, f
     assert [path.name for path in results.iterdir()] == ["cpu-haswell.json"]
     record = json.loads((results / "cpu-haswell.json").read_text())
     assert record["device"] == f"{plain}, compiled for haswell{words}"
+
+
+def test_a_contender_is_timed_once_the_threads_of_the_previous_one_sleep(monkeypatch):
+    """They used 1.5 ms of two intervals, and then nothing."""
+    used = iter([0.0, 1.5e-3, 2e-3, 3.5e-3, 4e-3, 4e-3, 5e-3, 5e-3])
+    clock = SimpleNamespace(process_time=lambda: next(used), sleep=lambda seconds: None, perf_counter=time.perf_counter)
+    monkeypatch.setattr(runner, "time", clock)
+    assert runner.warm_seconds(lambda: None, 1) >= 0
+    assert list(used) == [5e-3, 5e-3]
+
+
+def test_threads_that_never_sleep_are_measured_too(monkeypatch):
+    clock = SimpleNamespace(process_time=itertools.count().__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(runner, "time", clock)
+    runner.wait_until_idle()
 
 
 def test_drawn_fields_are_checked(monkeypatch):

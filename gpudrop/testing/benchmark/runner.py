@@ -14,6 +14,7 @@ from gpudrop.testing.benchmark.cases import DTYPES, LAYOUTS
 from gpudrop.testing.benchmark.checks import Wrong
 from gpudrop.testing.benchmark.contenders import Absent
 
+IDLE_INTERVAL, IDLE_CHECKS = 2e-3, 50  # seconds, and how often they are waited for at most
 SHORTEST = 1e-3  # minimum time of a measurement in seconds; the call is repeated until then
 
 
@@ -143,9 +144,26 @@ def _repetitions(call):
 
 
 def warm_seconds(call, repetitions):
-    """As `seconds`, after an untimed call, which removes the effects of the previous contender on caches and memory."""
+    """As `seconds`, without the effects of the previous contender.
+
+    Its threads are asleep, and an untimed call has filled the caches.
+    """
+    wait_until_idle()
     call()
     return seconds(call, repetitions)
+
+
+def wait_until_idle():
+    """Wait until no other thread of this process runs, or for a tenth of a second at most.
+
+    GNU OpenMP's threads wait for more work in a loop, 8 ms on an AMD EPYC. Meanwhile they keep a core from the threads
+    of the next contender.
+    """
+    for _ in range(IDLE_CHECKS):
+        begin = time.process_time()
+        time.sleep(IDLE_INTERVAL)
+        if time.process_time() - begin < IDLE_INTERVAL / 4:
+            return
 
 
 def seconds(call, repetitions):
