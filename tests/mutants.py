@@ -1028,7 +1028,7 @@ MUTANTS = [
     Mutant(
         "a block is too large for the words that it needs",
         LOOP,
-        "BLOCK - (LINE if skip else 0)",
+        "BLOCK - skip",
         "BLOCK",
         "backends/test_masks.py backends/test_cpu.py",
     ),
@@ -1049,8 +1049,15 @@ MUTANTS = [
     Mutant(
         "an unaligned result is written past the caches from a wrong element on",
         "kernels/cpu/memory.py",
-        "done = min(count, ((-address(target)) % LINE) // itemsize(source))",
-        "done = 0",
+        "head = begin + (-address(at(target, begin)) & (LINE - 1)) // itemsize(buffer)",
+        "head = begin",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
+        "a cache line that lies across two blocks loses its beginning",
+        "kernels/cpu/memory.py",
+        "_copy_line(at(buffer, count - line), at(buffer, -line))",
+        "_copy_line(at(buffer, count - line), at(buffer, count - line))",
         "backends/test_cpu.py",
     ),
     Mutant(

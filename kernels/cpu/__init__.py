@@ -12,8 +12,6 @@ from gpudrop.kernels.cpu.map import GROUP, draw_fields, drawn_dtype
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import jit
 
-STREAMED = 1 << 25  # the least number of bytes of a result that is written past the caches, if the Shape allows it
-
 
 def unavailable():
     if numba.config.DISABLE_JIT:
@@ -55,7 +53,7 @@ def launch(kernel, inputs, outputs, draw):
     for out in outputs:
         contiguous = contiguous and out.flags.carray
         targets += (out if out.dtype is stored else out.view(stored),)
-    streamed = SHAPE.streams and targets[0].nbytes >= STREAMED and _worth_streaming(sources, targets)
+    streamed = 0 < SHAPE.streamed <= targets[0].nbytes and _worth_streaming(sources, targets)
     if contiguous:
         if targets[0].ndim != 1:
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])

@@ -49,16 +49,20 @@ def entry(kernel, rows=False):
 _faults: list[Exception] = []
 
 
+compiled = jit(no_cfunc_wrapper=True)
+"""Compiles a kernel, without the entry point for C."""
+
+
 def _compiled(function, signature):
     """Numba's dispatcher, and the error of its cache or None."""
-    dispatcher, fault = jit()(function), None
+    dispatcher, fault = compiled(function), None
     try:
         dispatcher.enable_caching()
         dispatcher.compile(signature)
     except Exception as error:  # no cache folder, a full disk, a damaged file; or the formula, which fails again
         fault = error
         if not dispatcher.overloads:
-            dispatcher = jit()(function)
+            dispatcher = compiled(function)
             dispatcher.compile(signature)
     return dispatcher, fault
 

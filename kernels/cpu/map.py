@@ -1,10 +1,12 @@
 """The loop of the CPU kernels, which Numba compiles for each kernel.
 
 A range of elements is processed in blocks. A block draws its words in groups of Philox calls, or gathers the values of
-a mask that was drawn before. Then the element formula runs over the block and writes to a buffer, and the buffer is
-copied to the results. Words and buffers stay in the L1 cache. Each of these loops vectorises; one loop for all would
-not. Meanwhile the inputs of later blocks are prefetched.
+a mask that was drawn before. Then the element formula runs over the block. Words stay in the L1 cache. Each of these
+loops vectorises; one loop for all would not. Meanwhile the inputs of later blocks are prefetched. Results that replace
+an input, or that bypass the caches, go to a buffer first.
 """
+
+import functools
 
 import numpy as np
 from llvmlite import ir
@@ -49,6 +51,11 @@ def drawn_dtype(kernel):
     return kernel.real if kernel.drawn == "normal" else FIELD[kernel.bits]
 
 
+def _line(kernel):
+    """The number of an operand's elements per cache line."""
+    return LINE // np.dtype(kernel.storage).itemsize
+
+
 _draw = compiled(philox.draw, np.float32, vectors.CASTS, inner(), unrolled=SHAPE.unrolled)
 _prefetch, _wide = memory.prefetcher(SHAPE.level), memory.wide(SHAPE.width)
 _CONVERSIONS = half.conversions(intrinsic, types, inner(), *half.host_instructions())
@@ -68,7 +75,7 @@ def _constant(of):
 _draws = _constant(lambda kernel: bool(kernel.bits))
 _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
 _is_random = _constant(lambda kernel: kernel.source is not None)
-_ahead = _constant(lambda kernel: SHAPE.ahead // np.dtype(kernel.storage).itemsize)
+_ahead = _constant(lambda kernel: SHAPE.ahead // LINE * _line(kernel))
 
 
 # The buffers of a block, in the L1 cache. Intrinsics, because a function's stack is gone when it returns.
@@ -95,9 +102,9 @@ def _values(typingctx, kernel, words):
 
 @intrinsic
 def _results(typingctx, kernel):
-    """The buffer of a block's results, one output after the other."""
+    """The buffers of a block's results, one output after the other, and before each a cache line: see `stream`."""
     of = KERNELS[kernel.name]
-    return memory.buffer(numba_dtype(of.storage), BLOCK * len(of.outputs), kernel)
+    return memory.buffer(numba_dtype(of.storage), (BLOCK + _line(of)) * len(of.outputs), kernel)
 
 
 def _parts(count):
@@ -144,11 +151,16 @@ def _lines(arrays, steps, row, column, buffers, first):
     """Pointers to a row of a rectangle of each array, or of its buffer."""
 
 
-def _apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed):
-    """Run the formula over a block."""
+def _apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end):
+    """Run the formula over a block. begin, end: the range that consecutive blocks write, see `memory.stream`."""
 
 
-@overload(_deviate)
+# Inlined like every other loop. A separate function would be optimised differently in the process that compiles it and
+# in those that load it from the cache: multiplications and additions would be fused in different ways.
+_overload = functools.partial(overload, jit_options={"forceinline": True, "no_cfunc_wrapper": True})
+
+
+@_overload(_deviate)
 def _overload_deviate(kernel, words, count, normals):
     of = KERNELS[kernel.name]
     if of.masked or of.drawn != "normal":  # left out of other kernels, because compiling it takes time
@@ -171,7 +183,7 @@ def _overload_deviate(kernel, words, count, normals):
     return deviate
 
 
-@overload(_fetch)
+@_overload(_fetch)
 def _overload_fetch(kernel, mask, period, repeat, run, first, values, count):
     if not KERNELS[kernel.name].masked:  # as above
         return lambda kernel, mask, period, repeat, run, first, values, count: None
@@ -180,16 +192,16 @@ def _overload_fetch(kernel, mask, period, repeat, run, first, values, count):
     )
 
 
-@overload(_prefetched)
+@_overload(_prefetched)
 def _overload_prefetched(kernel, inputs, first, count):
-    itemsize = np.dtype(KERNELS[kernel.name].storage).itemsize
-    names = {"prefetch": _prefetch, "at": at, "line": LINE // itemsize, "ahead": SHAPE.ahead // itemsize}
+    line = _line(KERNELS[kernel.name])
+    names = {"prefetch": _prefetch, "at": at, "line": line, "ahead": SHAPE.ahead // LINE * line}
     lines = ["for i in range(first + ahead, first + ahead + count, line):"]
     lines += [f"    prefetch(at(inputs[{k}], i))" for k in range(inputs.count)]
     return _function("kernel, inputs, first, count", lines if inputs.count else ["pass"], names)
 
 
-@overload(_load)
+@_overload(_load)
 def _overload_load(kernel, inputs, steps, row, column, buffers, width, rows, columns):
     lines = []
     for k in range(inputs.count):
@@ -199,7 +211,7 @@ def _overload_load(kernel, inputs, steps, row, column, buffers, width, rows, col
     return _function(arguments, lines or ["pass"], {"load": blocks.load})
 
 
-@overload(_store)
+@_overload(_store)
 def _overload_store(kernel, buffers, width, outputs, steps, row, column, rows, columns):
     lines = []
     for k in range(outputs.count):
@@ -209,7 +221,7 @@ def _overload_store(kernel, buffers, width, outputs, steps, row, column, rows, c
     return _function(arguments, lines, {"store": blocks.store})
 
 
-@overload(_lines)
+@_overload(_lines)
 def _overload_lines(arrays, steps, row, column, buffers, first):
     pointers = [
         f"at(arrays[{k}], row * steps[{k}][0] + column) if steps[{k}][1] == 1 else at(buffers[{k}], first), "
@@ -225,30 +237,37 @@ def _function(arguments, lines, names):
     return names["function"]
 
 
-# Inlined like every other loop. A separate function would be optimised differently in the process that compiles it and
-# in those that load it from the cache: multiplications and additions would be fused in different ways.
-@overload(_apply, jit_options={"forceinline": True})
-def _overload_apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed):
+@_overload(_apply)
+def _overload_apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end):
     of = KERNELS[kernel.name]
     widen, narrow = _CONVERSIONS[of.dtype]
     formula = compiled(of.formula, getattr(np, of.real), host_math.HOST_MATH[of.real], inner())
     names = {"widen": widen, "narrow": narrow, "formula": formula, "real": getattr(np, of.real), "wide": _wide}
-    names |= {"at": at, "move": memory.move, "block": BLOCK}
-    # Results go to a buffer first: LLVM knows that no input overlaps it, also if a result replaces an input in place.
+    names |= {"at": at, "address": memory.address, "copy": copy, "stream": memory.stream}
+    line = _line(of)
     drawn = "drawn[i] > limit" if of.bits else "True"
     drawn = "real(drawn[i])" if not of.keeps else "drawn[i] != 0" if of.masked else drawn
     inputs, outputs = range(of.num_inputs), range(len(of.outputs))
     arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs)]
+    # Where a result replaces an input in place, it goes to a buffer first: otherwise LLVM's loop would not vectorise.
+    replaced = [f"address(a{j}) == address(at(outputs[{k}], first))" for j in inputs for k in outputs]
     lines = [
         "wide()",
         *(f"a{k} = at(inputs[{k}], first)" for k in inputs),
-        *(f"y{k} = at(results, {k} * block)" for k in outputs),
+        f"buffered = {' or '.join(['streamed', *replaced])}",
+        *(
+            f"y{k} = at(results, {k * BLOCK + (k + 1) * line}) if buffered else at(outputs[{k}], first)"
+            for k in outputs
+        ),
         "for i in range(count):",
         f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
         *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
-        *(f"move(y{k}, at(outputs[{k}], first), count, streamed)" for k in outputs),
+        "if streamed:",
+        *(f"    stream(y{k}, outputs[{k}], first, count, begin, end)" for k in outputs),
+        "elif buffered:",
+        *(f"    copy(y{k}, at(outputs[{k}], first), count)" for k in outputs),
     ]
-    arguments = "kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed"
+    arguments = "kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end"
     return _function(arguments, lines, names)
 
 
@@ -358,11 +377,12 @@ def run(
         index = first // row
         m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
         skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
-        # What is drawn for a block fits into the buffer. Where a block ends must not depend on an address: LLVM may
-        # fuse products and sums in another way for the last elements, and equal calls must have equal results.
-        count = min(BLOCK - (LINE if skip else 0), hi - first, (index + 1) * row - first)
+        # What is drawn for a block fits into the buffer, and the next block begins with a chunk. Where a block ends
+        # must not depend on an address: LLVM may fuse products and sums in another way for the last elements, and
+        # equal calls must have equal results.
+        count = min(BLOCK - skip, hi - first, (index + 1) * row - first)
         _random(kernel, words, values, stored, sources, first, m, count, seed, call, period, repeat, run)
-        _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed)
+        _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed, lo, hi)
         first += count
 
 
@@ -424,6 +444,8 @@ def run_rows(
         h = min(height, rows - r)
         for c in range(0, columns, width):
             w = min(width, columns - c)
+            # Consecutive blocks continue a row only if they have one row.
+            begin, end = (-c, columns - c) if height == 1 else (0, w)
             _load(kernel, sources, source_steps, r, c, read, width, h, w)
             if across and _is_random(kernel):
                 _random_across(
@@ -439,7 +461,7 @@ def run_rows(
                     skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
                     _random(kernel, words, values, stored, ins, 0, m, w, seed, call, period, repeat, run)
                     drawn = at(values, skip)
-                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed)
+                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed, begin, end)
             _store(kernel, written, width, targets, target_steps, r, c, h, w)
 
 

@@ -99,18 +99,25 @@ def prefetcher(level):
     return prefetch
 
 
-@intrinsic
-def _stream_line(typingctx, source, target):
-    """Write a cache line past the caches, to an aligned pointer."""
+def _line_copier(streamed):
+    """A compiled function that copies a cache line. If streamed, past the caches, and to an aligned pointer."""
 
-    def emit(context, builder, signature, args):
-        line = ir.VectorType(ir.IntType(32), LINE // 4)
-        source, target = (builder.bitcast(pointer, line.as_pointer()) for pointer in args)
-        store = builder.store(builder.load(source, align=1), target, align=LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
+    @intrinsic
+    def copy_line(typingctx, source, target):
+        def emit(context, builder, signature, args):
+            line = ir.VectorType(ir.IntType(32), LINE // 4)
+            source, target = (builder.bitcast(pointer, line.as_pointer()) for pointer in args)
+            store = builder.store(builder.load(source, align=1), target, align=LINE if streamed else 1)
+            if streamed:
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+            return context.get_dummy_value()
 
-    return types.void(source, target), emit
+        return types.void(source, target), emit
+
+    return copy_line
+
+
+_copy_line, _stream_line = _line_copier(False), _line_copier(True)
 
 
 @intrinsic
@@ -126,17 +133,24 @@ def copy(typingctx, source, target, count):
 
 
 @inner()
-def move(source, target, count, streamed):
-    """`copy`. If streamed, past the caches: then the processor need not read lines that it is about to overwrite."""
-    if streamed:
-        line = LINE // itemsize(source)
-        done = min(count, ((-address(target)) % LINE) // itemsize(source))
-        copy(source, target, done)
-        while done + line <= count:
-            _stream_line(at(source, done), at(target, done))
-            done += line
-        source, target, count = at(source, done), at(target, done), count - done
-    copy(source, target, count)
+def stream(buffer, target, first, count, begin, end):
+    """Write `count` elements of a buffer to target[first:], past the caches where whole cache lines are written.
+
+    Then the processor need not read lines that it is about to overwrite. Consecutive calls with one buffer write
+    target[begin:end]. An incomplete line at the end of a call waits for the next call, in the line before the buffer.
+    """
+    line, last = LINE // itemsize(buffer), first + count
+    head = begin + (-address(at(target, begin)) & (LINE - 1)) // itemsize(buffer)
+    tail = end - (address(at(target, end)) & (LINE - 1)) // itemsize(buffer)  # whole lines: target[head:tail]
+    start = min(max(head, first), last)
+    copy(buffer, at(target, first), start - first)
+    i = start - (start - head & (line - 1))
+    while i + line <= min(last, tail):
+        _stream_line(at(buffer, i - first), at(target, i))
+        i += line
+    start = min(max(tail, start), last)
+    copy(at(buffer, start - first), at(target, start), last - start)
+    _copy_line(at(buffer, count - line), at(buffer, -line))
 
 
 def wide(bits):

@@ -164,17 +164,17 @@ def test_arrays_that_are_not_contiguous_are_not_copied_as_a_whole(memory):
 def streamed(monkeypatch):
     """All results are written past the caches; the list has one entry per launch."""
     launches = []
-    monkeypatch.setattr(cpu, "SHAPE", cpu.SHAPE._replace(streams=True))
-    monkeypatch.setattr(cpu, "STREAMED", 0)
+    monkeypatch.setattr(cpu, "SHAPE", cpu.SHAPE._replace(streamed=1))
     monkeypatch.setattr(cpu, "_worth_streaming", lambda sources, targets: launches.append(1) or True)
     return launches
 
 
 @pytest.mark.parametrize("dtype", few(DTYPES, np.float32, np.float16))
 @pytest.mark.parametrize("offset", [0, 1, 5])
-def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset):
+@pytest.mark.parametrize("size", [3 * BLOCK + 77, BLOCK, 70, 17, 3])
+def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset, size):
     """They begin and end anywhere in a cache line, and nothing beside them is written."""
-    x = (2.0 ** (np.arange(3 * BLOCK + 77) % 7)).astype(dtype)
+    x = (2.0 ** (np.arange(size) % 7)).astype(dtype)
     want = np.where(reference.keep_mask(x.size, 0.5, STREAM.seed, STREAM.call), x * dtype(2), dtype(0))
     memory = np.full(x.size + 40, 9, dtype)
     gpudrop.dropout(x, 0.5, rng=STREAM, out=memory[offset : offset + x.size])
@@ -214,6 +214,16 @@ def test_only_results_in_memory_of_their_own_are_written_past_the_caches():
     assert cpu._worth_streaming([x], [y]) == pages.exist(y)
     assert not cpu._worth_streaming([x], [x])
     assert not cpu._worth_streaming([x], [new])
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_short_rows_of_a_window_are_written_past_the_caches(streamed, first):
+    """Many blocks then end in one cache line, and blocks begin inside a chunk of the mask."""
+    x = np.ones((3000, 7), np.float32)
+    y = gpudrop.dropout(x, 0.5, rng=STREAM, shard=gpudrop.Shard((3000, 20), (0, first)))
+    assert streamed
+    mask = reference.keep_mask((3000, 20), 0.5, STREAM.seed, STREAM.call)[:, first : first + 7]
+    np.testing.assert_array_equal(y, np.where(mask, np.float32(2), np.float32(0)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems may not know")
