@@ -1138,6 +1138,13 @@ MUTANTS = [
         "backends/test_cpu.py",
     ),
     Mutant(
+        "every other element is the wrong one",
+        "kernels/cpu/blocks.py",
+        "[2 * k for k in range(count)]",
+        "[2 * k + 1 for k in range(count)]",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
         "the mask of Fortran order begins anew in each block",
         LOOP,
         "np.uint64(c + j + k) * pitch",

@@ -4,12 +4,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpudrop.kernels.cpu.memory import LINE, at, itemsize, prefetcher
-from gpudrop.kernels.cpu.processors import SHAPE
+from gpudrop.kernels.cpu.memory import LINE, at, itemsize
 from gpudrop.kernels.host_math import inner
 
-prefetch, AHEAD = prefetcher(SHAPE.level), SHAPE.ahead
 ROW = 16  # bytes per row of a square that is transposed in registers
+STRIP = 64  # elements in each of which a transposition reads or writes another cache line: they stay in the L1 cache
 
 
 @intrinsic
@@ -43,29 +42,52 @@ def transpose(source, apart, target, target_apart, rows, columns, by_columns):
     """target[r * target_apart + c] = source[c * apart + r]; by_columns: the order of the squares."""
     count = ROW // itemsize(source)
     down, across = rows // count * count, columns // count * count
-    for i in range(0, across if by_columns else down, count):
-        for j in range(0, down if by_columns else across, count):
-            r, c = (j, i) if by_columns else (i, j)
-            _transpose_square(at(source, c * apart + r), apart, at(target, r * target_apart + c), target_apart)
+    slow, fast = (across, down) if by_columns else (down, across)
+    for first in range(0, fast, STRIP):
+        for i in range(0, slow, count):
+            for j in range(first, min(first + STRIP, fast), count):
+                r, c = (j, i) if by_columns else (i, j)
+                _transpose_square(at(source, c * apart + r), apart, at(target, r * target_apart + c), target_apart)
     for r in range(rows):
         for c in range(across if r < down else 0, columns):
             target[r * target_apart + c] = source[c * apart + r]
 
 
+@intrinsic
+def _every_other(typingctx, source, target):
+    """Fill a cache line of the target with every other element of the source. One element more is read."""
+    count = LINE * 8 // source.dtype.bitwidth
+
+    def emit(context, builder, signature, args):
+        line = ir.VectorType(args[0].type.pointee, count)
+        source, more, target = (
+            builder.bitcast(pointer, line.as_pointer())
+            for pointer in (args[0], builder.gep(args[0], [ir.IntType(64)(count)]), args[1])
+        )
+        even = ir.Constant(ir.VectorType(ir.IntType(32), count), [2 * k for k in range(count)])
+        elements = builder.shuffle_vector(builder.load(source, align=1), builder.load(more, align=1), even)
+        builder.store(elements, target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, target), emit
+
+
 @inner()
 def load(source, steps, r, c, buffer, width, rows, columns):
-    """buffer[i * width + j] = source[(r + i) * steps[0] + (c + j) * steps[1]]. Rows further on are prefetched."""
+    """buffer[i * width + j] = source[(r + i) * steps[0] + (c + j) * steps[1]]"""
     down, across = steps
     first = at(source, r * down + c * across)
     if down == 1:  # one cache line after the other
         transpose(first, across, buffer, width, rows, columns, True)
         return
-    each = max(1, LINE // itemsize(source) // max(1, abs(across)))  # elements of a row per cache line
+    vector = LINE // itemsize(source)
     for i in range(rows):
-        row, line = at(first, i * down), at(buffer, i * width)
-        for j in range(0, columns, each):
-            prefetch(at(row, j * across + AHEAD // itemsize(source)))
-        for j in range(columns):
+        row, line, done = at(first, i * down), at(buffer, i * width), 0
+        if across == 2:  # LLVM would load each element
+            while done + vector < columns:
+                _every_other(at(row, 2 * done), at(line, done))
+                done += vector
+        for j in range(done, columns):
             line[j] = row[j * across]
 
 

@@ -75,7 +75,6 @@ def _constant(of):
 _draws = _constant(lambda kernel: bool(kernel.bits))
 _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
 _is_random = _constant(lambda kernel: kernel.source is not None)
-_ahead = _constant(lambda kernel: SHAPE.ahead // LINE * _line(kernel))
 
 
 # The buffers of a block, in the L1 cache. Intrinsics, because a function's stack is gone when it returns.
@@ -135,8 +134,16 @@ def _fetch(kernel, mask, period, repeat, run, first, values, count):
     """Write the mask's values for `count` elements from index `first` on to values, if the kernel reads a mask."""
 
 
-def _prefetched(kernel, inputs, first, count):
-    """Prefetch `count` elements of each input, some distance ahead of index `first`."""
+def _prefetched(kernel, inputs, apart, first, count):
+    """Prefetch elements first to first + count of each input. Neighbours are `apart` elements apart in memory."""
+
+
+def _further(kernel, arrays):
+    """Pointers to elements that are prefetched while an array's first element is processed, and how far apart."""
+
+
+def _next(kernel, arrays, steps, row, column, next_row, next_column, k, rows, columns):
+    """As `_further`, for row number k of a rectangle. next_row and next_column: the corner of the next rectangle."""
 
 
 def _load(kernel, inputs, steps, row, column, buffers, width, rows, columns):
@@ -193,12 +200,42 @@ def _overload_fetch(kernel, mask, period, repeat, run, first, values, count):
 
 
 @_overload(_prefetched)
-def _overload_prefetched(kernel, inputs, first, count):
-    line = _line(KERNELS[kernel.name])
-    names = {"prefetch": _prefetch, "at": at, "line": line, "ahead": SHAPE.ahead // LINE * line}
-    lines = ["for i in range(first + ahead, first + ahead + count, line):"]
-    lines += [f"    prefetch(at(inputs[{k}], i))" for k in range(inputs.count)]
-    return _function("kernel, inputs, first, count", lines if inputs.count else ["pass"], names)
+def _overload_prefetched(kernel, inputs, apart, first, count):
+    lines = []
+    for k in range(inputs.count):
+        lines += [f"for i in range(first, first + count, max(1, line // max(1, abs(apart[{k}])))):"]
+        lines += [f"    prefetch(at(inputs[{k}], i * apart[{k}]))"]
+    names = {"prefetch": _prefetch, "at": at, "line": _line(KERNELS[kernel.name])}
+    return _function("kernel, inputs, apart, first, count", lines or ["pass"], names)
+
+
+@_overload(_further)
+def _overload_further(kernel, arrays):
+    pointers = [f"at(arrays[{k}], ahead)" for k in range(arrays.count)]
+    return _pairs(kernel, "kernel, arrays", pointers, ["1"] * arrays.count)
+
+
+@_overload(_next)
+def _overload_next(kernel, arrays, steps, row, column, next_row, next_column, k, rows, columns):
+    pointers, apart = [], []
+    for j in range(arrays.count):
+        down, across = f"steps[{j}][0]", f"steps[{j}][1]"
+        same_row = f"(row + k) * {down} + column + ahead"
+        # The next rectangle, column by column: as many elements per row of this rectangle as the row has.
+        by_columns = f"next_row + k * columns % rows + (next_column + k * columns // rows) * {across}"
+        by_rows = f"(next_row + k) * {down} + next_column * {across}"
+        index = f"{same_row} if {across} == 1 else {by_columns} if {down} == 1 else {by_rows}"
+        pointers += [f"at(arrays[{j}], {index})"]
+        apart += [f"1 if {down} == 1 else {across}"]
+    arguments = "kernel, arrays, steps, row, column, next_row, next_column, k, rows, columns"
+    return _pairs(kernel, arguments, pointers, apart)
+
+
+def _pairs(kernel, arguments, *parts):
+    """A function that returns two tuples of the expressions in two lists."""
+    names = {"at": at, "ahead": SHAPE.ahead // LINE * _line(KERNELS[kernel.name])}
+    tuples = [f"({''.join(f'{part}, ' for part in expressions)})" for expressions in parts]
+    return _function(arguments, [f"return {', '.join(tuples)}"], names)
 
 
 @_overload(_load)
@@ -338,8 +375,8 @@ def _gather(mask, period, repeat, run, first, values, count):
 
 
 @inner()
-def _random(kernel, words, values, mask, inputs, first, m, count, seed, call, period, repeat, run):
-    """Draw or gather the random values of `count` elements, from element m of the mask on. Prefetch inputs meanwhile.
+def _random(kernel, words, values, mask, inputs, apart, first, m, count, seed, call, period, repeat, run):
+    """Draw or gather the random values of `count` elements, from element m of the mask on. Meanwhile, prefetch.
 
     The values begin with element number m % lanes of the buffer if they are drawn.
     """
@@ -348,16 +385,16 @@ def _random(kernel, words, values, mask, inputs, first, m, count, seed, call, pe
         chunk, skip = m // np.uint64(lanes), np.int64(m % np.uint64(lanes))
         chunks, done = (skip + count + lanes - 1) // lanes, 0
         while chunks - done > GROUP // 2:
-            _prefetched(kernel, inputs, first + done * lanes, GROUP * lanes)
+            _prefetched(kernel, inputs, apart, first + done * lanes, GROUP * lanes)
             _draw_group(at(words, 2 * done), np.uint64(chunk + np.uint64(done)), seed, call)
             done += GROUP
         while done < chunks:
-            _prefetched(kernel, inputs, first + done * lanes, SMALL * lanes)
+            _prefetched(kernel, inputs, apart, first + done * lanes, SMALL * lanes)
             _draw_small(at(words, 2 * done), np.uint64(chunk + np.uint64(done)), seed, call)
             done += SMALL
         _deviate(kernel, words, 2 * done, values)
     else:
-        _prefetched(kernel, inputs, first, count)
+        _prefetched(kernel, inputs, apart, first, count)
         _fetch(kernel, mask, period, repeat, run, np.int64(m), values, count)
 
 
@@ -372,6 +409,7 @@ def run(
     sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
     words = _words(kernel)
     values, results = _values(kernel, words), _results(kernel)
+    further, apart = _further(kernel, sources)
     first = lo
     while first < hi:
         index = first // row
@@ -381,7 +419,7 @@ def run(
         # must not depend on an address: LLVM may fuse products and sums in another way for the last elements, and
         # equal calls must have equal results.
         count = min(BLOCK - skip, hi - first, (index + 1) * row - first)
-        _random(kernel, words, values, stored, sources, first, m, count, seed, call, period, repeat, run)
+        _random(kernel, words, values, stored, further, apart, first, m, count, seed, call, period, repeat, run)
         _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed, lo, hi)
         first += count
 
@@ -399,23 +437,23 @@ def _strip(typingctx, kernel, words):
 # fmt: off
 @inner()
 def _random_across(
-    kernel, words, values, strip, randoms, padded, mask, inputs, steps, read,
+    kernel, words, values, strip, randoms, padded, mask, inputs, apart, steps, read,
     r, c, rows, columns, start, seed, call, pitch, period, repeat, run
 ):
     """Draw or gather the random values of a block whose rows lie across those of the mask. Prefetch its inputs."""
     # fmt: on
-    lanes, ahead = _lanes(kernel), -_ahead(kernel)
+    lanes = _lanes(kernel)
     row, column = r, 0  # the part of the block to prefetch next
     for j in range(0, columns, STRIP):
         more = min(STRIP, columns - j)
         for k in range(more):
-            _prefetched(kernel, _lines(inputs, steps, row, c + column, read, 0), ahead, rows)
+            _prefetched(kernel, _lines(inputs, steps, row, c + column, read, 0), apart, 0, rows)
             column += rows
             if column >= columns:
                 row, column = row + 1, column - columns
             m = np.uint64(start + np.uint64(c + j + k) * pitch + np.uint64(r))
             skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
-            _random(kernel, words, values, mask, (), 0, m, rows, seed, call, period, repeat, run)
+            _random(kernel, words, values, mask, (), (), 0, m, rows, seed, call, period, repeat, run)
             copy(at(values, skip), at(strip, k * BLOCK_ROWS), BLOCK_ROWS)  # a constant number: without a call
         blocks.transpose(strip, BLOCK_ROWS, at(randoms, j), padded, rows, more, True)
 
@@ -438,7 +476,7 @@ def run_rows(
     source_steps, target_steps = memory.steps(inputs), memory.steps(outputs)
     (buffer,), (turned,) = memory.pointers((buffers,)), memory.pointers((randoms,))
     read, written = _read(kernel, buffer, height * width), _written(kernel, buffer, height * width)
-    words = _words(kernel)
+    words, (_, ones) = _words(kernel), _further(kernel, sources)
     values, results, strip = _values(kernel, words), _results(kernel), _strip(kernel, words)
     for r in range(0, rows, height):
         h = min(height, rows - r)
@@ -446,10 +484,11 @@ def run_rows(
             w = min(width, columns - c)
             # Consecutive blocks continue a row only if they have one row.
             begin, end = (-c, columns - c) if height == 1 else (0, w)
+            next_r, next_c = (r, c + width) if c + width < columns else (r + height, 0)
             _load(kernel, sources, source_steps, r, c, read, width, h, w)
             if across and _is_random(kernel):
                 _random_across(
-                    kernel, words, values, strip, turned, padded, stored, sources, source_steps, read,
+                    kernel, words, values, strip, turned, padded, stored, sources, ones, source_steps, read,
                     r, c, h, w, start, seed, call, pitch, period, repeat, run,
                 )  # fmt: skip
             for k in range(h):
@@ -459,7 +498,8 @@ def run_rows(
                 if not across:
                     m = np.uint64(start + np.uint64(r + k) * pitch + np.uint64(c))
                     skip = np.int64(m % np.uint64(lanes)) if _draws(kernel) else 0
-                    _random(kernel, words, values, stored, ins, 0, m, w, seed, call, period, repeat, run)
+                    further, apart = _next(kernel, sources, source_steps, r, c, next_r, next_c, k, h, w)
+                    _random(kernel, words, values, stored, further, apart, 0, m, w, seed, call, period, repeat, run)
                     drawn = at(values, skip)
                 _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed, begin, end)
             _store(kernel, written, width, targets, target_steps, r, c, h, w)

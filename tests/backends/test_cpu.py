@@ -148,6 +148,14 @@ def test_small_and_narrow_arrays_are_computed_in_ranges(shape, memory, rectangle
     assert any(found) == rectangles
 
 
+@pytest.mark.parametrize("repeated", [(300, 1), (1, 500), (1, 1)])
+def test_inputs_that_repeat_their_elements(repeated):
+    x = np.random.default_rng(0).standard_normal(repeated).astype(np.float32)
+    y = gpudrop.dropout(np.broadcast_to(x, (300, 500)), 0.5, rng=STREAM)
+    want = np.where(reference.keep_mask((300, 500), 0.5, STREAM.seed, STREAM.call), 2 * x, np.float32(0))
+    np.testing.assert_array_equal(y, want)
+
+
 @pytest.mark.parametrize("memory", ["Fortran order", "every other column", "a middle axis last"])
 def test_arrays_that_are_not_contiguous_are_not_copied_as_a_whole(memory):
     x = MEMORY[memory](np.ones((64, 512, 256), np.float32))
