@@ -36,6 +36,8 @@ def tables(record):
     if drawn := record.get("drawing"):
         table = Table("drawing alone", "G fields/s")
         table.add_row(f"fields of {drawn['bits']} bits, one thread", f"{drawn['fields_per_second'] / 1e9:.3g}")
+        if users := drawn.get("in_a_users_kernel"):  # older files do not have it
+            table.add_row("the same in a user's kernel", f"{users['fields_per_second'] / 1e9:.3g}")
         yield table
     if record["startup"]:
         once = Table("step", "seconds", title="start-up, medians of new processes")

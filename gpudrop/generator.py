@@ -13,6 +13,7 @@ import numpy as np
 
 from gpudrop import arrays, backends
 from gpudrop.checks import check_keys, check_uint64
+from gpudrop.formulas.noises import quantize
 from gpudrop.hints import name_of
 
 # One lock for all generators, so that a fork can wait for it. A child process could never take a lock that another
@@ -48,6 +49,36 @@ class Stream:
     def numbers(self) -> dict[str, int]:
         """Return the arguments of Stream as {"seed": int, "call": int}."""
         return {"seed": self.seed, "call": self.call}
+
+    def arguments(self, p: float = 0.5, bits: int = 16) -> tuple[Any, ...]:
+        """Return the numbers that a kernel of your own needs: see `gpudrop.device`.
+
+        Parameters
+        ----------
+        p : float
+            The probability of dropping an element, from 0 to 1.
+        bits : {8, 16, 32}
+            Random bits per element.
+
+        Returns
+        -------
+        tuple of int, int, int and float
+            The seed, the call, and the threshold and the scale of `gpudrop.quantize`. The stream of a generator on the
+            device returns three elements: its array of two uint64 in place of the seed and the call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Those of `gpudrop.quantize`.
+
+        Examples
+        --------
+        >>> import gpudrop
+        >>> gpudrop.Stream(7, 3).arguments(p=0.5, bits=8)
+        (7, 3, 128, 2.0)
+        """
+        rounded = quantize(p, bits)
+        return *((self.seed,) if self.stored else (self.seed, self.call)), rounded.threshold, rounded.scale
 
 
 class StoredStream(Stream):

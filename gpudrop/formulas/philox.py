@@ -8,6 +8,7 @@ appears in it, so none of them can change a mask. The annotated functions are fo
     words   = draw(seed, call, chunk)        128 bits
     field   = field(words, lane, bits)       lane = element % lanes(bits)
     keep    = field >= threshold             keep(words, lane, bits, limit) with limit = threshold - 1
+    uniform = (field + 1/2) / 2**bits
     normal  = radius(one word) * cosine or sine(the next word)      32 bits, so 4 elements a chunk
 
 Philox4x32-10 is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
@@ -80,6 +81,25 @@ def keep(words: Words, lane: uint32, bits: uint32, limit: uint32) -> bool:
     rest = uint32(uint32(32) - bits)
     word = uint32(words[position >> uint32(5)] << uint32(rest - uint32(position & uint32(31))))
     return word > uint32(uint32(limit << rest) | uint32(~uint32(uint32(0xFFFFFFFF) << rest)))
+
+
+def reaches(words: Words, lane: uint32, bits: uint32, threshold: uint64) -> bool:
+    """field(words, lane, bits) >= threshold, for any threshold from 0 to 2**bits."""
+    return uint64(field(words, lane, bits)) >= threshold
+
+
+def reaches_at(seed: uint64, call: uint64, element: uint64, bits: uint32, threshold: uint64) -> bool:
+    """The same for an element of a stream."""
+    shift = uint64(uint64(4) - uint64(bits >> uint32(4)))  # the logarithm of the number of lanes
+    first = uint64(uint64(element >> shift) << shift)
+    words = draw(seed, call, uint64(element >> shift))
+    return reaches(words, uint32(uint64(element - first)), bits, threshold)
+
+
+def uniform(words: Words, lane: uint32, bits: uint32) -> float:
+    """The number in the middle of the field's part of the unit interval: (field + 1/2) / 2**bits."""
+    unit = float(uint32(uint32(1) << uint32(uint32(32) - bits))) * UNIT
+    return (float(field(words, lane, bits)) + 0.5) * unit
 
 
 def normal(words: Words, lane: uint32) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numba import cuda
 from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic
+from numba.cuda.extending import intrinsic, lower_builtin, type_callable
 
 from gpudrop.formulas import MATH, philox
 from gpudrop.kernels import half
@@ -133,18 +133,19 @@ def conversions(native):
     return half.conversions(intrinsic, types, device, half.ptx_widen, half.ptx_narrow, native)
 
 
-def assembly(text, constraints, result, *arguments):
-    """An instruction of two arguments as a function. In its text $0 is the result, and $1 and $2 are the arguments."""
+def instruction(text, constraints):
+    """The code of an instruction of two arguments. In its text $0 is the result, and $1 and $2 are the arguments."""
 
-    @intrinsic
-    def function(typingctx, a, b):
-        def codegen(context, builder, signature, values):
-            of = ir.FunctionType(context.get_value_type(result), [value.type for value in values])
-            return builder.asm(of, text, constraints, values, side_effect=False)
+    def codegen(context, builder, signature, values):
+        of = ir.FunctionType(context.get_value_type(signature.return_type), [value.type for value in values])
+        return builder.asm(of, text, constraints, values, side_effect=False)
 
-        return result(*arguments), codegen
+    return codegen
 
-    return function
+
+def assembly(codegen, result, *arguments):
+    """An instruction as a function."""
+    return intrinsic(lambda typingctx, a, b: (result(*arguments), codegen))
 
 
 from_bits = {
@@ -156,8 +157,15 @@ MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH}
 MATH_FUNCTIONS |= {"divide": device(lambda a, b: a / b), "exchanged": exchanged}
 FAST_FUNCTIONS = {
     "exp": device(lambda x: exp2(x * LOG2_E)),
-    "divide": assembly("div.approx.f32 $0, $1, $2;", "=f,f,f", *(types.float32,) * 3),
+    "divide": assembly(instruction("div.approx.f32 $0, $1, $2;", "=f,f,f"), *(types.float32,) * 3),
 }
 # Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
-multiply = assembly("mul.wide.u32 $0, $1, $2;", "=l,r,r", types.uint64, types.uint32, types.uint32)
+wide = instruction("mul.wide.u32 $0, $1, $2;", "=l,r,r")
+multiply = assembly(wide, types.uint64, types.uint32, types.uint32)
 OWN_FORMULAS = {philox.product: device(lambda a, b: multiply(a, b))}
+
+
+def register_product(function):
+    """Let a plain Python function of two uint32 be `multiply` in users' kernels."""
+    type_callable(function)(lambda context: lambda a, b: types.uint64)
+    lower_builtin(function, types.uint32, types.uint32)(wide)

@@ -264,6 +264,7 @@ def test_a_run_of_some_sections_measures_nothing_else(monkeypatch, results, caps
     ]
     assert all("seconds" in result for row in record["cases"] for result in row["results"].values())
     assert record["drawing"]["fields_per_second"] > 0 and record["startup"] == {}
+    assert record["drawing"]["in_a_users_kernel"]["fields_per_second"] > 0
     shown = capsys.readouterr().out
     assert "relu float32 8 bits" in shown and "fields of 16 bits, one thread" in shown
 
@@ -307,8 +308,9 @@ def test_threads_that_never_sleep_are_measured_too(monkeypatch):
     runner.wait_until_idle()
 
 
-def test_drawn_fields_are_checked(monkeypatch):
-    monkeypatch.setattr(command.drawing, "_fill", lambda words, fills, seed, call: words.fill(1))
+@pytest.mark.parametrize("loop", ["_fill", "_fill_by_user"])
+def test_drawn_fields_are_checked(monkeypatch, loop):
+    monkeypatch.setattr(command.drawing, loop, lambda words, fills, seed, call: words.fill(1))
     with pytest.raises(checks.Wrong):
         command.drawing.measure(1)
 

@@ -1,0 +1,73 @@
+"""Functions for users' own Numba kernels, of the same formulas as gpudrop's kernels.
+
+Numba replaces a call of a `DeviceFunction` by the function's own code, in @njit functions and in @cuda.jit kernels. In
+the CUDA simulator and in plain Python it is an ordinary function.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.imputils import lower_constant
+from numba.core.typing.typeof import typeof_impl
+from numba.extending import models, overload, register_model
+from numba.types import Dummy
+
+from gpudrop.formulas import MATH, compiled, philox
+
+
+class DeviceFunction:
+    """A function that Numba inlines wherever it is called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        # Names of Numba, which inlines the py_func of any object that has such options.
+        self.py_func, self.targetoptions = function, {"inline": "always"}
+
+    def __call__(self, *args: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return self.py_func(*args)
+
+    def __repr__(self) -> str:
+        return f"<gpudrop.device.{self.py_func.__name__}>"
+
+
+class DeviceFunctionType(Dummy):
+    """The Numba type of the name of a function whose calls were inlined."""
+
+
+@typeof_impl.register(DeviceFunction)
+def _(function: DeviceFunction, context: Any) -> DeviceFunctionType:
+    return DeviceFunctionType(repr(function))
+
+
+@lower_constant(DeviceFunctionType)
+def _(context: Any, builder: Any, kind: DeviceFunctionType, function: DeviceFunction) -> Any:
+    return context.get_dummy_value()
+
+
+register_model(DeviceFunctionType)(models.OpaqueModel)
+
+
+def product(a: np.uint32, b: np.uint32) -> np.uint64:
+    """philox.product. GPUs have an instruction of their own for it."""
+    return np.uint64(a) * np.uint64(b)
+
+
+overload(product)(lambda a, b: lambda a, b: np.uint64(a) * np.uint64(b))
+
+
+if importlib.util.find_spec("numba_cuda") and not numba.config.ENABLE_CUDASIM:
+    from gpudrop.kernels.numba_cuda import intrinsics
+
+    intrinsics.register_product(product)
+
+
+def formula(function: Callable[..., Any], real: type = np.float32) -> DeviceFunction:
+    """A formula as a DeviceFunction, with arithmetic in a type."""
+    math = {name: getattr(np, name, None) for name in MATH} | {"divide": DeviceFunction(lambda a, b: a / b)}
+    made: DeviceFunction = compiled(function, real, math, DeviceFunction, {philox.product: product})
+    return made
