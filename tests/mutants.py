@@ -1566,6 +1566,27 @@ MUTANTS = [
         "backends/test_device.py",
     ),
     Mutant(
+        "the header's uniform numbers have 16 bits",
+        "gpudrop/device/cuda.py",
+        "return uniform_<T>(words, lane, bits);",
+        "return uniform_<T>(words, lane, 16);",
+        "backends/test_device_cuda.py",
+    ),
+    Mutant(
+        "the header's folder does not depend on the text",
+        "gpudrop/device/cuda.py",
+        "hashlib.sha256(text.encode())",
+        "hashlib.sha256(b'')",
+        "backends/test_device_cuda.py",
+    ),
+    Mutant(
+        "a template of C++ is called without its argument",
+        "gpudrop/formulas/cuda_cpp.py",
+        'f"{name}<real>"\n            self.text',
+        "name\n            self.text",
+        "backends/test_device_cuda.py",
+    ),
+    Mutant(
         "a stream's arguments have the scale of p as given",
         "gpudrop/generator.py",
         "rounded.threshold, rounded.scale",

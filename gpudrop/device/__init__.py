@@ -34,10 +34,13 @@ from typing import Any
 
 import numpy as np
 
+from gpudrop.device.cuda import cuda_source, include_dir
 from gpudrop.device.functions import DeviceFunction, formula
 from gpudrop.formulas import philox
 
-__all__ = ["draw", "keep", "keep_at", "normal", "normal64", "uniform", "uniform64"]
+__all__ = [
+    "cuda_source", "draw", "include_dir", "keep", "keep_at", "normal", "normal64", "uniform", "uniform64",
+]  # fmt: skip
 
 _draw, _reaches, _reaches_at = formula(philox.draw), formula(philox.reaches), formula(philox.reaches_at)
 _uniform, _uniform64 = formula(philox.uniform), formula(philox.uniform, np.float64)

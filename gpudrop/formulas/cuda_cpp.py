@@ -4,6 +4,7 @@ The printed text uses the type names that `prelude` defines. It is ordinary C++,
 """
 
 import ast
+import re
 
 from gpudrop.formulas import parse
 
@@ -64,10 +65,12 @@ class CudaSource:
     ----------
     names : dict, optional
         {formula: name} of formulas that the surrounding text already defines.
+    generic : bool
+        Whether `real` is a template's parameter. Then the name of a function with real numbers ends in "<real>".
     """
 
-    def __init__(self, names=None):
-        self.names = dict(names or {})
+    def __init__(self, names=None, generic=False):
+        self.names, self.generic = dict(names or {}), generic
         self.text = ""
 
     def add(self, function, name=None):
@@ -76,11 +79,14 @@ class CudaSource:
         if function not in self.names:
             # No keyword of C++ and no name in the kernels' own text ends in an underscore.
             name = name or f"{function.__code__.co_name}_"
-            while name in self.names.values():
+            while {name, f"{name}<real>"} & {*self.names.values()}:
                 name += "_"
             self.names[function] = name
             calls = {called: self.add(f) for called, f in formula.calls.items()}
-            self.text += _Printer(formula, calls).function(name)
+            text = _Printer(formula, calls).function(name)
+            if self.generic and re.search(r"\breal\b", text):
+                text, self.names[function] = f"template <typename real>\n{text}", f"{name}<real>"
+            self.text += text
         return self.names[function]
 
 
