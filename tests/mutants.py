@@ -1587,6 +1587,20 @@ MUTANTS = [
         "backends/test_device_cuda.py",
     ),
     Mutant(
+        "words of a Triton chunk are in another order",
+        "gpudrop/device/triton.py",
+        "tl.join(tl.join(w0, w2), tl.join(w1, w3))",
+        "tl.join(tl.join(w0, w1), tl.join(w2, w3))",
+        "backends/test_device_triton.py",
+    ),
+    Mutant(
+        "the upper half of a chunk's number is lost in Triton",
+        "gpudrop/device/triton.py",
+        "tl.cast(chunk >> 32, tl.uint32)",
+        "tl.cast(chunk * 0, tl.uint32)",
+        "backends/test_device_triton.py",
+    ),
+    Mutant(
         "a stream's arguments have the scale of p as given",
         "gpudrop/generator.py",
         "rounded.threshold, rounded.scale",

@@ -13,7 +13,7 @@ FLOORS = (
     "kernels.cpu.processors kernels.cpu.memory kernels.cpu.pages kernels.cpu.vectors kernels.cpu.blocks",
     "kernels.cpu.map kernels.cpu.compiling kernels.cpu.tiles",
     "kernels.cpu kernels.numba_cuda kernels.cupy_elementwise",
-    "device.functions device.cuda device",
+    "device.functions device.cuda device.triton device",
     "arrays backends generator masks signatures context operations plan",
     "dropout variants schedules layers warming monte_carlo",
     "testing testing.reference reference testing.ulps . testing.statistics testing.selftest demo",
