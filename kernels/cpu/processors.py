@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 #   of its results take as long as without streaming, and with less they take longer. Prefetching to the first level, or
 #   0, 2 or 8 KiB ahead, takes 1.05 to 1.4 of the time. Unrolled rounds take 0.95 of the time.
 # - Zen 4 with the loops for AVX2: 1.02 to 1.2 of the time of those for AVX-512.
-# The rows for ARM have not been measured, and Zen 5 only with loops before these.
+# ARM and AMD processors without AVX-512 have not been measured, and Zen 5 only with loops before these.
 _INTEL = Shape(chunks=32, lane=64, unrolled=False, width=512, level=2, ahead=4096, streamed=1 << 25)
 _AVX2 = _INTEL._replace(chunks=16, unrolled=True, width=256)
 _ZEN4 = _INTEL._replace(unrolled=True, streamed=1 << 24)

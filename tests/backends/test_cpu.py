@@ -189,7 +189,10 @@ def test_results_written_past_the_caches_are_the_same(streamed, dtype, offset, s
     assert streamed
     np.testing.assert_array_equal(memory[offset : offset + x.size], want)
     np.testing.assert_array_equal(np.delete(memory, np.s_[offset : offset + x.size]), dtype(9))
-    gpudrop.zoneout.vjp(x, x, 0.5, rng=STREAM)[1](x)  # two results
+    dx, dprevious = gpudrop.zoneout.vjp(x, x, 0.5, rng=STREAM)[1](x)  # two results
+    kept = want != 0
+    np.testing.assert_array_equal(dx, np.where(kept, x, dtype(0)))
+    np.testing.assert_array_equal(dprevious, np.where(kept, dtype(0), x))
     assert len(streamed) == 3
 
 
@@ -222,6 +225,18 @@ def test_only_results_in_memory_of_their_own_are_written_past_the_caches():
     assert cpu._worth_streaming([x], [y]) == pages.exist(y)
     assert not cpu._worth_streaming([x], [x])
     assert not cpu._worth_streaming([x], [new])
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_wide_rows_of_a_part_are_written_past_the_caches(streamed, offset):
+    """Each row takes several blocks, and rows begin anywhere in a cache line."""
+    x = np.random.default_rng(0).standard_normal((50, 4001)).astype(np.float32)
+    memory = np.full((50, 4040), 9, np.float32)
+    gpudrop.dropout(x, 0.5, rng=STREAM, out=memory[:, offset : offset + 4001])
+    assert streamed
+    mask = reference.keep_mask(x.shape, 0.5, STREAM.seed, STREAM.call)
+    np.testing.assert_array_equal(memory[:, offset : offset + 4001], np.where(mask, 2 * x, np.float32(0)))
+    assert (np.delete(memory, np.s_[offset : offset + 4001], axis=1) == 9).all()
 
 
 @pytest.mark.parametrize("first", [0, 5])
