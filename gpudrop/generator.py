@@ -62,9 +62,10 @@ class Stream:
 
         Returns
         -------
-        tuple of int, int, int and float
-            The seed, the call, and the threshold and the scale of `gpudrop.quantize`. The stream of a generator on the
-            device returns three elements: its array of two uint64 in place of the seed and the call.
+        tuple of three uint64 and a float
+            The seed, the call, and the threshold and the scale of `gpudrop.quantize`. The integers are NumPy's, because
+            Numba and CuPy pass a Python integer as a signed one. The stream of a generator on the device returns three
+            elements: its array of two uint64 in place of the seed and the call.
 
         Raises
         ------
@@ -75,10 +76,11 @@ class Stream:
         --------
         >>> import gpudrop
         >>> gpudrop.Stream(7, 3).arguments(p=0.5, bits=8)
-        (7, 3, 128, 2.0)
+        (np.uint64(7), np.uint64(3), np.uint64(128), 2.0)
         """
         rounded = quantize(p, bits)
-        return *((self.seed,) if self.stored else (self.seed, self.call)), rounded.threshold, rounded.scale
+        stream = (self.seed,) if self.stored else (np.uint64(self.seed), np.uint64(self.call))
+        return *stream, np.uint64(rounded.threshold), rounded.scale
 
 
 class StoredStream(Stream):

@@ -1603,8 +1603,8 @@ MUTANTS = [
     Mutant(
         "a stream's arguments have the scale of p as given",
         "gpudrop/generator.py",
-        "rounded.threshold, rounded.scale",
-        "rounded.threshold, 1 / (1 - p)",
+        "np.uint64(rounded.threshold), rounded.scale",
+        "np.uint64(rounded.threshold), 1 / (1 - p)",
         "backends/test_device.py",
     ),
     Mutant(

@@ -13,21 +13,24 @@ One call of `draw` covers 128 / bits neighbouring elements, so the fastest kerne
 ... def dropout(x, y, seed, call, threshold, scale):
 ...     for chunk in range((x.size + 7) // 8):
 ...         words = device.draw(seed, call, chunk)
-...         for lane in range(min(8, x.size - 8 * chunk)):
+...         for lane in range(8):
 ...             i = 8 * chunk + lane
-...             y[i] = x[i] * scale if device.keep(words, lane, threshold, 16) else 0.0
+...             if i < x.size:
+...                 y[i] = x[i] * scale if device.keep(words, lane, threshold, 16) else 0.0
 >>> x, stream = np.ones(1000), gpudrop.Stream(7, 3)
 >>> y = np.empty_like(x)
 >>> dropout(x, y, *stream.arguments(p=0.1, bits=16))
 >>> bool(((y != 0) == gpudrop.keep_mask(1000, 0.1, stream)).all())
 True
 
-`keep_at` finds the chunk of an element by itself. It is simpler, and draws eight times as often.
+`keep_at` finds the chunk of an element by itself. It is simpler, and draws for each element.
 
 The results for given arguments are part of the interface, like the bits of a mask: they do not change within a major
 version. Values of `normal` may differ between processors in the last digits, and masks never do.
 
-Integers are converted to unsigned ones. Arguments are not checked.
+Integers are converted to unsigned ones, and arguments are not checked. The bits must be those of `Stream.arguments`.
+Numba inlines the functions, so a kernel must call them by their names: they cannot be arguments of a kernel, and
+``*args`` does not work in their calls.
 """
 
 from typing import Any

@@ -17,7 +17,9 @@ BEGIN = """\
 // Random bits, masks, numbers and activations of gpudrop, for kernels of your own. It includes nothing.
 #ifndef GPUDROP_DEVICE_VERSION
 #define GPUDROP_DEVICE_VERSION 1
-#if defined(__CUDACC__) || defined(__device__)
+#if defined(__CUDACC__)
+#define GPUDROP_DEVICE __host__ __device__ inline
+#elif defined(__device__)
 #define GPUDROP_DEVICE __device__ inline
 #else
 #define GPUDROP_DEVICE inline
@@ -53,22 +55,32 @@ GPUDROP_DEVICE real divide(real a, real b) { return a / b; }
 """
 
 END = """
+template <int bits>
+GPUDROP_DEVICE void check_bits() { static_assert(bits == 8 || bits == 16 || bits == 32, "bits must be 8, 16 or 32"); }
+
 // Draw the bits of a chunk: 128 / bits neighbouring elements.
 GPUDROP_DEVICE Words draw(uint64 seed, uint64 call, uint64 chunk) { return draw_(seed, call, chunk); }
 
 // Whether an element of a chunk is kept; lane is its number in the chunk.
 template <int bits>
-GPUDROP_DEVICE bool keep(Words words, uint32 lane, uint64 threshold) { return reaches_(words, lane, bits, threshold); }
+GPUDROP_DEVICE bool keep(Words words, uint32 lane, uint64 threshold) {
+  check_bits<bits>();
+  return reaches_(words, lane, bits, threshold);
+}
 
 // The same for the index of an element. It draws.
 template <int bits>
 GPUDROP_DEVICE bool keep_at(uint64 seed, uint64 call, uint64 element, uint64 threshold) {
+  check_bits<bits>();
   return reaches_at_(seed, call, element, bits, threshold);
 }
 
 // (field + 1/2) / 2**bits
 template <int bits, typename T = float>
-GPUDROP_DEVICE T uniform(Words words, uint32 lane) { return uniform_<T>(words, lane, bits); }
+GPUDROP_DEVICE T uniform(Words words, uint32 lane) {
+  check_bits<bits>();
+  return uniform_<T>(words, lane, bits);
+}
 
 // A normal deviate; lane is 0, 1, 2 or 3.
 template <typename T = float>
@@ -88,10 +100,10 @@ LAST = """\
 def cuda_source() -> str:
     """Return a C++ header with the functions of `gpudrop.device` and the activations, for CUDA kernels of your own.
 
-    It has ``gpudrop::draw(seed, call, chunk)``, ``keep<bits>(words, lane, threshold)``, ``keep_at<bits>(seed, call,
-    element, threshold)``, ``uniform<bits, T>(words, lane)`` and ``normal<T>(words, lane)``, and in the namespaces
-    ``gpudrop::activations`` and ``gpudrop::slopes`` a function for each activation. A slope is a function of x, or of
-    the result for relu and others, as for the backward pass.
+    The functions of the namespace ``gpudrop`` are ``draw(seed, call, chunk)``, ``keep<bits>(words, lane, threshold)``,
+    ``keep_at<bits>(seed, call, element, threshold)``, ``uniform<bits, T>(words, lane)`` and ``normal<T>(words, lane)``.
+    ``gpudrop::activations`` and ``gpudrop::slopes`` have a function for each activation, of a float or a double. A
+    slope is a function of x, and relu's is a function of the result.
 
     It includes no other header and defines no name outside its namespace except macros that begin with GPUDROP.
     CUDA's compilers and g++ compile it.
@@ -122,7 +134,7 @@ def cuda_source() -> str:
 
 
 def _host_math() -> str:
-    """The functions that CUDA's compilers know, for others."""
+    """The mathematical functions that CUDA's compilers have built in, for other compilers."""
     lines = []
     for name in MATH:
         for real, builtin in (("float", f"__builtin_{name}f"), ("double", f"__builtin_{name}")):
@@ -158,7 +170,9 @@ def include_dir() -> Path:
     file = folder / HEADER
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as written:
-            written.write(text)
-        Path(written.name).replace(file)  # at once, so that another process never reads a part
+        # First to a file of another name, so that another process never reads a part.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            written = Path(temporary) / HEADER
+            written.write_text(text, encoding="utf-8")
+            written.replace(file)
     return folder

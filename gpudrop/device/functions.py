@@ -4,8 +4,9 @@ Numba replaces a call of a `DeviceFunction` by the function's own code, in @njit
 the CUDA simulator and in plain Python it is an ordinary function.
 """
 
+import contextlib
 import functools
-import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class DeviceFunction:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
-        # Names of Numba, which inlines the py_func of any object that has such options.
+        # Numba reads these attributes: it inlines the py_func of an object with such options.
         self.py_func, self.targetoptions = function, {"inline": "always"}
 
     def __call__(self, *args: Any) -> Any:
@@ -33,6 +34,9 @@ class DeviceFunction:
 
     def __repr__(self) -> str:
         return f"<gpudrop.device.{self.py_func.__name__}>"
+
+    def __reduce__(self) -> str:
+        return self.py_func.__qualname__  # a name of its module
 
 
 class DeviceFunctionType(Dummy):
@@ -60,14 +64,15 @@ def product(a: np.uint32, b: np.uint32) -> np.uint64:
 overload(product)(lambda a, b: lambda a, b: np.uint64(a) * np.uint64(b))
 
 
-if importlib.util.find_spec("numba_cuda") and not numba.config.ENABLE_CUDASIM:
-    from gpudrop.kernels.numba_cuda import intrinsics
+if not numba.config.ENABLE_CUDASIM:
+    with contextlib.suppress(Exception):  # without a working numba-cuda, no CUDA kernel can be compiled
+        from gpudrop.kernels.numba_cuda.intrinsics import register_product
 
-    intrinsics.register_product(product)
+        register_product(product)
 
 
 def formula(function: Callable[..., Any], real: type = np.float32) -> DeviceFunction:
     """A formula as a DeviceFunction, with arithmetic in a type."""
-    math = {name: getattr(np, name, None) for name in MATH} | {"divide": DeviceFunction(lambda a, b: a / b)}
-    made: DeviceFunction = compiled(function, real, math, DeviceFunction, {philox.product: product})
+    functions = {name: getattr(math, name) for name in MATH} | {"divide": DeviceFunction(lambda a, b: a / b)}
+    made: DeviceFunction = compiled(function, real, functions, DeviceFunction, {philox.product: product})
     return made

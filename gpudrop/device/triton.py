@@ -2,8 +2,8 @@
 
 Triton's own library has Philox4x32-10, so only the counter, the fields and the comparison are written here.
 
-``Stream.arguments`` returns the integers to pass. Triton compiles an argument that is 1 as a constant, and passes an
-integer from 2**63 on as an unsigned one; both are supported.
+Triton needs Python's integers: pass ``map(int, ...)`` of those that ``Stream.arguments`` returns. An integer that is 1,
+which Triton compiles as a constant, is supported, and so is one from 2**63 on, which has another type.
 
 Examples
 --------
@@ -69,6 +69,7 @@ def keep(seed, call, offsets, threshold, bits: tl.constexpr):
     block of bool
         Whether each element is kept, as in `gpudrop.keep_mask`.
     """
+    tl.static_assert(bits == 8 or bits == 16 or bits == 32, "bits must be 8, 16 or 32")
     lanes: tl.constexpr = 128 // bits
     offsets = tl.cast(offsets, tl.uint64)
     w0, w1, w2, w3 = draw(seed, call, offsets // lanes)
@@ -93,6 +94,7 @@ def keep_chunks(seed, call, chunks, threshold, bits: tl.constexpr):
     block of bool
         128 // bits elements for each chunk, in one dimension: element i belongs to chunk number i // (128 // bits).
     """
+    tl.static_assert(bits == 8 or bits == 16 or bits == 32, "bits must be 8, 16 or 32")
     w0, w1, w2, w3 = draw(seed, call, chunks)
     fields = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # the words of a chunk in their order
     if bits <= 16:

@@ -1,6 +1,7 @@
 """The functions for users' own kernels: in plain Python, on the CPU, in the CUDA simulator and compiled for GPUs."""
 
 import importlib.util
+import pickle
 import re
 
 import numpy as np
@@ -113,6 +114,24 @@ def test_normal_deviates(run):
     np.testing.assert_allclose(singles, want, rtol=3e-6, atol=3e-7)
 
 
+def test_a_compiled_kernel_takes_every_stream():
+    """Numba would compile a kernel for signed integers first, and then reject those from 2**63 on."""
+
+    @njit
+    def kernel(seed, call, threshold, scale):
+        return device.keep_at(seed, call, 5, threshold, 16)
+
+    for seed, call in ((5, 0), (2**63 + 5, 2**64 - 1), (6, 0)):
+        kept = kernel(*Stream(seed, call).arguments(0.5))
+        assert kept == reference.keep_mask((6,), 0.5, seed, call)[5]
+    assert len(kernel.signatures) == 1
+
+
+def test_device_functions_are_pickled_by_name():
+    for name in device.__all__:
+        assert pickle.loads(pickle.dumps(getattr(device, name))) is getattr(device, name)
+
+
 def test_arguments_of_a_stream():
     rounded = gpudrop.quantize(0.1, 8)
     assert Stream(7, 3).arguments(0.1, bits=8) == (7, 3, rounded.threshold, rounded.scale)
@@ -132,21 +151,41 @@ def test_a_generator_on_the_device_returns_its_array(backend):
 
 
 @pytest.mark.skipif(SIMULATED or not importlib.util.find_spec("numba_cuda"), reason="compiles for GPUs")
+def test_numbers_compile_for_gpus():
+    def kernel(out, seed, call):
+        i = cuda.grid(1)
+        words = draw(seed, call, i)
+        out[i] = device.uniform64(words, i % 4, 32) + device.normal64(words, i % 4)
+        out[i] += device.uniform(words, i % 4, 32) + device.normal(words, i % 4)
+
+    from numba.cuda import types
+
+    assert "mul.wide.u32" in ptx_of(kernel, (9, 0), types.float64, types.uint64, types.uint64)
+
+
+def ptx_of(kernel, capability, dtype, *numbers):
+    """The PTX of a kernel of an array and numbers."""
+    from numba.cuda import types
+    from numba.cuda.compiler import _compile_pyfunc_with_fixup
+
+    signature = types.void(types.Array(dtype, 1, "C"), *numbers)
+    library, _ = _compile_pyfunc_with_fixup(kernel, signature, device=False, abi="numba", cc=(7, 5))
+    return library.get_asm_str(capability)
+
+
+@pytest.mark.skipif(SIMULATED or not importlib.util.find_spec("numba_cuda"), reason="compiles for GPUs")
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0), (12, 0)])
 def test_a_kernel_draws_once_for_a_chunk(capability):
     """Philox has 20 products. Each is one instruction, and there is no memory of a thread's own."""
     from numba.cuda import types
-    from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
     def kernel(x, seed, call, threshold, scale):
         chunk = cuda.grid(1)
         words = device.draw(seed, call, chunk)
         for lane in range(8):
             i = 8 * chunk + lane
-            x[i] = x[i] * scale if device.keep(words, lane, threshold, 16) else np.float32(0)
+            if i < x.size:
+                x[i] = x[i] * scale if device.keep(words, lane, threshold, 16) else np.float32(0)
 
-    numbers = *(types.uint64,) * 3, types.float32
-    signature = types.void(types.Array(types.float32, 1, "C"), *numbers)
-    library, _ = _compile_pyfunc_with_fixup(kernel, signature, device=False, abi="numba", cc=(7, 5))
-    ptx = library.get_asm_str(capability)
+    ptx = ptx_of(kernel, capability, types.float32, *(types.uint64,) * 3, types.float32)
     assert len(re.findall(r"// begin inline asm\s+mul\.wide\.u32", ptx)) == 20 and ".local" not in ptx

@@ -163,11 +163,20 @@ extern "C" __global__ void layer(
   const gpudrop::Words words = gpudrop::draw(seed, call, chunk);
   for (int lane = 0; lane < 8; ++lane) {
     unsigned long long i = 8 * chunk + lane;
+    if (i >= size) break;
     float z = gpudrop::activations::gelu(x[i] + bias[i % columns]);
     y[i] = residual[i] + (gpudrop::keep<16>(words, lane, threshold) ? z * scale : 0.0f);
   }
 }
 """
+
+
+@needs_compiler
+def test_other_numbers_of_bits_are_refused(tmp_path):
+    source = tmp_path / "program.cpp"
+    source.write_text(f"{device.cuda_source()}bool f(gpudrop::Words w) {{ return gpudrop::keep<12>(w, 0, 1); }}")
+    done = subprocess.run(["g++", "-c", source, "-o", tmp_path / "o"], capture_output=True, text=True)
+    assert done.returncode and "bits must be 8, 16 or 32" in done.stderr
 
 
 @pytest.mark.parametrize("architecture", [75, 90, 120])
