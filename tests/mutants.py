@@ -1138,6 +1138,13 @@ MUTANTS = [
         "backends/test_cpu.py",
     ),
     Mutant(
+        "an element beyond the array is read with the last vector",
+        "kernels/cpu/blocks.py",
+        "while done + vector < columns:",
+        "while done + vector <= columns:",
+        "backends/test_cpu.py",
+    ),
+    Mutant(
         "every other element is the wrong one",
         "kernels/cpu/blocks.py",
         "[2 * k for k in range(count)]",

@@ -24,6 +24,7 @@ from gpudrop.kernels.cpu import compiling, pages, processors, tiles
 from gpudrop.kernels.cpu.map import BLOCK, GROUP
 from gpudrop.kernels.spec import Draws
 from gpudrop.testing import reference
+from tests import ROOT
 from tests.family import test_properties
 from tests.sampling import few
 
@@ -247,6 +248,48 @@ def test_short_rows_of_a_window_are_written_past_the_caches(streamed, first):
     assert streamed
     mask = reference.keep_mask((3000, 20), 0.5, STREAM.seed, STREAM.call)[:, first : first + 7]
     np.testing.assert_array_equal(y, np.where(mask, np.float32(2), np.float32(0)))
+
+
+FENCED = """
+import sys
+import numpy as np
+import gpudrop
+from gpudrop.kernels import cpu
+from gpudrop.kernels.cpu import tiles
+from tests.fences import fenced
+
+streamed, small = map(int, sys.argv[1:])
+cpu.SHAPE, tiles.SMALL = cpu.SHAPE._replace(streamed=streamed), small
+cpu._worth_streaming = lambda sources, targets: True
+stream = gpudrop.Stream(7, 3)
+for last in (True, False):
+    for dtype in (np.float32, np.float16, np.float64):
+        for shape in ((1,), (7,), (63,), (1025,), (5000,), (70, 130), (33, 255), (200, 97)):
+            x, y, dx = (fenced(shape, dtype, last) for _ in range(3))
+            out, back = gpudrop.dropout.vjp(x, 0.5, activation="relu", rng=stream, out=y)
+            back(x, out=dx)
+            gpudrop.dropout(x, 0.5, rng=stream, out=x, bits=8)
+            gpudrop.zoneout.vjp(x, y, 0.5, rng=stream)[1](dx)
+            if len(shape) == 2:
+                gpudrop.dropout(x, 0.5, rng=stream, out=y, mask_shape=(None, 1))
+                gpudrop.dropout(x, 0.5, rng=stream, out=y, shard=gpudrop.Shard((None, 300), (0, 5)))
+                for view in (lambda a: a.T, lambda a: a[:, ::2], lambda a: a[:, 1::2], lambda a: a[:, ::-1]):
+                    gpudrop.dropout(view(x), 0.5, rng=stream, out=view(y))
+                    gpudrop.dropout(view(x), 0.5, rng=stream)
+                wide = fenced(shape[::-1], dtype, last)
+                gpudrop.dropout(x.T, 0.5, rng=stream, out=wide)
+print("inside")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages with mprotect")
+@pytest.mark.parametrize("small", [0, 2**30], ids=["tiles", "ranges"])
+@pytest.mark.parametrize("streamed", [0, 1])
+def test_kernels_stay_inside_their_arrays(streamed, small):
+    """Arrays begin or end at a page that can't be read. A fault ends the process."""
+    command = [sys.executable, "-c", FENCED, str(streamed), str(small)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "inside\n", (done.returncode, done.stderr[-2000:])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems may not know")
