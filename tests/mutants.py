@@ -1026,13 +1026,6 @@ MUTANTS = [
         "backends/test_masks.py",
     ),
     Mutant(
-        "a block is too large for the words that it needs",
-        LOOP,
-        "BLOCK - skip",
-        "BLOCK",
-        "backends/test_masks.py backends/test_cpu.py",
-    ),
-    Mutant(
         "words are stored with their halves exchanged",
         "kernels/cpu/vectors.py",
         "for i in (lane, count + lane)]",
