@@ -1287,9 +1287,16 @@ MUTANTS = [
     ),
     Mutant(
         "a product loses its upper half in CUDA C++",
-        "kernels/cupy_elementwise/device.cuh",
+        "gpudrop/formulas/cuda_cpp.py",
         "return static_cast<uint64>(a) * b;",
         "return a * b;",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "threads exchange words with the wrong neighbour in CUDA C++",
+        "kernels/cupy_elementwise/device.cuh",
+        "__shfl_xor_sync(0xFFFFFFFFu, value, distance)",
+        "__shfl_xor_sync(0xFFFFFFFFu, value, 2 * distance)",
         "backends/test_masks.py",
     ),
     Mutant(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpudrop.formulas import MATH, philox
 from gpudrop.formulas.activations import ACTIVATIONS, BUILT_IN
-from gpudrop.formulas.cuda_cpp import CudaSource
+from gpudrop.formulas.cuda_cpp import WORDS, CudaSource
 from gpudrop.version import VERSION
 
 HEADER = "gpudrop_device.h"
@@ -18,11 +18,11 @@ BEGIN = """\
 #ifndef GPUDROP_DEVICE_VERSION
 #define GPUDROP_DEVICE_VERSION 1
 #if defined(__CUDACC__)
-#define GPUDROP_DEVICE __host__ __device__ inline
+#define GPUDROP_DEVICE __host__ __device__
 #elif defined(__device__)
-#define GPUDROP_DEVICE __device__ inline
+#define GPUDROP_DEVICE __device__
 #else
-#define GPUDROP_DEVICE inline
+#define GPUDROP_DEVICE
 #endif
 #ifdef __GNUC__
 #pragma GCC diagnostic push
@@ -30,61 +30,46 @@ BEGIN = """\
 #endif
 
 namespace gpudrop {
-typedef unsigned int uint32;
-typedef unsigned long long uint64;
+"""
 
-// 128 random bits, the least significant word first.
-struct Words {
-  uint32 w[4];
-  GPUDROP_DEVICE uint32 operator[](uint32 i) const { return w[i]; }
-};
-
-// Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
-GPUDROP_DEVICE uint64 product(uint32 a, uint32 b) {
-#ifdef __CUDA_ARCH__
-  uint64 both;
-  asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(a), "r"(b));
-  return both;
-#else
-  return static_cast<uint64>(a) * b;
-#endif
-}
-
+DIVIDE = """
 template <typename real>
-GPUDROP_DEVICE real divide(real a, real b) { return a / b; }
+__device__ inline real divide(real a, real b) { return a / b; }
 """
 
 END = """
 template <int bits>
-GPUDROP_DEVICE void check_bits() { static_assert(bits == 8 || bits == 16 || bits == 32, "bits must be 8, 16 or 32"); }
+__device__ inline void check_bits() {
+  static_assert(bits == 8 || bits == 16 || bits == 32, "bits must be 8, 16 or 32");
+}
 
 // Draw the bits of a chunk: 128 / bits neighbouring elements.
-GPUDROP_DEVICE Words draw(uint64 seed, uint64 call, uint64 chunk) { return draw_(seed, call, chunk); }
+__device__ inline Words draw(uint64 seed, uint64 call, uint64 chunk) { return draw_(seed, call, chunk); }
 
 // Whether an element of a chunk is kept; lane is its number in the chunk.
 template <int bits>
-GPUDROP_DEVICE bool keep(Words words, uint32 lane, uint64 threshold) {
+__device__ inline bool keep(Words words, uint32 lane, uint64 threshold) {
   check_bits<bits>();
   return reaches_(words, lane, bits, threshold);
 }
 
 // The same for the index of an element. It draws.
 template <int bits>
-GPUDROP_DEVICE bool keep_at(uint64 seed, uint64 call, uint64 element, uint64 threshold) {
+__device__ inline bool keep_at(uint64 seed, uint64 call, uint64 element, uint64 threshold) {
   check_bits<bits>();
   return reaches_at_(seed, call, element, bits, threshold);
 }
 
 // (field + 1/2) / 2**bits
 template <int bits, typename T = float>
-GPUDROP_DEVICE T uniform(Words words, uint32 lane) {
+__device__ inline T uniform(Words words, uint32 lane) {
   check_bits<bits>();
   return uniform_<T>(words, lane, bits);
 }
 
 // A normal deviate; lane is 0, 1, 2 or 3.
 template <typename T = float>
-GPUDROP_DEVICE T normal(Words words, uint32 lane) { return normal_<T>(words, lane); }
+__device__ inline T normal(Words words, uint32 lane) { return normal_<T>(words, lane); }
 """
 
 LAST = """\
@@ -116,7 +101,7 @@ def cuda_source() -> str:
     Examples
     --------
     >>> from gpudrop import device
-    >>> "GPUDROP_DEVICE bool keep(Words words, uint32 lane, uint64 threshold)" in device.cuda_source()
+    >>> "GPUDROP_DEVICE inline bool keep(Words words, uint32 lane, uint64 threshold)" in device.cuda_source()
     True
     """
     source = CudaSource({philox.product: "product"}, generic=True)
@@ -127,10 +112,10 @@ def cuda_source() -> str:
         functions = ""
         for name in sorted(BUILT_IN):
             printed = source.add(getattr(ACTIVATIONS[name], of)).replace("<real>", "<T>")
-            functions += f"template <typename T>\nGPUDROP_DEVICE T {name}(T x) {{ return {printed}(x); }}\n"
+            functions += f"template <typename T>\n__device__ inline T {name}(T x) {{ return {printed}(x); }}\n"
         namespaces += f"\nnamespace {space} {{\n{functions}}}\n"
-    text = source.text.replace("__device__ inline", "GPUDROP_DEVICE")
-    return f"{BEGIN}\n{_host_math()}\n{text}{END}{namespaces}{LAST}"
+    text = f"{WORDS}{DIVIDE}\n{_host_math()}\n{source.text}{END}{namespaces}".replace("__device__", "GPUDROP_DEVICE")
+    return f"{BEGIN}{text}{LAST}"
 
 
 def _host_math() -> str:

@@ -56,23 +56,19 @@ def _(context: Any, builder: Any, kind: DeviceFunctionType, function: DeviceFunc
 register_model(DeviceFunctionType)(models.OpaqueModel)
 
 
-def product(a: np.uint32, b: np.uint32) -> np.uint64:
-    """philox.product. GPUs have an instruction of their own for it."""
-    return np.uint64(a) * np.uint64(b)
-
-
-overload(product)(lambda a, b: lambda a, b: np.uint64(a) * np.uint64(b))
+# GPUs have an instruction of their own for it.
+overload(philox.product)(lambda a, b: lambda a, b: np.uint64(a) * np.uint64(b))
 
 
 if not numba.config.ENABLE_CUDASIM:
     with contextlib.suppress(Exception):  # without a working numba-cuda, no CUDA kernel can be compiled
         from gpudrop.kernels.numba_cuda.intrinsics import register_product
 
-        register_product(product)
+        register_product(philox.product)
 
 
 def formula(function: Callable[..., Any], real: type = np.float32) -> DeviceFunction:
     """A formula as a DeviceFunction, with arithmetic in a type."""
     functions = {name: getattr(math, name) for name in MATH} | {"divide": DeviceFunction(lambda a, b: a / b)}
-    made: DeviceFunction = compiled(function, real, functions, DeviceFunction, {philox.product: product})
+    made: DeviceFunction = compiled(function, real, functions, DeviceFunction, {philox.product: philox.product})
     return made

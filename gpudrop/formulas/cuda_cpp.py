@@ -24,18 +24,35 @@ KINDS |= dict.fromkeys(("Words", "Location", "const mask_t*"), "several")
 """The kind of each type's values: a boolean, an integer or several numbers. Other types are real."""
 
 
+WORDS = """
+typedef unsigned int uint32;
+typedef unsigned long long uint64;
+struct Words {
+  uint32 w[4];
+  __device__ inline uint32 operator[](uint32 i) const { return w[i]; }
+};
+
+// Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
+__device__ inline uint64 product(uint32 a, uint32 b) {
+#ifdef __CUDA_ARCH__
+  uint64 both;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(a), "r"(b));
+  return both;
+#else
+  return static_cast<uint64>(a) * b;
+#endif
+}
+"""
+"""The types and the product of Philox."""
+
+
 def prelude(real, drawn="real"):
     """The types that printed formulas use. real is "float" or "double"; drawn is the type drawn_t, "bool" or "real"."""
     return f"""
 typedef {real} real;
 typedef {drawn} drawn_t;
-typedef unsigned int uint32;
-typedef unsigned long long uint64;
 typedef long long int64;
-struct Words {{
-  uint32 w[4];
-  __device__ uint32 operator[](uint32 i) const {{ return w[i]; }}
-}};
+{WORDS}
 struct Location {{
   int64 of[4];
   __device__ int64 operator[](uint32 i) const {{ return of[i]; }}

@@ -437,12 +437,12 @@ def _strip(typingctx, kernel, words):
 # fmt: off
 @inner()
 def _random_across(
-    kernel, words, values, strip, randoms, padded, mask, inputs, apart, steps, read,
+    kernel, words, values, strip, randoms, padded, mask, inputs, steps, read,
     r, c, rows, columns, start, seed, call, pitch, period, repeat, run
 ):
     """Draw or gather the random values of a block whose rows lie across those of the mask. Prefetch its inputs."""
     # fmt: on
-    lanes = _lanes(kernel)
+    lanes, (_, apart) = _lanes(kernel), _further(kernel, inputs)
     row, column = r, 0  # the part of the block to prefetch next
     for j in range(0, columns, STRIP):
         more = min(STRIP, columns - j)
@@ -476,7 +476,7 @@ def run_rows(
     source_steps, target_steps = memory.steps(inputs), memory.steps(outputs)
     (buffer,), (turned,) = memory.pointers((buffers,)), memory.pointers((randoms,))
     read, written = _read(kernel, buffer, height * width), _written(kernel, buffer, height * width)
-    words, (_, ones) = _words(kernel), _further(kernel, sources)
+    words = _words(kernel)
     values, results, strip = _values(kernel, words), _results(kernel), _strip(kernel, words)
     for r in range(0, rows, height):
         h = min(height, rows - r)
@@ -488,7 +488,7 @@ def run_rows(
             _load(kernel, sources, source_steps, r, c, read, width, h, w)
             if across and _is_random(kernel):
                 _random_across(
-                    kernel, words, values, strip, turned, padded, stored, sources, ones, source_steps, read,
+                    kernel, words, values, strip, turned, padded, stored, sources, source_steps, read,
                     r, c, h, w, start, seed, call, pitch, period, repeat, run,
                 )  # fmt: skip
             for k in range(h):

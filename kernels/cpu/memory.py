@@ -100,7 +100,10 @@ def prefetcher(level):
 
 
 def _line_copier(streamed):
-    """A compiled function that copies a cache line. If streamed, past the caches, and to an aligned pointer."""
+    """A compiled function that copies a cache line, also to one that overlaps it.
+
+    If streamed, past the caches, and to an aligned pointer.
+    """
 
     @intrinsic
     def copy_line(typingctx, source, target):

@@ -1,16 +1,5 @@
 // The functions that formulas call on a GPU. The types and the constant `approximate` precede this text.
 
-// Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
-__device__ inline uint64 product(uint32 a, uint32 b) {
-#ifdef __CUDA_ARCH__
-  uint64 both;
-  asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(a), "r"(b));
-  return both;
-#else
-  return static_cast<uint64>(a) * b;
-#endif
-}
-
 // The value of the thread whose lane differs from this one's in the bit `distance`.
 __device__ inline uint32 exchanged(uint32 value, uint32 distance) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, distance);

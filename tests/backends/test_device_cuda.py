@@ -11,10 +11,9 @@ import gpudrop
 from gpudrop import device
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.testing import reference
+from tests.backends.test_device import FIRST, STREAMS
 
 BITS = 8, 16, 32
-STREAMS = [(0, 0), (1, 1), (2**63, 2**63), (2**64 - 1, 2**64 - 1), (2**32 + 5, 7)]
-FIRST = [0, 1, 2**32 - 2, 2**33 + 5, 2**60 - 3]  # chunks
 NAMES = [name for name in ACTIVATIONS if name in reference.ACTIVATIONS]
 
 PROGRAM = """
