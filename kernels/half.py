@@ -44,6 +44,10 @@ def ptx_exp2(builder, value):
     return builder.asm(ir.FunctionType(F32, [F32]), "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value], side_effect=False)
 
 
+def ptx_reciprocal(builder, value):
+    return builder.asm(ir.FunctionType(F32, [F32]), "rcp.approx.ftz.f32 $0, $1;", "=f,f", [value], side_effect=False)
+
+
 def host_instructions():
     """LLVM's conversions if the CPU has instructions for them. Otherwise they would be calls that do not link."""
     features = llvmlite.binding.get_host_cpu_features().flatten()

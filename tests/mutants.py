@@ -1237,10 +1237,24 @@ MUTANTS = [
         "backends/test_parts.py",
     ),
     Mutant(
-        "the normal CDF of 16-bit results is inaccurate",
+        "gelu of 16-bit results is inaccurate",
         "kernels/device_math.py",
-        "u = u * t + 1.59557893",
-        "u = u * t + 1.59",
+        "u = u * a - 2.28685335",
+        "u = u * a - 2.30685335",
+        "backends/test_values.py",
+    ),
+    Mutant(
+        "gelu_tanh's slope of 16-bit results is inaccurate",
+        "kernels/device_math.py",
+        "u = u * a - 2.05354698",
+        "u = u * a - 2.07354698",
+        "backends/test_values.py",
+    ),
+    Mutant(
+        "quick_gelu's slope of 16-bit results overflows for large x",
+        "kernels/device_math.py",
+        "s + 1.702 * (s * (x - x * s))",
+        "s + s * (1.702 * x - 1.702 * x * s)",
         "backends/test_values.py",
     ),
     Mutant(

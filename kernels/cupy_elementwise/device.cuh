@@ -13,13 +13,19 @@ __device__ inline real divide(real a, real b) {
     return a / b;
   }
 }
-__device__ inline real exp(real x) {
+__device__ inline real power_of_two(real x) {
 #ifdef __CUDA_ARCH__
   if constexpr (approximate) {
     float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(static_cast<float>(x) * 1.4426950408889634f));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(static_cast<float>(x)));
     return y;
   }
+#endif
+  return ::exp2(x);
+}
+__device__ inline real exp(real x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (approximate) return power_of_two(x * 1.4426950408889634f);
 #endif
   return ::exp(x);
 }

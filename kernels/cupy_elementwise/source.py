@@ -45,7 +45,7 @@ def operation(kernel):
 
 def preamble(kernel):
     """The text in front of both kinds of kernels: types, constants, formulas and `compute`."""
-    source = CudaSource({philox.product: "product"})
+    source = CudaSource({philox.product: "product", device_math.exp2: "power_of_two"})
     formulas = formulas_of(kernel)
     if kernel.approximate:
         for replaced, by in device_math.FORMULAS.items():

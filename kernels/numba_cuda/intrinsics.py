@@ -13,7 +13,7 @@ from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic, lower_builtin, type_callable
 
 from gpudrop.formulas import MATH, philox
-from gpudrop.kernels import half
+from gpudrop.kernels import device_math, half
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 LOG2_E = np.float32(math.log2(math.e))
@@ -153,12 +153,14 @@ from_bits = {
     "float64": half.instruction(intrinsic, types.float64, types.int64, half.llvm_float64),
 }
 exp2 = half.instruction(intrinsic, types.float32, types.float32, half.ptx_exp2)
+reciprocal = half.instruction(intrinsic, types.float32, types.float32, half.ptx_reciprocal)
 MATH_FUNCTIONS = {name: getattr(math, name) for name in MATH}
 MATH_FUNCTIONS |= {"divide": device(lambda a, b: a / b), "exchanged": exchanged}
 FAST_FUNCTIONS = {
     "exp": device(lambda x: exp2(x * LOG2_E)),
-    "divide": assembly(instruction("div.approx.f32 $0, $1, $2;", "=f,f,f"), *(types.float32,) * 3),
+    "divide": device(lambda a, b: a * reciprocal(b)),  # LLVM removes a factor of 1
 }
+FAST_FORMULAS = {device_math.exp2: device(lambda x: exp2(x))}
 # Given a 64-bit product, the PTX compiler would add instructions for the upper halves, which are 0.
 wide = instruction("mul.wide.u32 $0, $1, $2;", "=l,r,r")
 multiply = assembly(wide, types.uint64, types.uint32, types.uint32)

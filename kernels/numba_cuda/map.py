@@ -29,9 +29,9 @@ def functions_of(kernel):
     functions, own = processor.MATH_FUNCTIONS, dict(processor.OWN_FORMULAS)
     real = getattr(np, kernel.real)
     if kernel.approximate:
-        functions = functions | processor.FAST_FUNCTIONS
+        functions, own = functions | processor.FAST_FUNCTIONS, own | processor.FAST_FORMULAS
         for replaced, by in device_math.FORMULAS.items():
-            own[replaced] = compiled(by, real, functions, device)
+            own[replaced] = compiled(by, real, functions, device, own)
     return {name: compiled(formula, real, functions, device, own) for name, formula in formulas_of(kernel).items()}
 
 

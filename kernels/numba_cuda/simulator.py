@@ -56,4 +56,5 @@ MATH_FUNCTIONS = {name: getattr(np, name, None) for name in (*MATH, "divide")}
 MATH_FUNCTIONS["exchanged"] = exchanged
 MATH_FUNCTIONS["erf"] = lambda x: type(x)(math.erf(x))
 FAST_FUNCTIONS: dict[str, Any] = {}
+FAST_FORMULAS: dict[Any, Any] = {}
 OWN_FORMULAS: dict[Any, Any] = {}

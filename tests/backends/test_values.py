@@ -1,11 +1,15 @@
 """Values and slopes are within the table of ulps on every backend, for every 16-bit float."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import gpudrop
 from gpudrop import Stream
+from gpudrop.formulas import compiled
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.kernels import device_math
 from gpudrop.testing import reference, ulps
 from tests.conftest import SIMULATED
 from tests.sampling import few
@@ -46,6 +50,37 @@ def test_value_and_slope(pytestconfig, backend, name, dtype):
     check(name, "value", y[kept], value(exact), scale=2)
     check(name, "slope", dx[kept], slope(exact), scale=2)
     assert (y[~kept] == 0).all() and (dx[~kept] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("formula", device_math.FORMULAS)
+def test_formulas_of_gpus_tolerate_the_errors_of_their_instructions(formula):
+    """For every 16-bit float. NVIDIA documents a relative error of 2**-22 of exp2, and of 2**-23 of the reciprocal."""
+    roles = (("value", "slope"), ACTIVATIONS.values())
+    ((name, role),) = [(row.name, role) for role, row in itertools.product(*roles) if getattr(row, role) is formula]
+    for dtype in ("float16", "bfloat16"):
+        x = ulps.samples(dtype)
+        x = x[np.isfinite(x.astype(np.float64))]
+        exact = reference.ACTIVATIONS[name][role == "slope"](x.astype(np.float64))
+        for of_exp2, of_reciprocal in itertools.product((-(2.0**-22), 0, 2.0**-22), (-(2.0**-23), 0, 2.0**-23)):
+            result = on_gpu(formula, of_exp2, of_reciprocal)(x.astype(np.float32))
+            assert np.isfinite(result).all()
+            check(name, role, result.astype(x.dtype), exact)
+
+
+def on_gpu(formula, of_exp2, of_reciprocal):
+    """The formula that replaces one on GPUs, for NumPy arrays, with instructions that have these relative errors."""
+
+    def single(exact):  # subnormal numbers are flushed
+        return np.where(np.abs(exact) < np.finfo(np.float32).tiny, 0, exact).astype(np.float32)
+
+    def divide(a, b):
+        b = b.astype(np.float64)
+        return a * single(np.where(b == 1, 1, (1 + of_reciprocal) / b))
+
+    own = {device_math.exp2: lambda x: single(np.exp2(x.astype(np.float64)) * (1 + of_exp2))}
+    functions = {"divide": divide, "fabs": np.abs}
+    return compiled(device_math.FORMULAS[formula], np.float32, functions, lambda function: function, own)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
