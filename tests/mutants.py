@@ -1258,6 +1258,21 @@ MUTANTS = [
         "backends/test_values.py",
     ),
     Mutant(
+        "CuPy reads the other half of a word",
+        MAP,
+        "word >> 16 * (lane & 1)",
+        "word >> 16 * (~lane & 1)",
+        "backends/test_masks.py",
+    ),
+    Mutant(
+        "Numba's kernels always load the first half of a word",
+        NUMBA,
+        "np.uint32(16 * (i & 1))",
+        "np.uint32(0)",
+        "backends/test_values.py",
+        simulated=True,
+    ),
+    Mutant(
         "threads of a warp exchange the wrong half",
         "gpudrop/formulas/indexing.py",
         "received = exchanged(low if odd else high, distance)",

@@ -30,6 +30,8 @@ __device__ inline bool aligned(const Arguments& n, int64 i) {
   for (int k = 0; k < num_outputs; ++k) all = all && reinterpret_cast<size_t>(n.outputs[k] + i) % width == 0;
   return all;
 }
+// The number of indices at which a whole chunk may begin. A negative index is larger, as an unsigned number.
+__device__ inline uint64 begins(bool straight, int64 row) { return straight && row >= size ? row - size + 1 : 0; }
 __device__ inline void load(const Arguments& n, int64 m, int64 apart, Lanes& lanes) {
   #pragma unroll
   for (int k = 0; k < num_inputs; ++k) {
@@ -48,10 +50,20 @@ __device__ inline void store(const Lanes& lanes, const Arguments& n, int64 m, in
     }
   }
 }
+// An element of an access. A 16-bit element is shifted out of a 32-bit word: so most are widened by one instruction.
+__device__ inline storage element_of(const Part& part, int lane) {
+  if constexpr (sizeof(storage) == 2) {
+    uint32 word;
+    memcpy(&word, &part.lane[lane & ~1], sizeof(word));
+    return static_cast<storage>(word >> 16 * (lane & 1));
+  } else {
+    return part.lane[lane];
+  }
+}
 __device__ inline void compute_lane(drawn_t r, real scale, real shift, Lanes& lanes, int j) {
   storage x[num_inputs > 0 ? num_inputs : 1], y[num_outputs];
   #pragma unroll
-  for (int k = 0; k < num_inputs; ++k) x[k] = lanes.inputs[k][j / step].lane[j % step];
+  for (int k = 0; k < num_inputs; ++k) x[k] = element_of(lanes.inputs[k][j / step], j % step);
   compute(r, scale, shift, x, y);
   #pragma unroll
   for (int k = 0; k < num_outputs; ++k) lanes.outputs[k][j / step].lane[j % step] = y[k];
@@ -107,6 +119,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   int64 begin = 0, skip = static_cast<int64>(n.start % size);
   uint64 number = n.start / size;
   bool straight = !windowed && aligned(n, -skip);
+  uint64 wholes = begins(straight, n.row);
   #pragma unroll 1
   for (; i < n.count; i += threads) {
     if constexpr (windowed) {
@@ -115,12 +128,13 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
       skip = static_cast<int64>(origin % size);
       number = origin / size;
       straight = aligned(n, begin - skip);
+      wholes = begins(straight, n.row);
     }
     const int64 turn = windowed ? here[1] : i, own = turn + to_own;
     int64 inner = own * size - skip;
     // Without this empty instruction, NVRTC 13 splits the wide stores of a window into narrow ones.
     if constexpr (windowed) asm volatile("" : "+l"(inner));
-    const bool whole = straight && inner >= 0 && inner + size <= n.row;
+    const bool whole = static_cast<uint64>(inner) < wholes;
     int64 m = begin + inner, apart = step;
     bool together = false;
     if constexpr (exchanges) {

@@ -14,7 +14,7 @@ from gpudrop.kernels.chunks import WARP, chunks, formulas_of
 
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
-    "bfloat16": ("__bfloat162float(__ushort_as_bfloat16(x))", "__bfloat16_as_ushort(__float2bfloat16_rn(x))"),
+    "bfloat16": ("__uint_as_float(static_cast<uint32>(x) << 16)", "__bfloat16_as_ushort(__float2bfloat16_rn(x))"),
     "float32": ("x", "x"),
     "float64": ("x", "x"),
     "bool": ("x", "static_cast<storage>(x)"),

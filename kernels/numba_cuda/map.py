@@ -40,6 +40,17 @@ def itself(x):
     return x
 
 
+@device
+def lane_of(lanes, i):
+    return lanes[i]
+
+
+@device
+def half_of(lanes, i):
+    """Element i of words that contain two elements each. While random words are drawn, a thread keeps whole words."""
+    return np.uint16(lanes[i >> 1] >> np.uint32(16 * (i & 1)) & np.uint32(0xFFFF))
+
+
 def operands_of(kernel, contiguous, native, as_array, element):
     """The functions of a kernel that name each operand, generated as text because Numba does not unroll tuples.
 
@@ -51,20 +62,23 @@ def operands_of(kernel, contiguous, native, as_array, element):
     size, _, width, parts, _ = chunks(kernel)
     load, store = processor.vector_access(width)
     widen, narrow = processor.conversions(native)[kernel.dtype]
+    halved = int(kernel.storage == "uint16")  # see `half_of`
     names = {
         "load_part": load, "store_part": store, "widen": widen, "narrow": narrow, "element": element,
         "aligned_at": processor.aligned, "as_array": as_array, "size": size, "width": width,
         "parts": parts, "step": size // parts,
+        "lane_of": half_of if halved else lane_of,
+        "first_lane": device(lambda k, s: (k * size + s * (size // parts)) >> halved),
     }  # fmt: skip
     inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
     results, at = ", ".join(f"value{k}" for k in outputs), "[e]" if contiguous else ".flat[e]"
     arrays = [f"{of}[{k}]" for of, ks in (("inputs", inputs), ("outputs", outputs)) for k in ks]
-    lanes = "".join(f", widen(lanes[{k} * size + j])" for k in inputs)
+    lanes = "".join(f", widen(lane_of(lanes, {k} * size + j))" for k in inputs)
     elements = "".join(f", widen(as_array(inputs[{k}]){at})" for k in inputs)
     made = {
         "load(inputs, m, apart, lanes)": [
             "for s in range(parts):",
-            *(f"  load_part(as_array(inputs[{k}]), m + s * apart, lanes, {k} * size + s * step)" for k in inputs),
+            *(f"  load_part(as_array(inputs[{k}]), m + s * apart, lanes, first_lane({k}, s))" for k in inputs),
             "  pass",
         ],
         "store(results, outputs, m, apart)": [
@@ -158,6 +172,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     windowed, shares = kernel.window, np.uint64(shares)
     exchanged, step = exchanged and contiguous, size // parts
     lanes_in, lanes_out = size * max(1, kernel.num_inputs), size * len(kernel.outputs)
+    loaded = np.uint32 if kernel.storage == "uint16" else storage  # see `half_of`
     f = functions_of(kernel)
     draw, own_chunk, exchange, locate, advance = (
         f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
@@ -168,6 +183,11 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     compute_chunk, compute_ends = chunk_functions(kernel, f, of)
 
     @device
+    def begins(straight, row):
+        """The number of indices at which a whole chunk may begin. A negative index is larger, as an unsigned number."""
+        return np.uint64(row - size + 1 if straight and row >= size else 0)
+
+    @device
     def run_chunks(
         inputs, outputs, mask, kept, stream,
         count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit,
@@ -175,7 +195,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         mask, kept, stream = as_array(mask), as_array(kept), as_array(stream)
         pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
         scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
-        lanes, results = cuda.local.array(lanes_in, storage), cuda.local.array(lanes_out, storage)
+        lanes, results = cuda.local.array(lanes_in, loaded), cuda.local.array(lanes_out, storage)
         if stored:
             seed, call = stream[0], stream[1]
         if counted:
@@ -196,6 +216,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         straight = contiguous
         if contiguous and not windowed:
             straight = aligned(inputs, outputs, -skip)
+        wholes = begins(straight, row)
         while i < count:
             if windowed:
                 origin = start + np.uint64(here[0]) * pitch
@@ -203,10 +224,11 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
                 skip, number = np.int64(origin % np.uint64(size)), np.uint64(origin // np.uint64(size))
                 if contiguous:
                     straight = aligned(inputs, outputs, begin - skip)
+                    wholes = begins(straight, row)
             turn = here[1] if windowed else i
             own = turn + to_own
             inner = own * size - skip
-            whole = straight and inner >= 0 and inner + size <= row
+            whole = np.uint64(inner) < wholes
             m, apart, together = begin + inner, np.int64(step), False
             if exchanged:
                 tile = (turn - lane) * size - skip

@@ -24,8 +24,12 @@ def device(function):
 
 def vector_access(width):
     def load(array, i, lanes, j):
-        for k in range(width // lanes.dtype.itemsize):
-            lanes[j + k] = array[i + k]
+        count = lanes.dtype.itemsize // array.dtype.itemsize  # elements in a lane: at most two, of 16 bits each
+        for k in range(width // array.dtype.itemsize):
+            if k % count == 0:
+                lanes[j + k // count] = array[i + k]
+            else:
+                lanes[j + k // count] |= np.uint32(array[i + k]) << np.uint32(16)
 
     def store(lanes, j, array, i):
         for k in range(width // lanes.dtype.itemsize):

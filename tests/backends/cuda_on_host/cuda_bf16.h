@@ -3,11 +3,8 @@
 struct __nv_bfloat16 {
   unsigned short bits;
 };
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
-inline float __bfloat162float(__nv_bfloat16 b) {
-  return __builtin_bit_cast(float, static_cast<unsigned int>(b.bits) << 16);
-}
+inline float __uint_as_float(unsigned int bits) { return __builtin_bit_cast(float, bits); }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   if (x != x) return {0x7fff};
   unsigned int bits = __builtin_bit_cast(unsigned int, x);
