@@ -88,6 +88,22 @@ def test_bounds_are_bytes_over_bandwidth_and_instructions_over_rates():
     assert sass.predicted_share(found | {"special": 4e-9}) == 0.25
 
 
+def test_limits_depend_on_the_activation_and_the_dtype():
+    bars = {
+        ("forward", "relu", 16, "float32"): 22,
+        ("backward", "identity", 16, "bfloat16"): 22,
+        ("forward", "gelu", 16, "float16"): 22,
+        ("backward", "silu", 16, "float16"): 23,
+        ("backward", "gelu_tanh", 16, "bfloat16"): 26,
+        ("forward", "gelu", 16, "float32"): None,
+        ("forward", "gelu", 8, "float16"): None,
+        ("forward", "mish", 16, "float16"): None,
+        ("forward", "relu", 16, "float64"): None,
+    }
+    for of, bar in bars.items():
+        assert sass.bar(sass.kernel_of(*of)) == bar, of
+
+
 def test_tables_and_notes_label_predictions():
     gpu = sass.GPUS["gpus"]["H100"]
     figures = sass.figures(KERNEL, {"registers": 30, "frame": 8, "stack": 0}, RELU)
