@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.testing.benchmark.cases import DTYPES, LARGE, LAYOUTS, Case
 
 SIZES = tuple(10**k for k in range(2, 9))
 FORWARD_SIZES = tuple(sorted({*SIZES, 2**25}))
 MEMORY_SIZES = (2**24, LARGE)
 CACHE_SIZES = tuple(2**k for k in range(17, 21))
+SAVED_SIZES = tuple(2**k for k in range(14, 27, 2))
 SMOOTH = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 GPU_SIZES = tuple(2**k for k in range(14, 31, 2))
 GPU_LARGE = (LARGE, 4 * LARGE)  # elements
@@ -18,6 +20,7 @@ def cpu_cases(threads, quick):
     """The cases of a run on the CPU with at most `threads` threads."""
     directions = (False, True)
     more = [*memory_cases(threads, quick), *cache_cases(threads, quick), *layout_cases(threads, quick)]
+    more += saved_cases(threads, quick)
     if quick:
         sizes = [Case("sizes", size=size, backward=b, threads=threads) for b in directions for size in (10**3, 10**5)]
         sizes += [Case("sizes", size=10**7, threads=threads)]
@@ -63,6 +66,18 @@ def layout_cases(threads, quick):
     """A matrix in each layout."""
     size = 2**20 if quick else 2**24
     return [Case("layouts", size=size, threads=threads, layout=layout) for layout in LAYOUTS]
+
+
+def saved_cases(threads, quick):
+    """Forward and backward passes of activations whose backward pass can read one bit per element."""
+    sizes, dtypes = ((2**20,), ("float32",)) if quick else (SAVED_SIZES, ("float32", "bfloat16"))
+    names = [name for name, row in ACTIVATIONS.items() if row.slopes is not None]
+    return [
+        Case("saved for backward", name, dtype, size, backward=True, threads=threads)
+        for dtype in dtypes
+        for name in names
+        for size in sizes
+    ]
 
 
 def gpu_cases(quick):

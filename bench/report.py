@@ -8,16 +8,17 @@ import numpy as np
 from rich.table import Table
 
 from bench.cases import memory_cases
-from bench.contenders import CONTENDERS, STREAMING_READY
+from bench.contenders import CONTENDERS, SAVES_ARRAY, SAVES_BITS, STREAMING_READY
 from gpudrop.testing.benchmark import records
 from gpudrop.testing.benchmark.cases import LARGE
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
 
 NOTE = ": x is the speed of gpudrop over the peer's; NumPy runs on one thread"
 READY_CEILINGS = (PLAIN_READY, STREAMING_READY)
+READY = (*READY_CEILINGS, SAVES_ARRAY, SAVES_BITS)
 CEILINGS = (PLAIN, *READY_CEILINGS)
 COLOURS = ("#0072B2", "#56B4E9", "#000000", "#555555", "#AAAAAA", "#D55E00", "#CC79A7", "#E69F00", "#B59B00")
-COLOURS += ("#009E73", "#7A5195", "#A05A2C")
+COLOURS += ("#009E73", "#7A5195", "#A05A2C", "#F0E442", "#4D4D4D")
 
 
 def tables(record):
@@ -71,7 +72,7 @@ def _speed(name, row):
 
 def _against(name, form, row):
     """The speed of gpudrop over another's. New arrays are compared with new arrays."""
-    ratio = records.ratio(row, OURS_READY if name in READY_CEILINGS else OURS, name)
+    ratio = records.ratio(row, OURS_READY if name in READY else OURS, name)
     return f"{ratio:{form}}" if ratio else records.untimed(row, name)
 
 

@@ -79,22 +79,33 @@ class Figures:
     float64: int
 
 
-def kernel_of(direction, activation, bits, dtype):
-    """The kernel of dropout with an activation of this name, in one direction."""
+def kernel_of(direction, activation, bits, dtype, saves_bits=False):
+    """The kernel of dropout with an activation of this name, in one direction. saves_bits: as in `operations`."""
     source = Draws(bits) if bits else None
-    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source)
+    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source, bits=saves_bits)
 
 
 def described(kernel):
-    """The arguments from which `kernel_of` makes a kernel, except the dtype."""
+    """The arguments from which `kernel_of` makes a kernel: the direction, the activation and the random bits."""
     activation, direction, bits = re.fullmatch(r"gpudrop_(\w+)_(forward|backward)_(\d+)\w*", kernel.name).groups()
     return direction, activation, int(bits)
 
 
+def _key(kernel):
+    """All arguments from which `kernel_of` makes a kernel."""
+    return *described(kernel), kernel.dtype, kernel.reads_bits or kernel.writes_bits
+
+
 def all_kernels(dtypes=DTYPES):
     """Every kernel of dropout with an activation, once. A backward pass that reads the saved output draws no bits."""
-    product = itertools.product(dtypes, ACTIVATIONS, ("forward", "backward"), BITS)
-    return list(dict.fromkeys(kernel_of(direction, name, bits, dtype) for dtype, name, direction, bits in product))
+    product = itertools.product(dtypes, ACTIVATIONS.values(), ("forward", "backward"), BITS, (False, True))
+    return list(
+        dict.fromkeys(
+            kernel_of(direction, row.name, bits, dtype, by_bits)
+            for dtype, row, direction, bits, by_bits in product
+            if not by_bits or row.slopes is not None
+        )
+    )
 
 
 def measure(backend, kernels, architecture):
@@ -130,13 +141,15 @@ def figures(instructions, resources, kernel):
     way = [instructions[k] for k in way]
     calls = [i["operands"] for i in instructions[min(loop) : max(loop)] if i["opcode"].startswith("CALL")]
     stores = _widths(way, "STG")
-    elements = sum(bits * n for bits, n in stores.items()) // (8 * np.dtype(kernel.storage).itemsize)
+    loads, width = _widths(way, "LDG"), 8 * chunks(kernel).width  # accesses to bits are narrower
+    accesses = stores[width] // kernel.num_outputs if kernel.num_outputs else loads[width] // kernel.num_inputs
+    elements = accesses * chunks(kernel).width // np.dtype(kernel.storage).itemsize
     pipes = Counter(pipe for instruction in way for pipe in PIPES if re.match(PIPES[pipe], instruction["opcode"]))
     return Figures(
         registers=resources["registers"],
         stack=max(resources["frame"], resources["stack"]),
         local=sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
-        loads=_widths(way, "LDG"),
+        loads=loads,
         stores=stores,
         elements=elements,
         instructions=len(way) / elements,
@@ -241,6 +254,7 @@ def faults(kernel, figures):
     width = 8 * chunks(kernel).width
     others = kernel.masked or kernel.stored  # accesses to a mask have any size, and stored streams have 64 bits
     accesses = {*figures.stores} if others else {*figures.loads, *figures.stores}
+    accesses -= {8 * kernel.reads_bits, 32 * kernel.writes_bits}
     found = {
         f"{figures.stack} bytes of stack": figures.stack,
         f"{figures.local} accesses to local memory": figures.local,
@@ -263,6 +277,8 @@ def bar(kernel):
     direction, activation, bits = described(kernel)
     if bits not in (0, 16) or kernel.dtype == "float64":
         return None
+    if kernel.reads_bits or kernel.writes_bits:
+        return 14 if direction == "backward" and activation == "relu" else None
     if activation in SMOOTH and kernel.approximate:
         return {"forward": 22, "backward": 23 if activation == "silu" else 26}[direction]
     return 22 if activation in ("identity", "relu") else None
@@ -272,7 +288,8 @@ def bounds(kernel, figures, gpu):
     """Lower bounds on the seconds per element: {"memory": s, "issue": s, and s for each pipe}."""
     rates = GPUS["rates"][gpu["arch"]]
     each = gpu["multiprocessors"] * gpu["clock_hz"]
-    moved = (kernel.num_inputs + len(kernel.outputs)) * np.dtype(kernel.storage).itemsize
+    moved = (kernel.num_inputs + kernel.num_outputs) * np.dtype(kernel.storage).itemsize
+    moved += (kernel.reads_bits + kernel.writes_bits) / 8
     found = {"memory": moved / gpu["bytes_per_second"], "issue": figures.instructions / rates["issue"] / each}
     return found | {pipe: n / rates[pipe] / each for pipe, n in figures.pipes.items()}
 
@@ -302,7 +319,7 @@ def jobs_count():
 
 
 def _names(kernels):
-    return [(*described(kernel), kernel.dtype) for kernel in kernels]
+    return [_key(kernel) for kernel in kernels]
 
 
 def _measure_by_name(backend, names, architecture):

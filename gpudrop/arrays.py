@@ -243,6 +243,11 @@ def empty(shape, dtype, like):
     return cuda.device_array(shape, dtype, stream=like.array.stream)
 
 
+def empty_bits(size, like):
+    """An uninitialised array for `size` bits, of an operand's kind: bytes, as many as whole words of 32 bits have."""
+    return empty(-(-size // 32) * 4, np.uint8, like)
+
+
 def in_dtype(array, dtype):
     """A view in another dtype of the same item size. Numba's own view method rejects arrays without axes."""
     if hasattr(array, "gpu_data"):

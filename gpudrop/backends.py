@@ -108,13 +108,19 @@ def launch(module, operand, kernel, inputs, outputs, draw):
 
 def _viewed(kernel, inputs, outputs, draw, view):
     """The arguments of a launch, with all arrays viewed as the module's own kind."""
-    full, masks = inputs[: kernel.num_inputs], inputs[kernel.num_inputs :]
+    arguments = [*zip(kernel.inputs, inputs, strict=True), *zip(kernel.outputs, outputs, strict=True)]
     # Use a dtype that both libraries have, and make one view per array.
-    views = {id(array): view(arrays.in_dtype(array, kernel.storage)) for array in (*full, *outputs)}
-    inputs, outputs = ([views[id(array)] for array in part] for part in (full, outputs))
-    for mask in masks:
-        kept = None if mask.kept is None else view(mask.kept)
-        inputs.append(mask._replace(array=view(mask.array), kept=kept))
+    views, viewed = {}, []
+    for slot, argument in arguments:
+        if slot.layout == "mask":
+            kept = None if argument.kept is None else view(argument.kept)
+            viewed.append(argument._replace(array=view(argument.array), kept=kept))
+            continue
+        if id(argument) not in views:
+            plain = argument if slot.layout == "bits" else arrays.in_dtype(argument, kernel.storage)
+            views[id(argument)] = view(plain)
+        viewed.append(views[id(argument)])
+    inputs, outputs = viewed[: len(inputs)], viewed[len(inputs) :]
     if kernel.stored:
         draw = draw._replace(seed=view(draw.seed))
     return inputs, outputs, draw

@@ -42,6 +42,16 @@ def check_bits(bits: Any) -> int:
     return width
 
 
+SAVES = ("auto", "output", "bits")
+
+
+def check_save(save: Any) -> str:
+    """What the forward pass saves for the backward pass: one of `SAVES`."""
+    if not isinstance(save, str) or save not in SAVES:
+        raise ValueError(f"save must be one of {', '.join(SAVES)}, got {save!r}")
+    return save
+
+
 def check_truth(name: str, value: Any) -> bool:
     """value as a bool. It may be True, False, 1 or 0, also of NumPy and other libraries."""
     try:

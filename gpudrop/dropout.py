@@ -3,19 +3,19 @@
 import inspect
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, overload
 
 import numpy as np
 
 from gpudrop import arrays
-from gpudrop.checks import check_bits, check_p, check_uint64
+from gpudrop.checks import check_bits, check_p, check_truth, check_uint64
 from gpudrop.context import Context
 from gpudrop.formulas.noises import DROPOUT, PLAIN
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Shard
-from gpudrop.plan import Prepared, draw_mask, prepare
-from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape
+from gpudrop.plan import Prepared, draw_mask, given_mask, prepare
+from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape, Save
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +33,7 @@ def dropout(
     out: Array | None = None,
     backend: str | None = None,
     shard: Shard | None = None,
+    keep: AnyArray | None = None,
     **unknown: NoReturn,
 ) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
@@ -71,6 +72,10 @@ def dropout(
         The backend to use. By default the kind of array selects it. All backends draw the same mask.
     shard : Shard, optional
         The position of x in a larger array, if x is a part of one. mask_shape then describes the whole array's mask.
+    keep : array, optional
+        A mask to apply instead of drawing one, for example from `keep_mask`: True or a bit of 1 where an element is
+        kept. It has the kind of x. It is boolean and has the mask's shape, or it contains the packed bits of such a
+        mask. The scale is that of p and bits. rng and shard must be None then, and no stream is used.
 
     Returns
     -------
@@ -100,10 +105,12 @@ def dropout(
     array([0., 0., 0., 0., 0., 0., 8., 0.], dtype=float32)
     >>> gpudrop.dropout(x, 0.5, activation="relu", training=False)
     array([0., 0., 0., 1., 2., 3., 4., 5.], dtype=float32)
+    >>> gpudrop.dropout(x, 0.5, keep=x > 2)
+    array([ 0.,  0.,  0.,  0.,  0.,  6.,  8., 10.], dtype=float32)
     """
     if unknown:
         raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard).forward(out)
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep).forward(out)
 
 
 def dropout_vjp(
@@ -118,18 +125,27 @@ def dropout_vjp(
     out: Array | None = None,
     backend: str | None = None,
     shard: Shard | None = None,
+    keep: AnyArray | None = None,
+    save: Save = "auto",
     **unknown: NoReturn,
 ) -> tuple[Array, Backprop]:
     """Apply `dropout`, and return the result and a function that computes the gradient.
 
-    The mask is not stored: the backward pass draws it again. The function keeps a reference to x, not a copy. For relu
-    it keeps y instead of x, and without an activation it keeps neither. Do not change that array in place before the
-    backward pass, or the gradient is wrong. For example, write ``y = y + skip`` instead of ``y += skip``.
+    The mask is not stored: the backward pass draws it again. The function keeps a reference to x, not a copy. Without
+    an activation it keeps nothing, and for relu y instead of x. Do not change that array in place before the backward
+    pass, or the gradient is wrong. For example, write ``y = y + skip`` instead of ``y += skip``. For relu and
+    leaky_relu the function can keep one bit per element instead: see `save`.
 
     Parameters
     ----------
-    x, p, mask_shape, activation, training, rng, bits, out, backend, shard
-        As for `dropout`. If the backward pass needs x, out must not overlap x.
+    x, p, mask_shape, activation, training, rng, bits, out, backend, shard, keep
+        As for `dropout`. If the backward pass needs x, out must not overlap x. If keep is set, do not change it before
+        the backward pass.
+    save : {"auto", "output", "bits"}
+        What is kept for the backward pass. "bits" keeps one bit per element, for relu and leaky_relu only: whether the
+        slope is 1, and for relu also whether the element is kept. Then x and y may be changed before the backward
+        pass. "output" keeps an array, as described above. "auto" chooses the faster of the two: "bits" on the CPU for
+        C-contiguous arrays of 1 MiB or more, and otherwise "output". The gradient is the same.
 
     Returns
     -------
@@ -147,10 +163,14 @@ def dropout_vjp(
     >>> y, backprop = gpudrop.dropout_vjp(x, 0.5, activation="relu", rng=gpudrop.Stream(42, 0))
     >>> backprop(np.ones_like(x))
     array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
+    >>> y, backprop = gpudrop.dropout_vjp(x, 0.5, activation="relu", rng=gpudrop.Stream(42, 0), save="bits")
+    >>> y += x
+    >>> backprop(np.ones_like(x))
+    array([0., 0., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
     if unknown:
         raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard).vjp(out)
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep).vjp(out, save)
 
 
 def _prepared(
@@ -164,9 +184,16 @@ def _prepared(
     backend: str | None = None,
     shard: Shard | None = None,
     context: Context | None = None,
+    keep: AnyArray | None = None,
 ) -> Prepared:
-    how = (p, DROPOUT, PLAIN, mask_shape, 0, None, None)  # a plain tuple: creating a Variation takes longer
-    return prepare(arrays.as_operand("x", x), how, activation, training, rng, bits, backend, shard, context)
+    operand, mask = arrays.as_operand("x", x), cast("Any", mask_shape)
+    if keep is not None:
+        for name, value in (("rng", rng), ("shard", shard)):
+            if value is not None:
+                raise ValueError(f"keep and {name} can't both be set: pass only one of them")
+        mask = given_mask(operand, keep, mask_shape)
+    how = (p, DROPOUT, PLAIN, mask, 0, None, None)  # a plain tuple: creating a Variation takes longer
+    return prepare(operand, how, activation, training, rng, bits, backend, shard, context)
 
 
 @overload
@@ -180,7 +207,21 @@ def keep_mask(
     like: None = None,
     backend: str | None = None,
     shard: Shard | None = None,
+    packed: Literal[False] = False,
 ) -> "NDArray[np.bool_]": ...
+@overload
+def keep_mask(
+    shape: int | Sequence[int],
+    p: float,
+    rng: RngLike = None,
+    *,
+    bits: int = 16,
+    start: int = 0,
+    like: None = None,
+    backend: str | None = None,
+    shard: Shard | None = None,
+    packed: Literal[True],
+) -> "NDArray[np.uint8]": ...
 @overload
 def keep_mask(
     shape: int | Sequence[int],
@@ -192,6 +233,7 @@ def keep_mask(
     like: AnyArray,
     backend: str | None = None,
     shard: Shard | None = None,
+    packed: bool = False,
 ) -> Any: ...
 def keep_mask(
     shape: int | Sequence[int],
@@ -203,6 +245,7 @@ def keep_mask(
     like: AnyArray | None = None,
     backend: str | None = None,
     shard: Shard | None = None,
+    packed: bool = False,
     **unknown: NoReturn,
 ) -> Any:
     """Return the mask that `dropout` uses: a boolean array that is True where an element is kept.
@@ -225,10 +268,13 @@ def keep_mask(
         As for `dropout`.
     shard : Shard, optional
         The position of the result in the mask of a larger array. shape is then the shape of this part.
+    packed : bool
+        If True, the result is the mask as bits, an eighth of the memory: a one-dimensional array of uint8, equal to
+        ``numpy.packbits(mask, axis=None, bitorder="little")``. `dropout` accepts it as keep.
 
     Returns
     -------
-    array of bool
+    array of bool, or of uint8
 
     Raises
     ------
@@ -243,6 +289,8 @@ def keep_mask(
            [0, 1, 0, 0, 0, 1, 0, 0]])
     >>> gpudrop.keep_mask(4, 0.5, gpudrop.Stream(42, 0), start=12).astype(int)
     array([0, 1, 0, 0])
+    >>> gpudrop.keep_mask((2, 8), 0.5, gpudrop.Stream(42, 0), packed=True)
+    array([67, 34], dtype=uint8)
     """
     if unknown:
         raise unexpected("keep_mask", unknown, inspect.signature(keep_mask).parameters)
@@ -250,7 +298,7 @@ def keep_mask(
     operand = arrays.as_operand("like", np.empty(0) if like is None else like)
     if shard is not None and start:
         raise ValueError("start and shard can't both be set: pass only one of them")
-    return draw_mask(shape, p, rng, bits, start, operand, backend, shard)
+    return draw_mask(shape, p, rng, bits, start, operand, backend, shard, check_truth("packed", packed))
 
 
 def _check_shape(shape: Any) -> tuple[int, ...]:

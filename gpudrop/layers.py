@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from gpudrop.checks import check_integer, check_keys, check_p, check_truth, check_uint64
+from gpudrop.checks import check_integer, check_keys, check_p, check_save, check_truth, check_uint64
 from gpudrop.context import DEFAULT, current
 from gpudrop.formulas.activations import check_activation, check_loaded
 from gpudrop.formulas.noises import Noise
 from gpudrop.generator import Generator, RngLike, Stream, check_rng, kept_rng, spawned
 from gpudrop.hints import ARGUMENTS, hint
 from gpudrop.schedules import Schedule
-from gpudrop.signatures import Array, MaskShape
+from gpudrop.signatures import Array, MaskShape, Save
 from gpudrop.variants import FAMILY, OPTIONS, Variant, row_of
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def _kind_of(row: Variant) -> _Kind:
     settings |= options
     settings["rng"] = kept_rng
     settings["remember"] = _check_remember
+    settings["save"] = check_save
     settings["step"] = functools.partial(check_uint64, "step")
     settings["training"] = functools.partial(check_truth, "training")
     return _Kind(row, settings, frozenset(options))
@@ -108,6 +109,8 @@ class Layer:
         The number of calls that the layer remembers for `backward`, which processes the last one first. Set it to the
         number of calls between two backward passes, such as the steps of a sequence. None remembers all calls. With 1,
         the default, `backward` uses the last call, and may be called again.
+    save : {"auto", "output", "bits"}
+        What a call keeps for `backward`: see `gpudrop.dropout_vjp`.
     **options
         The variant's own options, and activation and bits as for `gpudrop.dropout`.
 
@@ -126,8 +129,9 @@ class Layer:
     `backward` uses an array of the call without a copy. For relu it is the array that the call returned, in variants
     that set dropped elements to 0 (not DropBlock, whose scale is counted). Otherwise, with any activation, it is the
     array that was passed to the call. If you change that array in place before `backward`, the gradient is wrong. For
-    example, write ``h = h + skip`` instead of ``h += skip``. With ``remember=None`` each array is kept until
-    `backward` has processed its call. Setting `remember` forgets all calls.
+    example, write ``h = h + skip`` instead of ``h += skip``. With ``save="bits"`` a call keeps one bit per element, and
+    both arrays may be changed. With ``remember=None`` each array is kept until `backward` has processed its call.
+    Setting `remember` forgets all calls.
 
     To repeat a call with the same mask, set the rng to a Stream. A gradient check by finite differences needs this:
     ``generator, layer.rng = layer.rng, gpudrop.Stream(0, 0)``, and afterwards ``layer.rng = generator``. To repeat a
@@ -177,6 +181,7 @@ class Layer:
         keep_prob: float | None = None,
         rng: RngLike = None,
         remember: int | None = 1,
+        save: Save = "auto",
         **options: "Unpack[LayerOptions]",
     ) -> None:
         if not hasattr(self, "_kind"):
@@ -194,7 +199,7 @@ class Layer:
         strength = {"keep_prob": keep_prob} if keep_prob is not None else {self.strength(): p}
         if p is None and keep_prob is None:
             strength = {self.strength(): self.default()}
-        others = {"remember": remember, "training": True, "step": 0}
+        others = {"remember": remember, "save": save, "training": True, "step": 0}
         # rng is set last, because it may draw a seed from NumPy's generator: no error may follow that.
         self._begin({**strength, **defaults, **options, **others, "rng": rng})
 
@@ -231,6 +236,7 @@ class Layer:
         p: Any
         std: Any
         keep_prob: float
+        save: Save
         activation: str | None
         bits: int
         mask_shape: MaskShape | None
@@ -298,7 +304,7 @@ class Layer:
         p, training, rng = getattr(self, row.strength), self.training, self.rng
         if isinstance(p, Schedule):
             p = p(self.step)
-        y, backprop = self.function.prepare(*arrays, p, training=training, rng=rng, **self._options).vjp()
+        y, backprop = self.function.prepare(*arrays, p, training=training, rng=rng, **self._options).vjp(save=self.save)
         calls = self._calls
         calls.backprops.append(backprop)
         calls.draws = draws = training and current() is DEFAULT and not isinstance(rng, Stream)
@@ -435,7 +441,8 @@ class Layer:
         if type(self).__module__ == __name__:
             check_keys(f"{type(self).__name__} layer", state, (), optional=[*settings, "_given_keep_prob"])
         check_loaded(state.get("activation"))
-        self._begin({name: value for name, value in state.items() if name in settings})
+        # Layers of older versions have no attribute save.
+        self._begin({"save": "auto"} | {name: value for name, value in state.items() if name in settings})
         vars(self).update({name: value for name, value in state.items() if name not in settings})
 
     def __repr__(self) -> str:
@@ -449,6 +456,7 @@ class Layer:
         own = [name for name in options if name not in ("activation", "bits") and options[name] != defaults[name]]
         values += [f"{name}={options[name]!r}" for name in (*own, "activation", "bits")]
         values += [f"remember={self.remember}"] * (self.remember != 1)
+        values += [f"save={self.save!r}"] * (self.save != "auto")
         return f"{type(self).__name__}({', '.join(values)})"
 
 
@@ -559,6 +567,7 @@ if TYPE_CHECKING:
             *,
             rng: RngLike = None,
             remember: int | None = 1,
+            save: Save = "auto",
             **options: Unpack[LayerOptions],
         ) -> None: ...
 

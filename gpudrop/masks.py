@@ -9,7 +9,7 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,35 @@ class BroadcastMask(NamedTuple):
         return self.row * len(self.starts) < self.drawn
 
 
+class GivenMask(NamedTuple):
+    """A mask that the caller has drawn before.
+
+    Attributes
+    ----------
+    geometry : BroadcastMask
+    array : array
+        One-dimensional: a bool per element of the mask's own shape, or its bits as numpy.packbits returns them.
+    packed : bool
+    """
+
+    geometry: BroadcastMask
+    array: Any
+    packed: bool
+
+    @property
+    def counted(self):
+        return False
+
+    @property
+    def window(self):
+        return False
+
+    @property
+    def shapes(self):
+        """The shapes of the buffers: one for the unpacked mask, and one for each of the spreads."""
+        return self.geometry.shapes[not self.packed :]
+
+
 def check_mask_shape(mask_shape):
     return check_shape("mask_shape", mask_shape)
 
@@ -145,12 +174,12 @@ def check_shape(name, shape):
 
 
 @lru_cache(maxsize=1024)
-def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
+def broadcast_mask(shape, mask_shape, batch_axis, shard=None, given=False):
     """The BroadcastMask of a checked mask_shape against an array's shape; None if no elements share a mask element.
 
     batch_axis: the axis that counts samples, or None; no axis before it may have a mask of its own. shard: the position
     of this array in the one that mask_shape describes. The result is also a BroadcastMask if kernels cannot draw the
-    shard's mask in one window.
+    shard's mask in one window, or if the mask is given.
 
     Raises
     ------
@@ -166,9 +195,9 @@ def broadcast_mask(shape, mask_shape, batch_axis, shard=None):
     own = [n is None or n == axis != 1 for n, axis in zip(sizes, whole, strict=True)]
     size = math.prod(n for n, mine in zip(shape, own, strict=True) if mine)
     if math.prod(shape) == 0:
-        return None
+        return BroadcastMask(size, 0, (), 1, 1, 1, 0, 0, ()) if given else None
     window = rows(_of(own, shape), Shard(_of(own, whole), _of(own, begin, 0)))
-    if all(own) and len(window[2]) == 1:
+    if all(own) and len(window[2]) == 1 and not given:
         return None
     samples = batch_axis is not None and own[batch_axis]
     per_sample = math.prod(_of(own, whole)) // whole[batch_axis] if samples else 0

@@ -13,10 +13,17 @@ Source = Draws | Reads | None
 
 
 @lru_cache(maxsize=1024)
-def forward(activation: Activation, dtype: str, source: Source, noise: Noise = DROPOUT) -> Kernel:
-    """y = noise(activation(x)). A noise with two inputs also takes the second array."""
+def forward(activation: Activation, dtype: str, source: Source, noise: Noise = DROPOUT, bits: bool = False) -> Kernel:
+    """y = noise(activation(x)). A noise with two inputs also takes the second array.
+
+    bits: whether a second output has the bits that the backward pass reads.
+    """
     names = ("x", "previous") if noise.two_inputs else ("x",)
-    return _kernel("forward", activation, noise, dtype, source, names, ("y",), _value(activation, noise))
+    outputs: tuple[str, ...] = ("y",)
+    formula = _value(activation, noise)
+    if bits:
+        outputs, formula = ("y", "bits"), _recorded(activation, noise, _bits_alone(activation, noise, source))
+    return _kernel("forward", activation, noise, dtype, source, names, outputs, formula)
 
 
 @lru_cache(maxsize=1024)
@@ -26,13 +33,15 @@ def backward(
     source: Source,
     noise: Noise = DROPOUT,
     gradients: tuple[str, ...] = ("dx",),
+    bits: bool = False,
 ) -> Kernel:
-    """The requested gradients, "dx" and "dprevious", from dy and the array that `saves` names."""
-    saved = saves(activation, noise, source)
-    if saved == "y":
-        source = None
+    """The requested gradients, "dx" and "dprevious", from dy and what `saves` names, or from dy and bits."""
+    saved = "bits" if bits else saves(activation, noise, source)
+    alone = saved == "bits" and _bits_alone(activation, noise, source)
     names = ("dy",) if saved is None or "dx" not in gradients else ("dy", saved)
-    formula = _slope(activation, noise, saved, gradients)
+    formula = _slope(activation, noise, saved, alone, gradients)
+    if saved == "y" or alone:
+        source = None
     return _kernel("backward", activation, noise, dtype, source, names, gradients, formula)
 
 
@@ -44,7 +53,7 @@ def drawing(drawn: str | None, dtype: str, source: Source) -> Kernel:
 
 
 def saves(activation: Activation, noise: Noise, source: Source) -> str | None:
-    """The array that the backward pass reads besides dy: "x", "y" or None.
+    """The array that the backward pass reads besides dy if it reads no bits: "x", "y" or None.
 
     It is "y" if the sign of y determines the slope and which elements were dropped. Then nothing is drawn again.
     """
@@ -52,6 +61,15 @@ def saves(activation: Activation, noise: Noise, source: Source) -> str | None:
         counted = isinstance(source, Reads) and source.counted
         return "y" if noise.zeroes and not counted else "x"
     return None if activation.slope_of is None else "x"
+
+
+def _bits_alone(activation: Activation, noise: Noise, source: Source) -> bool:
+    """Whether the saved bits also say which elements were dropped, so that the backward pass draws nothing.
+
+    Otherwise they only choose between the two slopes.
+    """
+    counted, slopes = isinstance(source, Reads) and source.counted, activation.slopes
+    return slopes is not None and slopes[0] == 0 and noise.zeroes and not counted
 
 
 def _kernel(
@@ -70,13 +88,14 @@ def _kernel(
     name = f"gpudrop_{'identity' if activation is None else activation.name}"
     name += "" if noise.name in ("dropout", "plain", "mask") else f"_{noise.name}"
     name += f"_{direction}_{source.bits if isinstance(source, Draws) else 0}"
-    slots = tuple(map(Slot, inputs))
+    slots, results = (tuple(Slot(n, "bits" if n == "bits" else "full") for n in names) for names in (inputs, outputs))
+    name += "_bits" * ("bits" in (*inputs, *outputs))
     if isinstance(source, Reads):
         name += "_masked" + "_counted" * source.counted
         slots += (Slot("mask", "mask"),)
     elif source is not None:
         name += "_window" * source.window + "_stored" * source.stored
-    return Kernel(name, slots, tuple(map(Slot, outputs)), formula, acting.drawn, source, dtype)
+    return Kernel(name, slots, results, formula, acting.drawn, source, dtype)
 
 
 # Formulas. Each is created once, because a kernel's cache key contains its formula.
@@ -96,6 +115,33 @@ def _value(activation: Activation, noise: Noise) -> Callable[..., Any]:
 
 
 @cache
+def _recorded(activation: Activation, noise: Noise, alone: bool) -> Callable[..., Any]:
+    """`_value` and the bit that the backward pass reads."""
+    act, value, slope = noise.value, activation.value, activation.slope
+    zero = activation.slopes[0]  # type: ignore[index]
+    by_value = activation.slope_of == "output"
+
+    def is_one_of_input(x) -> bool:
+        return slope(x) != zero
+
+    def is_one_of_value(x) -> bool:
+        return slope(value(x)) != zero
+
+    is_one = is_one_of_value if by_value else is_one_of_input
+
+    def kept_and_one(r: Drawn, scale, shift, x) -> Pair:
+        return act(r, scale, shift, value(x), x), (1 if r and is_one(x) else 0)
+
+    def of_one(r: Drawn, scale, shift, x) -> Pair:
+        return act(r, scale, shift, value(x), x), (1 if is_one(x) else 0)
+
+    def of_two(r: Drawn, scale, shift, x, previous) -> Pair:
+        return act(r, scale, shift, value(x), previous), (1 if is_one(x) else 0)
+
+    return of_two if noise.two_inputs else kept_and_one if alone else of_one
+
+
+@cache
 def _drawn(noise: Noise) -> Callable[..., Any]:
     act = noise.value
 
@@ -106,8 +152,10 @@ def _drawn(noise: Noise) -> Callable[..., Any]:
 
 
 @cache
-def _slope(activation: Activation, noise: Noise, saved: str | None, gradients: tuple[str, ...]) -> Callable[..., Any]:
-    through, act = _through(activation, noise, saved), (noise.second or DROPPED).value
+def _slope(
+    activation: Activation, noise: Noise, saved: str | None, alone: bool, gradients: tuple[str, ...]
+) -> Callable[..., Any]:
+    through, act = _through(activation, noise, saved, alone), (noise.second or DROPPED).value
 
     def first(r: Drawn, scale, shift, dy):
         return through(r, scale, shift, dy, dy)
@@ -121,14 +169,17 @@ def _slope(activation: Activation, noise: Noise, saved: str | None, gradients: t
     def both_of_saved(r: Drawn, scale, shift, dy, saved) -> Pair:
         return through(r, scale, shift, dy, saved), act(r, scale, shift, dy, dy)
 
+    def both_of_bit(r: Drawn, scale, shift, dy, bit: bool) -> Pair:
+        return through(r, scale, shift, dy, bit), act(r, scale, shift, dy, dy)
+
     if gradients == ("dx",):
         return first if saved is None else through
     if gradients == ("dprevious",):
         return second
-    return both if saved is None else both_of_saved
+    return both if saved is None else both_of_bit if saved == "bits" else both_of_saved
 
 
-def _through(activation: Activation, noise: Noise, saved: str | None) -> Callable[..., Any]:
+def _through(activation: Activation, noise: Noise, saved: str | None, alone: bool) -> Callable[..., Any]:
     """The formula of the gradient of x."""
     act, value, slope = (noise.gradient or noise).value, activation.value, activation.slope
 
@@ -141,6 +192,32 @@ def _through(activation: Activation, noise: Noise, saved: str | None) -> Callabl
     def of_y(r: Drawn, scale, shift, dy, y):
         return act(slope(y) != 0, scale, shift, dy * slope(y), y)
 
+    if saved == "bits":
+        (zero, one), drops = activation.slopes, noise.drawn is not None  # type: ignore[misc]
+
+        def of_bit(r: Drawn, scale, shift, dy, bit: bool):
+            return act(r, scale, shift, dy * (one if bit else zero), dy)
+
+        def of_bit_alone(r: Drawn, scale, shift, dy, bit: bool):
+            return act(bit, scale, shift, dy * one, dy)
+
+        if alone and drops:  # the value of a dropped element is 0, whatever its slope is
+            return of_bit_alone
+        return of_bit
     if saved == "y":
         return of_y
     return of_value if activation.slope_of == "output" else of_x
+
+
+def _packed(r: Drawn, scale, shift, mask):
+    return mask
+
+
+def _unpacked(r: Drawn, scale, shift, bit: bool):
+    return 1 if bit else 0
+
+
+PACK = Kernel("gpudrop_pack", (Slot("mask"),), (Slot("bits", "bits"),), _packed, None, None, "bool")
+"""The kernel that writes a boolean array as bits."""
+UNPACK = Kernel("gpudrop_unpack", (Slot("bits", "bits"),), (Slot("mask"),), _unpacked, None, None, "bool")
+"""The kernel that writes bits as a boolean array."""

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpudrop import arrays, backends, operations
-from gpudrop.checks import check_bits, check_truth
+from gpudrop.checks import check_bits, check_save, check_truth
 from gpudrop.context import Context, current, rng_of
-from gpudrop.formulas.activations import Activation, find_activation
+from gpudrop.formulas.activations import ACTIVATIONS, Activation, find_activation
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Scalars
 from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, Draw, Draws, Kernel, Mask, Reads
-from gpudrop.masks import Blocks, BroadcastMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
+from gpudrop.masks import Blocks, BroadcastMask, GivenMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
 
 
 class _Plan(NamedTuple):
@@ -31,14 +31,17 @@ class _Plan(NamedTuple):
     mask: Kernel | None  # draws the mask that the others read
     scalars: Scalars
     draws: bool
-    saves: str | None  # the array that the backward pass reads besides dy: "x", "y" or None
+    saves: str | None  # the array that the backward pass reads besides dy: "x", "y", "bits" or None
+    with_bits: Any = None  # the _Plan of the same call whose backward pass reads bits, or None
 
     def gradient(self, name: str) -> Kernel:
         """The kernel of one gradient alone."""
         if [slot.name for slot in self.backward.outputs] == [name]:
             return self.backward
         forward = self.forward
-        return operations.backward(self.activation, forward.dtype, forward.source, self.noise, (name,))
+        return operations.backward(
+            self.activation, forward.dtype, forward.source, self.noise, (name,), self.saves == "bits"
+        )
 
     def draw(self, rng: Source, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
         """The Draw of one call; the generator moves on if anything is drawn."""
@@ -63,6 +66,7 @@ def _plan(
     counted: bool,
     window: bool,
     stored: bool,
+    given: bool,
 ) -> _Plan:
     if dtype.name not in arrays.DTYPES or not dtype.isnative:
         advice = "; convert it with x.astype(np.float32)" if dtype.kind in "biuf" else ""
@@ -70,18 +74,25 @@ def _plan(
     p, bits = noise.check(p), noise.check_bits(bits)
     gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
     scalars = noise.scalars(p, bits)
-    if scalars is None:
+    if scalars is None and given:
+        scalars = Scalars()
+    elif scalars is None:
         noise, scalars = PLAIN, Scalars()
     real = getattr(np, REAL[dtype.name])
     with np.errstate(over="ignore"):
         scalars = scalars._replace(scale=float(real(scalars.scale)), shift=float(real(scalars.shift)))
     draws = None if noise.drawn is None else Draws(bits, window, stored)
     source = Reads(counted) if masked and draws else draws
-    forward = operations.forward(activation, dtype.name, source, noise)
-    backward = operations.backward(activation, dtype.name, source, noise, gradients)
-    mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
-    saved = operations.saves(activation, noise, source)
-    return _Plan(activation, noise, forward, backward, mask, scalars, source is not None, saved)
+    found: Any = None
+    for bits in (True, False) if activation.slopes is not None else (False,):
+        forward = operations.forward(activation, dtype.name, source, noise, bits)
+        backward = operations.backward(activation, dtype.name, source, noise, gradients, bits)
+        mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
+        saves = "bits" if bits else operations.saves(activation, noise, source)
+        found = _Plan(
+            activation, noise, forward, backward, mask, scalars, source is not None and not given, saves, found
+        )
+    return found
 
 
 class Prepared(NamedTuple):
@@ -92,47 +103,68 @@ class Prepared(NamedTuple):
     copies: bool  # whether x is repeated
     module: Any
     plan: _Plan
-    mask: BroadcastMask | Blocks | None
+    mask: BroadcastMask | Blocks | GivenMask | None
     rng: Source
     origin: tuple[int, ...]  # the position in the mask: start, row and pitch of a Draw
 
     def forward(self, out: Any = None) -> Any:
         """Compute y, in out if out is not None."""
-        x, inputs, _, module, plan, mask, rng, origin = self
         target = self._target(out)
-        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
-        draw = plan.draw(rng, origin, module, x, target)
-        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
-            inputs = (x.array,)
-        _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
-        return x.give_back(target) if out is None else out
+        self._launch(self.plan, target)
+        return self.x.give_back(target) if out is None else out
 
-    def vjp(self, out: Any = None) -> tuple[Any, Any]:
-        """The result of `forward`, and the function that computes the gradients."""
-        x, inputs, _, module, plan, mask, rng, origin = self
-        target = self._target(out)
+    def vjp(self, out: Any = None, save: str = "auto") -> tuple[Any, Any]:
+        """The result of `forward`, and the function that computes the gradients; see `dropout_vjp` for save."""
+        plan = self._saving(save)
+        x, target = self.x, self._target(out)
         if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
             raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
-        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
-        draw = plan.draw(rng, origin, module, x, target)
-        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
-            inputs = (x.array,)
-        _run(module, plan, mask, x, plan.forward, inputs, (target,), draw, buffers)
+        bits = arrays.empty_bits(target.size, x) if plan.saves == "bits" else None
+        draw = self._launch(plan, target, bits)
         y = x.give_back(target) if out is None else out
-        return y, self._backprop(draw, {"x": x.array, "y": target, None: None}[plan.saves])
+        return y, self._backprop(plan, draw, {"x": x.array, "y": target, "bits": bits, None: None}[plan.saves])
 
-    def gradient(self, saved: Any, out: Any, name: str = "dx") -> None:
+    def record(self, out: Any, bits: Any) -> None:
+        """As `forward`, and write the bits that `gradient` can read.
+
+        bits: an array like that of `arrays.empty_bits`.
+        """
+        self._launch(self._saving("bits"), self._target(out), bits)
+
+    def gradient(self, saved: Any, out: Any, name: str = "dx", bits: bool = False) -> None:
         """Write a single gradient to out. The call was prepared with dy, which is like x.
 
-        saved: the array that `plan.saves` names, or None.
+        saved: the array that `plan.saves` names, or None; or the bits that `record` has written.
         """
         x, _, _, module, plan, mask, rng, origin = self
         target = arrays.target_of("out", out, x, "dy")
+        plan = plan.with_bits if bits else plan
         kernel = plan.gradient(name)
         buffers = _buffers(plan, mask, x, target) if kernel.masked else None
         draw = plan.draw(rng, origin, module, x, target)
-        inputs = (x.array,) if kernel.num_inputs == 1 else (x.array, saved)
+        inputs = (x.array,) if len(kernel.inputs) - kernel.masked == 1 else (x.array, saved)
         _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
+
+    def _saving(self, save: str) -> _Plan:
+        """The plan for a backward pass that reads what `save` says."""
+        plan, auto = self.plan, check_save(save) == "auto" and self.plan.with_bits is not None
+        if save == "bits" and plan.with_bits is None:
+            having = ", ".join(sorted(name for name, row in ACTIVATIONS.items() if row.slopes is not None))
+            raise ValueError(
+                f"save='bits' needs an activation with two slopes ({having}), got {plan.activation.name!r}"
+            )
+        return plan.with_bits if save == "bits" or (auto and self.module.saves_bits(self.x.array)) else plan
+
+    def _launch(self, plan: _Plan, target: Any, bits: Any = None) -> Draw:
+        """Run the forward kernel of a plan. Return its Draw, which the backward pass needs."""
+        x, inputs, _, module, _, mask, rng, origin = self
+        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
+        draw = plan.draw(rng, origin, module, x, target)
+        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
+            inputs = (x.array,)
+        outputs = (target,) if bits is None else (target, bits)
+        _run(module, plan, mask, x, plan.forward, inputs, outputs, draw, buffers)
+        return draw
 
     def _target(self, out: Any) -> Any:
         """The array that y is written to."""
@@ -146,9 +178,9 @@ class Prepared(NamedTuple):
             return arrays.empty(x.array.shape, x.array.dtype, x)  # empty_like would make the samples the innermost axis
         return arrays.empty_like(x)
 
-    def _backprop(self, draw: Draw, saved: Any) -> Any:
+    def _backprop(self, plan: _Plan, draw: Draw, saved: Any) -> Any:
         """The function that computes the gradients. It keeps at most one array alive, so it must not keep self."""
-        module, plan, mask, likeness = self.module, self.plan, self.mask, self.x.likeness()
+        module, mask, likeness = self.module, self.mask, self.x.likeness()
         two = len(plan.backward.outputs) == 2
 
         def backprop(dy: Any, *, out: Any = None) -> Any:
@@ -156,7 +188,7 @@ class Prepared(NamedTuple):
             operand = arrays.as_operand("dy", dy)
             arrays.check_like("dy", operand, likeness)
             target = arrays.empty_like(operand) if out is None else arrays.target_of("out", out, operand, "dy")
-            if out is not None and saved is not None and arrays.overlap(target, saved):
+            if out is not None and plan.saves in ("x", "y") and arrays.overlap(target, saved):
                 name = plan.activation.name
                 raise ValueError(f"out must not overlap {plan.saves}, which the backward pass of {name!r} needs")
             inputs = (operand.array,) if saved is None else (operand.array, saved)
@@ -194,16 +226,22 @@ def _run(
 
 
 def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], kernel: Any, draw: Draw) -> Mask:
-    """Draw a BroadcastMask or Blocks into its buffers, with the kernel that only draws."""
+    """Draw a BroadcastMask or Blocks into its buffers, with the kernel that only draws. Unpack a GivenMask."""
     if isinstance(mask, Blocks):
         seeds, grown = buffers
         backends.launch(module, operand, kernel, (), (seeds,), draw)
         kept = backends.grow(module, operand, seeds, grown, mask.block)
         return Mask(grown.reshape(-1), period=math.prod(grown.shape), kept=kept)
-    array = buffers[0]
-    _draw_windows(module, operand, kernel, array, draw._replace(row=mask.row, pitch=mask.pitch), mask.starts)
+    if isinstance(mask, GivenMask):
+        mask, array, packed = mask
+        if packed:
+            bits, (array, *buffers) = array, buffers
+            backends.launch(module, operand, operations.UNPACK, (bits,), (array,), Draw())
+    else:
+        array, *buffers = buffers
+        _draw_windows(module, operand, kernel, array, draw._replace(row=mask.row, pitch=mask.pitch), mask.starts)
     spread = operations.drawing(kernel.drawn, kernel.dtype, Reads())
-    for buffer, (_, *geometry) in zip(buffers[1:], mask.spreads, strict=True):
+    for buffer, (_, *geometry) in zip(buffers, mask.spreads, strict=True):
         backends.launch(module, operand, spread, (Mask(array, *geometry),), (buffer,), Draw())
         array = buffer
     return Mask(array, mask.period, mask.repeat, mask.run)
@@ -247,11 +285,11 @@ def prepare(
         operand = arrays.repeated(operand, copies)
     x, kind, _ = operand
     activation, stream_source = find_activation(activation), rng_of(rng, context)
-    counted, window, origin = False, False, (0, x.size, 0)
-    if mask is not None or shard is not None or context.first:
+    counted, window, origin, given = False, False, (0, x.size, 0), isinstance(mask, GivenMask)
+    if not given and (mask is not None or shard is not None or context.first):
         mask, origin = _locate(x, mask, axis, context.first, shard, copies)
         counted, window = (False, origin[1] < x.size) if mask is None else (mask.counted, mask.window)
-    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored)
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored, given)
     module = backends.choose(kind, backend)
     inputs: tuple[Any, ...] = (x,)
     if noise.two_inputs:
@@ -293,6 +331,25 @@ def _shard_of(x: Any, shard: Any, copies: int | None = None) -> Shard:
     return resolved(shard, tuple(x.shape))
 
 
+def given_mask(x: arrays.Operand, keep: Any, mask_shape: Any) -> GivenMask:
+    """The mask of an array x that the caller has drawn before: see `dropout`."""
+    sizes = x.array.shape
+    if mask_shape is None:
+        mask_shape = (None,) * len(sizes)
+    geometry = broadcast_mask(tuple(sizes), check_mask_shape(mask_shape), None, given=True)
+    own = tuple(n if m is None else m for m, n in zip(mask_shape, sizes[len(sizes) - len(mask_shape) :], strict=True))
+    mask = arrays.as_operand("keep", keep)
+    packed = mask.array.dtype == np.uint8
+    wanted = (np.dtype(np.uint8), (-(-geometry.drawn // 8),)) if packed else (np.dtype(bool), own)
+    kind, _, _, device = x.likeness()
+    if mask.likeness() != (kind, *wanted, device):
+        raise ValueError(
+            f"keep must be {arrays.describe(kind, np.dtype(bool), own, device)}, or its packed bits of dtype uint8 and "
+            f"shape {(-(-geometry.drawn // 8),)}, got {arrays.describe(*mask.likeness())}"
+        )
+    return GivenMask(geometry, mask.array.reshape(-1), packed)
+
+
 def draw_mask(
     shape: tuple[int, ...],
     p: float,
@@ -302,8 +359,9 @@ def draw_mask(
     operand: arrays.Operand,
     backend: str | None,
     shard: Shard | None = None,
+    packed: bool = False,
 ) -> Any:
-    """The mask of `dropout` as an array of an operand's kind. p, bits and start are checked already."""
+    """The mask of `dropout` as an array of an operand's kind, or its bits. p, bits and start are checked already."""
     context = current()
     stream_source = rng_of(rng, context)
     module = backends.choose(operand.kind, backend)
@@ -324,4 +382,8 @@ def draw_mask(
     seed, call = take(stream_source, module, operand._replace(array=mask)) if scalars else (0, 0)
     draw = Draw(seed, call, start, *(scalars or Scalars()), row, pitch)
     _draw_windows(module, operand, operations.drawing("keep", "bool", source), mask, draw, starts)
+    if packed:
+        kept, mask = mask, arrays.empty_bits(mask.size, operand)
+        backends.launch(module, operand._replace(array=kept), operations.PACK, (kept,), (mask,), Draw())
+        mask = mask[: -(-kept.size // 8)]
     return operand.give_back(mask)

@@ -7,7 +7,7 @@ variant. Typing cannot express this, so each set of options has a protocol here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 
 class AnyArray(Protocol):
@@ -23,6 +23,7 @@ class AnyArray(Protocol):
 
 Array = TypeVar("Array", bound=AnyArray)
 MaskShape = Sequence[int | None]
+Save = Literal["auto", "output", "bits"]
 
 
 class Backprop(Protocol):
@@ -54,6 +55,11 @@ if TYPE_CHECKING:
         backend: str | None
         shard: Shard | None
 
+    class OfVjp(Common, total=False):
+        """The keyword arguments of every variant's vjp: see `gpudrop.dropout_vjp`."""
+
+        save: Save
+
     class Own(TypedDict, total=False):
         """All other keyword arguments of variants. Layers and modules check which ones their variant has."""
 
@@ -80,20 +86,20 @@ if TYPE_CHECKING:
 
     class Plain(Prepares, Protocol):
         def __call__(self, x: Array, p: float = ..., **common: Unpack[Common]) -> Array: ...
-        def vjp(self, x: Array, p: float = ..., **common: Unpack[Common]) -> tuple[Array, Backprop]: ...
+        def vjp(self, x: Array, p: float = ..., **common: Unpack[OfVjp]) -> tuple[Array, Backprop]: ...
 
     class Channels(Prepares, Protocol):
         def __call__(
             self, x: Array, p: float = ..., *, channels_last: bool = ..., **common: Unpack[Common]
         ) -> Array: ...
         def vjp(
-            self, x: Array, p: float = ..., *, channels_last: bool = ..., **common: Unpack[Common]
+            self, x: Array, p: float = ..., *, channels_last: bool = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, Backprop]: ...
 
     class Times(Prepares, Protocol):
         def __call__(self, x: Array, p: float = ..., *, time_axis: int = ..., **common: Unpack[Common]) -> Array: ...
         def vjp(
-            self, x: Array, p: float = ..., *, time_axis: int = ..., **common: Unpack[Common]
+            self, x: Array, p: float = ..., *, time_axis: int = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, Backprop]: ...
 
     class Weights(Prepares, Protocol):
@@ -101,21 +107,21 @@ if TYPE_CHECKING:
             self, x: Array, p: float = ..., *, samples: int | None = ..., **common: Unpack[Common]
         ) -> Array: ...
         def vjp(
-            self, x: Array, p: float = ..., *, samples: int | None = ..., **common: Unpack[Common]
+            self, x: Array, p: float = ..., *, samples: int | None = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, Backprop]: ...
 
     class Maps(Prepares, Protocol):
         def __call__(self, x: Array, p: float = ..., *, block_size: int = ..., **common: Unpack[Common]) -> Array: ...
         def vjp(
-            self, x: Array, p: float = ..., *, block_size: int = ..., **common: Unpack[Common]
+            self, x: Array, p: float = ..., *, block_size: int = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, Backprop]: ...
 
     class Deviates(Prepares, Protocol):
         def __call__(self, x: Array, std: float = ..., **common: Unpack[Common]) -> Array: ...
-        def vjp(self, x: Array, std: float = ..., **common: Unpack[Common]) -> tuple[Array, Backprop]: ...
+        def vjp(self, x: Array, std: float = ..., **common: Unpack[OfVjp]) -> tuple[Array, Backprop]: ...
 
     class OfTwo(Prepares, Protocol):
         def __call__(self, x: Array, previous: Array, p: float = ..., **common: Unpack[Common]) -> Array: ...
         def vjp(
-            self, x: Array, previous: Array, p: float = ..., **common: Unpack[Common]
+            self, x: Array, previous: Array, p: float = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, BackpropOfTwo]: ...

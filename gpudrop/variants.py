@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 from gpudrop import arrays
 from gpudrop.checks import check_count, check_integer, check_p, check_truth, check_uint64
 from gpudrop.context import Context
-from gpudrop.dropout import dropout
+from gpudrop.dropout import dropout, dropout_vjp
 from gpudrop.formulas import noises
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shard, check_mask_shape
 from gpudrop.plan import prepare
-from gpudrop.signatures import AnyArray, MaskShape
+from gpudrop.signatures import AnyArray, MaskShape, Save
 
 if TYPE_CHECKING:
     from gpudrop import signatures
@@ -51,7 +51,7 @@ OPTIONS = {
 }
 """Name -> Option, for the options of all variants."""
 
-COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys()
+COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys() - {"keep"}
 """The names of the arguments that every variant accepts."""
 
 
@@ -125,7 +125,9 @@ def row_of(
     """Return a row of the table; the defaults are those of `dropout`."""
     parameters = inspect.signature(function).parameters
     *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-    own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in COMMON}
+    own = {
+        a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in (*COMMON, "keep")
+    }
     read = function.__name__, tuple(inputs), strength, parameters[strength].default, parameters["bits"].default, own
     return Variant(layer, function, noise, prediction, whole, torchs, ndim, *read)
 
@@ -207,15 +209,16 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
         return prepared(*args, **options).forward(out)
 
     @like_vary
-    def vjp(*args: Any, out: AnyArray | None = None, **options: Any) -> Any:
-        return prepared(*args, **options).vjp(out)
+    def vjp(*args: Any, out: AnyArray | None = None, save: Save = "auto", **options: Any) -> Any:
+        return prepared(*args, **options).vjp(out, save)
 
-    own, common = inspect.signature(vary), inspect.signature(dropout).parameters.values()
+    own, common = inspect.signature(vary), inspect.signature(dropout_vjp).parameters
     names = frozenset(own.parameters)
-    named = [a for a in common if a.kind is a.KEYWORD_ONLY and a.name != "mask_shape"]
+    named = [a for a in common.values() if a.name in COMMON and a.kind is a.KEYWORD_ONLY]
     own_way: dict[str, Any] = {"bits": {"default": bits}, "out": {"annotation": AnyArray | None}}
     named = [a.replace(**own_way.get(a.name, {})) for a in named]
-    forward.__signature__ = vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named])
+    forward.__signature__ = inspect.Signature([*own.parameters.values(), *named])
+    vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named, common["save"]])
     forward.__annotations__ = vjp.__annotations__ = {}  # functools.wraps copied those of vary; the signature has more
     prepared.__name__ = prepared.__qualname__ = vary.__name__  # shown by errors about missing arguments
     vjp.__name__, vjp.__qualname__ = f"{vary.__name__}.vjp", f"{vary.__qualname__}.vjp"

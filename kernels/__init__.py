@@ -7,14 +7,16 @@ A backend is a module of this package that `gpudrop.backends.BACKENDS` lists. It
     on_device(number)   a context manager that makes one of them the current device
     launch(kernel, inputs, outputs, draw)
                         Compute outputs[:][i] = kernel.formula(drawn(i), draw.scale, draw.shift, *inputs[:][i])
-                        for every element i in logical (C) order; see `spec`. The random value drawn(i) depends on
-                        kernel.source:
+                        for every element i in logical (C) order; see `spec`. Operands of bits have a bit for each
+                        element: see `spec.Slot`. The random value drawn(i) depends on kernel.source:
 
                         Draws: it is drawn for element start + i of the mask; in a window, for element
                         start + i // row * pitch + i % row. kernel.drawn selects its kind: field > draw.limit, the
                         field, or a normal deviate.
                         Reads: it is the value for element i in the `spec.Mask`, which is then the last input.
                         None: it is True.
+    saves_bits(array)   Whether a backward pass that reads bits instead of an array like this is faster, the forward
+                        pass that writes them included.
     put(array)          Copy a NumPy array to the current device's memory, in a dtype of the same item size. GPU only.
     grow(seeds, mask, block)
                         DropBlock: set mask to false in the block of each seed that is false, and to true elsewhere.
@@ -25,7 +27,7 @@ A backend is a module of this package that `gpudrop.backends.BACKENDS` lists. It
                         Copy state to stream, then add 1 to state[1]. Each is two unsigned 64-bit integers in GPU
                         memory. Launches on several CUDA streams at once get different values. GPU only.
 
-All arrays are of the backend's own kind and equal in shape and dtype. They may have any strides. The first output may
-be an input. Kernels check no arguments, contain no user-facing text and never synchronise. `gpudrop.backends` chooses
-the module.
+All full operands are of the backend's own kind and equal in shape and dtype. They may have any strides. The first
+output may be an input. Kernels check no arguments, contain no user-facing text and never synchronise.
+`gpudrop.backends` chooses the module.
 """

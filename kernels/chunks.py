@@ -31,6 +31,10 @@ class Chunks(NamedTuple):
         access of the warp would touch only every second or fourth 16 bytes. It would write half sectors. Instead, each
         access of a warp is contiguous: with n parts, access s of thread t is part t % n of chunk s * 32 / n + t // n.
         The threads exchange random words to match.
+    together : bool
+        Whether the threads of a warp work together: they exchange random words, or join their bits to words.
+    group : int
+        The number of neighbouring elements whose bits a thread reads or writes at once.
     """
 
     size: int
@@ -38,6 +42,8 @@ class Chunks(NamedTuple):
     width: int
     parts: int
     exchanged: bool
+    together: bool
+    group: int
 
 
 @functools.cache
@@ -51,12 +57,15 @@ def chunks(kernel: Any) -> Chunks:
         shares = 1
     parts = max(1, size * itemsize // 16)
     exchanged = parts in (2, 4) and kernel.bits > 0 and shares == 1 and not kernel.window
-    return Chunks(size, shares, min(16, size * itemsize), parts, exchanged)
+    together = exchanged or (kernel.writes_bits and not kernel.window)
+    return Chunks(
+        size, shares, min(16, size * itemsize), parts, exchanged, together, size // parts if exchanged else size
+    )
 
 
 def formulas_of(kernel: Any) -> dict[str, Any]:
     """A kernel's formulas, under the names that both CUDA backends use."""
-    size, _, _, parts, _ = chunks(kernel)
+    size, _, _, parts, _, _, group = chunks(kernel)
     return {
         "element": kernel.formula,
         "draw": philox.draw,
@@ -70,6 +79,9 @@ def formulas_of(kernel: Any) -> dict[str, Any]:
         "next_turn": indexing.next_turn,
         "own_chunk": indexing.own_chunk(parts),
         "exchange": indexing.exchange(parts),
+        "bits_of": indexing.bits_of(group),
+        "bit_of": indexing.bits_of(1),
+        "word_of": indexing.word_of(group),
     }
 
 
@@ -101,6 +113,15 @@ def thread_count(kernel: Any, count: int, wave: int) -> int:
     """
     threads = count // (16 if kernel.masked or kernel.window else 4)
     return threads if threads > wave else min(count, wave)
+
+
+def writes_all_words(kernel: Any, size: int, start: int, aligned: bool) -> bool:
+    """Whether warps write all words of an output of bits. Otherwise bits are added to words, which must be 0 before.
+
+    aligned: whether the arrays are contiguous and aligned for the kernel's accesses.
+    """
+    chunk = chunks(kernel).size
+    return aligned and not kernel.window and start % chunk == 0 and size % (WARP * chunk) == 0
 
 
 def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:

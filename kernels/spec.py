@@ -22,8 +22,11 @@ class Slot(NamedTuple):
     ----------
     name : str
         The operand's role in the operation: "x", "dy" or "previous", for example.
-    layout : {"full", "mask"}
-        full: one element for each element of the results. mask: a `Mask`, which was drawn before and is broadcast.
+    layout : {"full", "bits", "mask"}
+        full: one element for each element of the others. bits: one bit for each of them, in a contiguous array of
+        bytes. Bit e % 8 of byte e // 8 belongs to element e in C order, and unused bits of that byte are 0. This is
+        the order of numpy.packbits(..., bitorder="little"). An output of bits has whole words of 32 bits. mask: a
+        `Mask`, which was drawn before and is broadcast.
     """
 
     name: str
@@ -78,9 +81,10 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
     name : str
         The name that a profiler shows.
     inputs, outputs : tuple of Slot
-        A slot of layout "mask" is always the last input.
+        Full slots come first, then at most one of layout "bits". A slot of layout "mask" is always the last input.
     formula : function
-        See `gpudrop.formulas`. It returns a number, or a tuple of numbers if there are several outputs.
+        See `gpudrop.formulas`. It returns a number, or a tuple of numbers if there are several outputs. It takes a bit
+        as a boolean. An output bit is 1 if its number is not 0.
     drawn : {"keep", "field", "normal", None}
         The kind of the random value, which is formula's first argument: see `gpudrop.formulas.noises`.
     source : Draws, Reads or None
@@ -102,6 +106,21 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
     def num_inputs(self) -> int:
         """The number of inputs of layout "full"."""
         return sum(slot.layout == "full" for slot in self.inputs)
+
+    @cached_property
+    def num_outputs(self) -> int:
+        """The number of outputs of layout "full"."""
+        return sum(slot.layout == "full" for slot in self.outputs)
+
+    @cached_property
+    def reads_bits(self) -> bool:
+        """Whether an input has one bit per element."""
+        return any(slot.layout == "bits" for slot in self.inputs)
+
+    @cached_property
+    def writes_bits(self) -> bool:
+        """Whether an output has one bit per element."""
+        return len(self.outputs) > self.num_outputs
 
     @cached_property
     def bits(self) -> int:

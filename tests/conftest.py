@@ -136,12 +136,13 @@ def backend(request, monkeypatch):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fill outputs with nan (or True) before a kernel runs, so that an element which it skips is detected."""
+    """Fill outputs with nan (or ones) before a kernel runs, so that an element which it skips is detected."""
 
     def filled(allocate):
         def wrapper(*args):
             array = allocate(*args)
-            poison = np.full(array.shape, np.nan if array.dtype != bool else True).astype(array.dtype)
+            value = 255 if array.dtype in (np.bool_, np.uint8) else np.nan
+            poison = np.full(array.shape, value).astype(array.dtype)
             if isinstance(array, np.ndarray) or SIMULATED:
                 getattr(array, "_ary", array)[...] = poison
             else:

@@ -21,6 +21,7 @@ INIT = """
             *,
             rng: RngLike = None,
             remember: int | None = 1,
+            save: Save = "auto",
             **options: Unpack[LayerOptions],
         ) -> None: ...
 """

@@ -58,6 +58,7 @@ RAISES = {
 # Errors that are allowed although each argument is correct: arguments conflict, or the layer has not been called.
 EXCUSES = ("must not overlap", "x must have", "x must be an array whose first axis", "backward needs a call")
 EXCUSES += ("does not support shards", "shard must have as many axes", "start and shard can't", "shard must contain")
+EXCUSES += ("keep and rng can't", "keep and shard can't", "keep must be a")
 
 # The types of results, by the last part of a call's name. Classes return instances, and arrays have other checks.
 RETURNS = {
@@ -255,7 +256,8 @@ class Trial:
         after = [placed.buffer.copy() for placed in case.placed]
         for placed in case.placed:
             placed.buffer[...] = placed.before
-        fresh = {name: value for name, value in kwargs.items() if name != "out"} | {"rng": stream}
+        fresh = {name: value for name, value in kwargs.items() if name not in ("out", "rng")}
+        fresh |= {"rng": stream} if kwargs.get("keep") is None else {}
         with gpudrop.no_dropout() if self.off else nullcontext():
             again = arrays_of(call.function(**fresh))
         if [bits_of(array) for array in again] != values:
@@ -271,7 +273,8 @@ class Trial:
         if call.name == "keep_mask":
             options = {name: int(bound[name]) for name in ("bits", "start")}
             p, shape = 0 if self.off else float(bound["p"]), tuple(np.atleast_1d(np.array(bound["shape"], int)))
-            if values[0] != bits_of(reference.keep_mask(shape, p, stream.seed, stream.call, **options)):
+            mask = reference.keep_mask(shape, p, stream.seed, stream.call, **options)
+            if values[0] != bits_of(np.packbits(mask, axis=None, bitorder="little") if bound["packed"] else mask):
                 problems.append("the mask differs from the reference")
         if "training" not in bound:
             return
@@ -312,6 +315,11 @@ class Trial:
             return None
         if not bound["training"] or self.off:
             return np.ones(shape, bool)
+        if bound.get("keep") is not None:
+            given = np.asarray(bound["keep"])
+            if given.dtype != bool:
+                given = np.unpackbits(given, count=math.prod(shape), bitorder="little").reshape(shape).astype(bool)
+            return None if float(bound["p"]) > 0.999 else np.broadcast_to(given, shape)  # a scale of 0
         numbers = ("time_axis", "samples", "block_size")
         options = {number: int(bound[number]) for number in numbers if bound.get(number) is not None}
         options |= {"channels_last": True} if bound.get("channels_last") else {}
@@ -360,6 +368,8 @@ def bits_of(array):
     array = array_of(array)
     if array.dtype.char in "Og":  # objects are addresses, and long doubles have padding
         return array.shape, array.dtype, repr(array.tolist())
+    if array.dtype.kind in "bu":
+        return array.shape, array.dtype, array.tobytes()
     return array.shape, array.dtype, np.where(array != array, array.dtype.type("nan"), array).tobytes()
 
 

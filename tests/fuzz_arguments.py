@@ -234,6 +234,16 @@ def mask_shape(case, call):
     return case.choose([None, shape, list(shape), shape[case.choose(range(len(shape) + 1)) :], (1,) * len(shape)])
 
 
+def keep(case, call):
+    """A mask that was drawn before, for calls without a mask_shape."""
+    mask = np.array([case.choose([False, True]) for _ in range(math.prod(case.shape))], bool).reshape(case.shape)
+    return case.choose([None, None, mask, np.asfortranarray(mask), np.packbits(mask, axis=None, bitorder="little")])
+
+
+def save(case, call):
+    return case.choose(["auto", "output", *["bits"] * (case.activation == "relu")])
+
+
 def bits(case, call):
     width = 32 if case.variant in IN_32_BITS else case.bits
     return case.choose([width, width, np.uint8(width), np.array(width)])
@@ -431,6 +441,9 @@ POOLS = {
     "mask_shape": (mask_shape, from_list([(2, 3), (2**70,), (-1,), 3, (1.0,), ("a",), (None,) * 7, [[1]]])),
     "activation": (lambda case, call: case.activation, from_list(["gelo", 3, ["relu"], "", "RELU", np.array("relu")])),
     "training": one_of(True, True, True, False, 1, 0, np.True_, bad=[np.ones(2), "eval", 2, None]),
+    "keep": (keep, unfit),
+    "packed": one_of(False, True, 0, np.True_, bad=[np.ones(2), "yes", 2, None]),
+    "save": (save, from_list(["all", 3, None, ["bits"], np.array(["bits", "auto"]), "BITS"])),
     "remember": one_of(1, 1, 2, None, np.int8(3), bad=[0, -1, 1.5, "2"]),
     "replace": one_of(False, True),
     "shard": (shard, from_list([((4,), (0,)), gpudrop.Shard((1,) * 7, (0,) * 7), 3, "shard"])),

@@ -69,6 +69,8 @@ Location = tuple[np.int64, np.int64, np.int64, np.int64]
 """The location of a thread in the elements: four indices, which the formulas define."""
 MaskArray = Any
 """The array of a mask, indexed by an int64."""
+BitArray = Any
+"""An array of bytes with one bit per element, indexed by an int64."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,12 +34,16 @@ class Activation:
     slope_of is "input" if the slope is a function of x, and None if it is constant. It is "output" if the slope is a
     function of y. Such a slope must be 0 where y is 0: then the backward pass needs no mask, because dropped elements
     have the slope 0.
+
+    slopes contains both values of a slope that has only two, and None otherwise. Then one bit per element is enough for
+    the backward pass: it says whether the slope is the second value.
     """
 
     name: str
     value: Callable[[Any], Any]
     slope: Callable[[Any], Any]
     slope_of: str | None = "input"
+    slopes: tuple[float, float] | None = None
 
 
 def identity(x):
@@ -187,8 +191,8 @@ def hardswish_slope(x):
 
 _ROWS = (
     Activation("identity", identity, identity_slope, slope_of=None),
-    Activation("relu", relu, relu_slope, slope_of="output"),
-    Activation("leaky_relu", leaky_relu, leaky_relu_slope),
+    Activation("relu", relu, relu_slope, slope_of="output", slopes=(0, 1)),
+    Activation("leaky_relu", leaky_relu, leaky_relu_slope, slopes=(0.01, 1)),
     Activation("relu2", relu2, relu2_slope),
     Activation("elu", elu, elu_slope),
     Activation("selu", selu, selu_slope),

@@ -16,11 +16,18 @@ OPERATORS |= {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~", ast.Lt: "<", ast.Lt
 OPERATORS |= {ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 TYPES = {"float": "real", "bool": "bool", "uint32": "uint32", "uint64": "uint64", "Words": "Words"}
-TYPES |= {"int64": "int64", "Location": "Location", "MaskArray": "const mask_t*", "Drawn": "drawn_t", "Pair": "Pair"}
+TYPES |= {
+    "int64": "int64",
+    "Location": "Location",
+    "MaskArray": "const mask_t*",
+    "BitArray": "const uint8*",
+    "Drawn": "drawn_t",
+    "Pair": "Pair",
+}
 """The C++ types of annotations. A parameter or result without an annotation is real."""
 INTEGERS = ("uint32", "uint64", "int64")
 KINDS = {"bool": "truth"} | dict.fromkeys(INTEGERS, "integer")
-KINDS |= dict.fromkeys(("Words", "Location", "const mask_t*"), "several")
+KINDS |= dict.fromkeys(("Words", "Location", "const mask_t*", "const uint8*"), "several")
 """The kind of each type's values: a boolean, an integer or several numbers. Other types are real."""
 
 
@@ -52,6 +59,7 @@ def prelude(real, drawn="real"):
 typedef {real} real;
 typedef {drawn} drawn_t;
 typedef long long int64;
+typedef unsigned char uint8;
 {WORDS}
 struct Location {{
   int64 of[4];

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy import int64, uint32
 
-from gpudrop.formulas import Location, MaskArray, exchanged, rolled
+from gpudrop.formulas import BitArray, Location, MaskArray, exchanged, rolled
 from gpudrop.formulas.philox import Words
 
 WARP = int64(32)
@@ -94,6 +94,37 @@ def chunk_bits(chunk: int) -> Any:
         return keeps
 
     return bits
+
+
+# Operands of one bit per element: see `gpudrop.kernels.spec.Slot`.
+
+
+@cache
+def bits_of(count: int) -> Any:
+    """A formula that returns the bits of `count` elements from element e on, which is a multiple of count."""
+    size, all_ones = max(1, count // 8), uint32((1 << count) - 1)
+
+    def bits(packed: BitArray, e: int64) -> uint32:
+        word = uint32(0)
+        for k in range(size):
+            word = uint32(word | uint32(uint32(packed[(e >> int64(3)) + int64(k)]) << uint32(uint32(k) * uint32(8))))
+        return uint32(uint32(word >> uint32(e & int64(7))) & all_ones)
+
+    return bits
+
+
+@cache
+def word_of(count: int) -> Any:
+    """A formula that joins `count` bits of each of 32 // count neighbouring threads of a warp to a word."""
+    threads, steps = uint32(32 // count), (32 // count).bit_length() - 1
+
+    def word(bits: uint32, lane: uint32) -> uint32:
+        joined = uint32(bits << uint32(uint32(lane & uint32(threads - uint32(1))) * uint32(count)))
+        for k in range(steps):
+            joined = uint32(joined | exchanged(joined, uint32(uint32(1) << uint32(k))))
+        return joined
+
+    return word
 
 
 # Windows: a Location is (row, number of the chunk in the row, 0, 0).

@@ -31,7 +31,7 @@ from gpudrop import arrays, backends
 from gpudrop.checks import check_writable
 from gpudrop.formulas.activations import ACTIVATIONS
 from gpudrop.kernels import threads
-from gpudrop.testing import reference, statistics, ulps
+from gpudrop.testing import own_kernels, reference, statistics, ulps
 from gpudrop.variants import FAMILY
 
 PACKAGES = ("numpy", "numba", "scipy", "ml_dtypes")
@@ -152,6 +152,42 @@ def two_arrays(backend, dtype, size, device=0):
         _same(source.get(y), np.where(keep, x, previous))
         _same(source.get(dx), np.where(keep, x, x - x))
         _same(source.get(dprevious), np.where(keep, x - x, x))
+
+
+def saved_bits(backend, activation, dtype, size, device=0):
+    """A backward pass that reads bits has the gradient of the formula. Before it, y is overwritten."""
+    source, x = Placed(backend, device), (2.0 ** (np.arange(size) % 7) * (-1) ** (np.arange(size) // 3)).astype(dtype)
+    keep = reference.keep_mask(size, 0.5, SEED, CALL)
+    with source.on_device():
+        y, backprop = gpudrop.dropout_vjp(
+            source.put(x), 0.5, activation=activation, rng=gpudrop.Stream(SEED, CALL), backend=backend, save="bits"
+        )
+        value, slope = reference.ACTIVATIONS[activation]
+        _within(activation, "value", source.get(y), np.where(keep, 2 * value(x.astype(np.float64)), 0), 0)
+        gpudrop.dropout(source.put(x), 0.5, rng=gpudrop.Stream(0, 0), out=y, backend=backend)
+        dx = source.get(backprop(source.put(np.ones_like(x))))
+        _within(activation, "slope", dx, np.where(keep, 2 * slope(x.astype(np.float64)), 0), 0)
+
+
+def packed_mask(backend, size, bits, device=0):
+    """A packed mask has the bits of the reference's mask, and can be given to dropout."""
+    source, stream, x = Placed(backend, device), gpudrop.Stream(SEED, CALL), np.ones(size, np.float32)
+    want = reference.keep_mask(size, 0.5, SEED, CALL, bits)
+    with source.on_device():
+        packed = gpudrop.keep_mask(size, 0.5, stream, bits=bits, like=source.put(x), backend=backend, packed=True)
+        _same(source.get(packed), np.packbits(want, bitorder="little"))
+        y = gpudrop.dropout(source.put(x), 0.5, keep=packed, backend=backend)
+        _same(source.get(y), np.where(want, x + x, x - x))
+
+
+def own_kernel(backend, bits, start, device=0):
+    """`gpudrop.device` has the reference's mask in a kernel that is written with it."""
+    source, stream = Placed(backend, device), gpudrop.Stream(SEED, CALL)
+    seed, call, threshold, _ = stream.arguments(0.4, bits)
+    with source.on_device():
+        kept = source.put(np.empty(100, np.uint8))
+        own_kernels.kernel(backend)(kept, seed, call, threshold, np.uint64(start), bits)
+        _same(source.get(kept) != 0, reference.keep_mask(100, 0.4, SEED, CALL, bits, start))
 
 
 def values(backend, activation, dtype, size, device=0):
@@ -278,6 +314,15 @@ def plan(backend, device=0, quick=False):
     for dtype in statistics.DTYPES:
         for size in (5, 64, 257):
             yield case("two_arrays", dtype=dtype, size=size)
+    for dtype in ("float16", "float32"):
+        for activation in ("relu", "leaky_relu"):
+            for size in (17, 257) if few else (*SIZES, *LARGE_SIZES):
+                yield case("saved_bits", activation=activation, dtype=dtype, size=size)
+    for bits in statistics.BITS:
+        for size in (17, 257) if few else (*SIZES, *LARGE_SIZES):
+            yield case("packed_mask", size=size, bits=bits)
+        for start in (0, 2**32 * (128 // bits) - 50, 2**64 - 200):
+            yield case("own_kernel", bits=bits, start=start)
     for activation in ACTIVATIONS if not few else ("relu", "gelu"):
         if activation in reference.ACTIVATIONS:
             for dtype in statistics.DTYPES if activation in ("relu", "gelu") else ("float32",):

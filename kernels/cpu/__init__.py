@@ -35,16 +35,28 @@ def random_bytes(stream, chunk, count):
     return words[: 2 * count].astype("<u8", copy=False).tobytes()
 
 
+def saves_bits(array):
+    # Measured: an Intel Xeon with AVX-512, two threads. With less than this, saving bits takes up to 1.1 times as long.
+    return array.nbytes >= 1 << 20 and array.flags.c_contiguous
+
+
 def launch(kernel, inputs, outputs, draw):
-    compiled, stored, size = entry(kernel), kernel.stored_dtype, outputs[0].size
+    compiled, stored, packed, operands = entry(kernel), kernel.stored_dtype, (), (inputs, outputs)
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
     if kernel.masked:
         *inputs, (mask, period, repeat, share, kept) = inputs
         mask = mask.view(np.uint8) if kernel.keeps else mask
         start = pitch = 0
-        if kernel.counted:
-            scale = size / max(1, int(kept[0]))
+    if kernel.reads_bits:
+        *inputs, given = inputs
+        packed = (given,)
+    if kernel.writes_bits:
+        *outputs, marked = outputs
+        packed += (marked,)
+    size = (outputs or inputs)[0].size
+    if kernel.counted:
+        scale = size / max(1, int(kept[0]))
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here
     for array in inputs:
         flags = array.flags
@@ -53,20 +65,25 @@ def launch(kernel, inputs, outputs, draw):
     for out in outputs:
         contiguous = contiguous and out.flags.carray
         targets += (out if out.dtype is stored else out.view(stored),)
-    streamed = 0 < SHAPE.streamed <= targets[0].nbytes and _worth_streaming(sources, targets)
+    if packed and not contiguous:
+        _launch_on_copies(kernel, *operands, draw)
+        return
+    any_array = (targets or sources)[0]
+    streamed = 0 < SHAPE.streamed <= any_array.nbytes and _worth_streaming(sources, targets)
     if contiguous:
-        if targets[0].ndim != 1:
+        if any_array.ndim != 1:
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
-        row, values = row if kernel.window else max(1, size), targets[0] if mask is None else mask
+            any_array = (targets or sources)[0]
+        row, values = row if kernel.window else max(1, size), any_array if mask is None else mask
         numbers = streamed, start, seed, call, row, pitch, period, repeat, share
         threads.share_out(
-            lambda lo, hi: compiled(None, limit, scale, shift, sources, targets, values, lo, hi, *numbers), size
+            lambda lo, hi: compiled(None, limit, scale, shift, sources, targets, packed, values, lo, hi, *numbers), size
         )
         return
 
     def run(sources, targets, lo, hi, start, row, pitch):
         values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        compiled(None, limit, scale, shift, sources, targets, values, lo, hi, False, *where)
+        compiled(None, limit, scale, shift, sources, targets, packed, values, lo, hi, False, *where)
 
     def rows():
         run_rows = entry(kernel, True)
@@ -82,6 +99,15 @@ def launch(kernel, inputs, outputs, draw):
     if size:
         row = row if kernel.window else None
         tiles.compute(run, rows, drawn_dtype(kernel), sources, targets, start, row, pitch)
+
+
+def _launch_on_copies(kernel, inputs, outputs, draw):
+    """Compute a kernel with operands of one bit per element. Their bytes belong to elements of several rows."""
+    full, others = inputs[: kernel.num_inputs], inputs[kernel.num_inputs :]
+    results = [np.empty(out.shape, out.dtype) for out in outputs[: kernel.num_outputs]]
+    launch(kernel, [*(array.copy() for array in full), *others], [*results, *outputs[kernel.num_outputs :]], draw)
+    for out, result in zip(outputs, results, strict=False):
+        out[...] = result
 
 
 def _worth_streaming(sources, targets):

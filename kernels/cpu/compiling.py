@@ -14,14 +14,16 @@ from numba.core.registry import cpu_target
 from gpudrop import formulas
 from gpudrop.formulas import philox
 from gpudrop.kernels import half, host_math, threads
-from gpudrop.kernels.cpu import blocks, memory, processors, vectors
+from gpudrop.kernels.cpu import bits, blocks, memory, processors, vectors
 from gpudrop.kernels.cpu import map as loop
 from gpudrop.kernels.host_math import jit
 from gpudrop.uninterrupted import uninterrupted
 
 # Besides its formula, the code of a kernel depends on these sources, as they are at import, and on the processor.
 # The other modules of this package run in Python.
-_SOURCES = tuple(map(vars, (formulas, half, host_math, blocks, loop, memory, philox, processors, threads, vectors)))
+_SOURCES = tuple(
+    map(vars, (formulas, half, host_math, bits, blocks, loop, memory, philox, processors, threads, vectors))
+)
 _DEPENDENCIES = "".join(formulas.text_of(namespace["__file__"], namespace) for namespace in _SOURCES)
 _DEPENDENCIES += str(cpu_target.target_context.codegen().magic_tuple()) + processors.NAME
 
@@ -108,12 +110,13 @@ def specialised(kernel, rows=False):
 
     layout = {"ndim": 2, "layout": "A"} if rows else {}
     source, target = array(storage, True).copy(**layout), array(storage).copy(**layout)
-    operands = types.UniTuple(source, kernel.num_inputs), types.UniTuple(target, len(kernel.outputs))
+    operands = types.UniTuple(source, kernel.num_inputs), types.UniTuple(target, kernel.num_outputs)
+    packed = () if rows else (types.UniTuple(array(types.uint8), kernel.reads_bits + kernel.writes_bits),)
     mask = array(drawn if kernel.masked else storage, True)
     number, natural = types.int64, types.uint64
     block = (array(storage), array(drawn), number, number, types.boolean) if rows else (number, number)
     mapping = (*(natural,) * 3, *(() if rows else (number,)), natural, *(number,) * 3)
     numbers = limit, real, real
     return function, types.void(
-        loop.KernelType(function.__name__), *numbers, *operands, mask, *block, types.boolean, *mapping
+        loop.KernelType(function.__name__), *numbers, *operands, *packed, mask, *block, types.boolean, *mapping
     )

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, models, overload, register_model, unbox
 
 from gpudrop.formulas import compiled, philox
 from gpudrop.kernels import half, host_math, threads
-from gpudrop.kernels.cpu import blocks, memory, vectors
+from gpudrop.kernels.cpu import bits, blocks, memory, vectors
 from gpudrop.kernels.cpu.memory import LINE, at, copy
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import inner, jit
@@ -103,7 +103,20 @@ def _values(typingctx, kernel, words):
 def _results(typingctx, kernel):
     """The buffers of a block's results, one output after the other, and before each a cache line: see `stream`."""
     of = KERNELS[kernel.name]
-    return memory.buffer(numba_dtype(of.storage), (BLOCK + _line(of)) * len(of.outputs), kernel)
+    return memory.buffer(numba_dtype(of.storage), (BLOCK + _line(of)) * of.num_outputs, kernel)
+
+
+def _flags(used):
+    """An intrinsic that returns a buffer with one byte per element of a block, if `used` of the kernel is true."""
+
+    @intrinsic
+    def flags(typingctx, kernel):
+        return memory.buffer(types.uint8, (BLOCK + LINE) * used(KERNELS[kernel.name]), kernel)
+
+    return flags
+
+
+_given, _marked = _flags(lambda kernel: kernel.reads_bits), _flags(lambda kernel: kernel.writes_bits)
 
 
 def _parts(count):
@@ -123,7 +136,7 @@ def _parts(count):
     return parts
 
 
-_read, _written = _parts(lambda kernel: kernel.num_inputs), _parts(lambda kernel: len(kernel.outputs))
+_read, _written = _parts(lambda kernel: kernel.num_inputs), _parts(lambda kernel: kernel.num_outputs)
 
 
 def _deviate(kernel, words, count, normals):
@@ -158,8 +171,18 @@ def _lines(arrays, steps, row, column, buffers, first):
     """Pointers to a row of a rectangle of each array, or of its buffer."""
 
 
-def _apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end):
-    """Run the formula over a block. begin, end: the range that consecutive blocks write, see `memory.stream`."""
+def _pack(kernel, flags, packed, first, count, is_last):
+    """Write the bits of a block, if the kernel writes bits: see `bits.pack`."""
+
+
+def _apply(
+    kernel, drawn, limit, scale, shift, inputs, results, outputs, packed, flags, first, count, streamed, begin, end
+):
+    """Run the formula over a block.
+
+    packed: the operands of one bit per element. flags: the buffers of those that are read and of those that are
+    written. begin, end: the range that consecutive blocks write, see `memory.stream`.
+    """
 
 
 # Inlined like every other loop. A separate function would be optimised differently in the process that compiles it and
@@ -274,22 +297,34 @@ def _function(arguments, lines, names):
     return names["function"]
 
 
+@_overload(_pack)
+def _overload_pack(kernel, flags, packed, first, count, is_last):
+    lines = ["pack(flags[1], packed[-1], first, count, is_last)"] * KERNELS[kernel.name].writes_bits
+    return _function("kernel, flags, packed, first, count, is_last", lines or ["pass"], {"pack": bits.pack})
+
+
 @_overload(_apply)
-def _overload_apply(kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end):
+def _overload_apply(
+    kernel, drawn, limit, scale, shift, inputs, results, outputs, packed, flags, first, count, streamed, begin, end
+):
     of = KERNELS[kernel.name]
     widen, narrow = _CONVERSIONS[of.dtype]
     formula = compiled(of.formula, getattr(np, of.real), host_math.HOST_MATH[of.real], inner())
     names = {"widen": widen, "narrow": narrow, "formula": formula, "real": getattr(np, of.real), "wide": _wide}
     names |= {"at": at, "address": memory.address, "copy": copy, "stream": memory.stream}
+    names |= {"unpack": bits.unpack, "uint8": np.uint8}
     line = _line(of)
     drawn = "drawn[i] > limit" if of.bits else "True"
     drawn = "real(drawn[i])" if not of.keeps else "drawn[i] != 0" if of.masked else drawn
-    inputs, outputs = range(of.num_inputs), range(len(of.outputs))
-    arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs)]
+    inputs, outputs = range(of.num_inputs), range(of.num_outputs)
+    arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs), *["given[i] != 0"] * of.reads_bits]
+    values = ", ".join(f"value{k}" for k in range(len(of.outputs)))
     # Where a result replaces an input in place, it goes to a buffer first: otherwise LLVM's loop would not vectorise.
     replaced = [f"address(a{j}) == address(at(outputs[{k}], first))" for j in inputs for k in outputs]
     lines = [
         "wide()",
+        *["unpack(packed[0], flags[0], first, count)", "given = at(flags[0], first & 7)"] * of.reads_bits,
+        *["marked = at(flags[1], first & 7)"] * of.writes_bits,
         *(f"a{k} = at(inputs[{k}], first)" for k in inputs),
         f"buffered = {' or '.join(['streamed', *replaced])}",
         *(
@@ -297,14 +332,15 @@ def _overload_apply(kernel, drawn, limit, scale, shift, inputs, results, outputs
             for k in outputs
         ),
         "for i in range(count):",
-        f"    {', '.join(f'value{k}' for k in outputs)} = formula({', '.join(arguments)})",
+        f"    {values} = formula({', '.join(arguments)})",
         *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
-        "if streamed:",
-        *(f"    stream(y{k}, outputs[{k}], first, count, begin, end)" for k in outputs),
-        "elif buffered:",
-        *(f"    copy(y{k}, at(outputs[{k}], first), count)" for k in outputs),
+        *[f"    marked[i] = uint8(value{len(outputs)} != 0)"] * of.writes_bits,
     ]
-    arguments = "kernel, drawn, limit, scale, shift, inputs, results, outputs, first, count, streamed, begin, end"
+    if outputs:
+        lines += ["if streamed:", *(f"    stream(y{k}, outputs[{k}], first, count, begin, end)" for k in outputs)]
+        lines += ["elif buffered:", *(f"    copy(y{k}, at(outputs[{k}], first), count)" for k in outputs)]
+    operands = "inputs, results, outputs, packed, flags"
+    arguments = f"kernel, drawn, limit, scale, shift, {operands}, first, count, streamed, begin, end"
     return _function(arguments, lines, names)
 
 
@@ -400,17 +436,17 @@ def _random(kernel, words, values, mask, inputs, apart, first, m, count, seed, c
 
 # fmt: off
 def run(
-    kernel, limit, scale, shift, inputs, outputs, mask, lo, hi, streamed,
+    kernel, limit, scale, shift, inputs, outputs, packed, mask, lo, hi, streamed,
     start, seed, call, row, pitch, period, repeat, run
 ):
-    """Compute outputs[lo:hi] of contiguous arrays."""
+    """Compute outputs[lo:hi] of contiguous arrays. lo is a multiple of 8."""
     # fmt: on
     lanes = _lanes(kernel)
     sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
-    words = _words(kernel)
+    words, packed, flags = _words(kernel), memory.pointers(packed), (_given(kernel), _marked(kernel))
     values, results = _values(kernel, words), _results(kernel)
     further, apart = _further(kernel, sources)
-    first = lo
+    first, before = lo, 0
     while first < hi:
         index = first // row
         m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
@@ -420,8 +456,14 @@ def run(
         # equal calls must have equal results.
         count = min(BLOCK - skip, hi - first, (index + 1) * row - first)
         _random(kernel, words, values, stored, further, apart, first, m, count, seed, call, period, repeat, run)
-        _apply(kernel, at(values, skip), limit, scale, shift, sources, results, targets, first, count, streamed, lo, hi)
-        first += count
+        # Only now, because the flags of the block before are still in the processor's store buffer when it ends.
+        _pack(kernel, flags, packed, first - before, before, False)
+        _apply(
+            kernel, at(values, skip), limit, scale, shift, sources, results, targets, packed, flags, first, count,
+            streamed, lo, hi,
+        )  # fmt: skip
+        first, before = first + count, count
+    _pack(kernel, flags, packed, first - before, before, True)
 
 
 BLOCK_ROWS, BLOCK_COLUMNS = 256, 512  # of a block whose rows lie across those of the mask: it fits in the L2 cache
@@ -501,7 +543,7 @@ def run_rows(
                     further, apart = _next(kernel, sources, source_steps, r, c, next_r, next_c, k, h, w)
                     _random(kernel, words, values, stored, further, apart, 0, m, w, seed, call, period, repeat, run)
                     drawn = at(values, skip)
-                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, 0, w, streamed, begin, end)
+                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, (), (), 0, w, streamed, begin, end)
             _store(kernel, written, width, targets, target_steps, r, c, h, w)
 
 

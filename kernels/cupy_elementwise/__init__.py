@@ -6,6 +6,15 @@ The two ends of an array are processed one element at a time by the same formula
 or not aligned. If the kernel reads a mask, a thread's location in it advances with the chunks.
 """
 
-from gpudrop.kernels.cupy_elementwise.launching import advance, devices, grow, launch, on_device, put, unavailable
+from gpudrop.kernels.cupy_elementwise.launching import (
+    advance,
+    devices,
+    grow,
+    launch,
+    on_device,
+    put,
+    saves_bits,
+    unavailable,
+)
 
-__all__ = ["advance", "devices", "grow", "launch", "on_device", "put", "unavailable"]
+__all__ = ["advance", "devices", "grow", "launch", "on_device", "put", "saves_bits", "unavailable"]

@@ -4,7 +4,8 @@
 // INPUTS(e) lists element e of each input. OUTPUTS(e) assigns y to element e of each output.
 using namespace gpudrop;  // `real` is qualified nevertheless: a header of CuPy has a function of that name
 const uint64* const numbers = reinterpret_cast<const uint64*>(stream);
-const mask_t* const given = reinterpret_cast<const mask_t*>(mask);
+const mask_t* const drawn = reinterpret_cast<const mask_t*>(mask);
+uint32* const words = reinterpret_cast<uint32*>(marked);
 Location here = {0, i}, at = {};
 uint64 origin = start, key = seed, counter = call;
 gpudrop::real factor = scale;
@@ -26,10 +27,12 @@ Chunk chunk = chunk_of(key, counter, origin / size + here[1], at);
 for (int j = 0; j < size; ++j) {
   if (inner + j >= 0 && inner + j < row) {
     const int64 e = here[0] * row + inner + j;
-    const drawn_t r = next_drawn(chunk, j, given, period, repeat, run, limit);
+    const drawn_t r = next_drawn(chunk, j, drawn, period, repeat, run, limit);
     const storage x[] = {INPUTS(e)};
-    storage y[num_outputs];
-    compute(r, factor, shift, x, y);
+    storage y[num_outputs > 0 ? num_outputs : 1];
+    const bool bit = reads_bits && bit_of(reinterpret_cast<const uint8*>(given), e) != 0;
+    const bool mark = compute(r, factor, shift, x, bit, y);
     OUTPUTS(e)
+    if (writes_bits && mark) atomicOr(&words[e / 32], 1u << e % 32);
   }
 }

@@ -15,7 +15,7 @@ try:
 except ImportError as error:  # the text of kernels can still be printed
     cupy, NO_CUPY = None, f"CuPy can't be imported ({error})"
 
-from gpudrop.kernels.chunks import scalars, thread_count
+from gpudrop.kernels.chunks import scalars, thread_count, writes_all_words
 from gpudrop.kernels.cupy_elementwise import source
 
 THREADS = 128  # per block
@@ -50,7 +50,7 @@ def put(array):
 def packer(kernel):
     """The function that packs addresses and scalars into the bytes of the structure Arguments."""
     reals = {"float32": "2f", "float64": "2d"}[kernel.real]
-    return struct.Struct(f"{max(1, kernel.num_inputs) + len(kernel.outputs) + 3}P6q4Q{reals}I4x").pack
+    return struct.Struct(f"{max(1, kernel.num_inputs) + max(1, kernel.num_outputs) + 5}P6q4Q{reals}I4x").pack
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def elementwise(kernel):
     operation, inputs, outputs = source.operation(kernel)
     storage, real = kernel.storage, kernel.real
     parameters = [f"raw {storage} {name}" for name in inputs]
-    parameters += [f"uint64 {name}" for name in ("mask", "kept", "stream")]
+    parameters += [f"uint64 {name}" for name in ("mask", "kept", "stream", "given", "marked")]
     parameters += [f"int64 {name}" for name in ("row", "turns", "period", "repeat", "run")]
     parameters += [f"uint64 {name}" for name in ("pitch", "start", "seed", "call")]
     parameters += [f"{real} scale", f"{real} shift", "uint32 limit"]
@@ -89,28 +89,44 @@ def address(array):
     return array.data.ptr if array._c_contiguous else None  # flags.c_contiguous would create an object
 
 
+def saves_bits(array):
+    return False  # not measured yet
+
+
 def launch(kernel, inputs, outputs, draw):
-    size = outputs[0].size
+    size = inputs[0].size if kernel.num_inputs else outputs[0].size
     if size == 0:
         return
-    mask, others = None, (0, 0, 0)
+    mask, drawn, kept, stream, given, marked = None, 0, 0, 0, 0, 0
     if kernel.masked:
         *inputs, mask = inputs
-        others = address(mask.array), address(mask.kept) if kernel.counted else 0, 0
+        drawn, kept = address(mask.array), address(mask.kept) if kernel.counted else 0
     elif kernel.stored:
-        others = 0, 0, address(draw.seed)
-    of, addresses = scalars(kernel, size, draw, mask), [] if inputs else [0]
+        stream = address(draw.seed)
+    if kernel.reads_bits:
+        *inputs, bits = inputs
+        given = address(bits)
+    of, addresses, contiguous = scalars(kernel, size, draw, mask), [] if inputs else [0], raw_kernels
+    if kernel.writes_bits:
+        *outputs, bits = outputs
+        marked = address(bits)
     for array in (*inputs, *outputs):
         begin = address(array)
-        if begin is None or not raw_kernels:
-            _launch_elementwise(kernel, inputs, outputs, others, of)
-            return
+        contiguous = contiguous and begin is not None
         addresses.append(begin)
-    run(kernel, (*addresses, *others), of)
+    if not outputs:
+        addresses.append(0)
+    if marked and not writes_all_words(kernel, size, of[7], contiguous and all(begin % 16 == 0 for begin in addresses)):
+        bits.fill(0)
+    others = drawn, kept, stream, given, marked
+    if contiguous:
+        run(kernel, (*addresses, *others), of)
+    else:
+        _launch_elementwise(kernel, inputs, outputs, others, of)
 
 
 def _launch_elementwise(kernel, inputs, outputs, others, of):
-    """others: the addresses of the mask, its count and the stream; of: the scalars."""
+    """others: the addresses of the mask, its count, the stream and the bits; of: the scalars."""
     inputs, outputs = ([array.view(kernel.storage) for array in arrays] for arrays in (inputs, outputs))
     count, *integers, scale, shift, limit = of
     types = (np.int64,) * 5 + (np.uint64,) * 4

@@ -36,7 +36,7 @@ def raw(kernel):
 
 def operation(kernel):
     """The body of an ElementwiseKernel, and the names of its input arrays and output arrays."""
-    inputs, outputs = [f"a{k}" for k in range(kernel.num_inputs)], [f"y{k}" for k in range(len(kernel.outputs))]
+    inputs, outputs = [f"a{k}" for k in range(kernel.num_inputs)], [f"y{k}" for k in range(kernel.num_outputs)]
     elements = ", ".join(f"{name}[e]" for name in inputs) or "storage()"
     assignments = " ".join(f"{name}[e] = y[{k}];" for k, name in enumerate(outputs))
     text = f"\n#define INPUTS(e) {elements}\n#define OUTPUTS(e) {assignments}\n{file('elementwise.cuh')}"
@@ -73,23 +73,24 @@ __device__ inline storage narrow(real x) {{ return {narrow}; }}
 
 def constants(kernel):
     """The constants of a kernel, with the names of numba_cuda/map.py."""
-    size, shares, width, parts, exchanges = chunks(kernel)
-    numbers = {"num_inputs": kernel.num_inputs, "num_outputs": len(kernel.outputs), "size": size, "width": width}
-    numbers |= {"parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
+    size, shares, width, parts, exchanges, together, group = chunks(kernel)
+    numbers = {"num_inputs": kernel.num_inputs, "num_outputs": kernel.num_outputs, "size": size, "width": width}
+    numbers |= {"group": group, "parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
     flags = {"draws": kernel.bits > 0, "stored": kernel.stored, "masked": kernel.masked, "counted": kernel.counted}
     flags |= {"windowed": kernel.window, "bits_of_mask": kernel.masked and kernel.keeps, "exchanges": exchanges}
+    flags |= {"reads_bits": kernel.reads_bits, "writes_bits": kernel.writes_bits, "works_together": together}
     flags["approximate"] = kernel.approximate
     text = "".join(f"constexpr int {name} = {number};\n" for name, number in numbers.items())
     return text + "".join(f"constexpr bool {name} = {str(flag).lower()};\n" for name, flag in flags.items())
 
 
 def compute(kernel):
-    """The C++ function that applies the formula to stored elements."""
-    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.num_inputs))
-    call = f"element(r, scale, shift{inputs})"
-    results = [f"narrow({call})"]
+    """The C++ function that applies the formula to stored elements. It takes the element's bit and returns another."""
+    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.num_inputs)) + ", bit" * kernel.reads_bits
+    lines, results = [], [f"element(r, scale, shift{inputs})"]
     if len(kernel.outputs) > 1:
-        results, call = [f"narrow(pair.of[{k}])" for k in range(len(kernel.outputs))], f"const Pair pair = {call};"
-    lines = [call] * (len(kernel.outputs) > 1) + [f"y[{k}] = {result};" for k, result in enumerate(results)]
-    header = "__device__ inline void compute(drawn_t r, real scale, real shift, const storage* x, storage* y)"
+        lines, results = [f"const Pair pair = {results[0]};"], ["pair.of[0]", "pair.of[1]"]
+    lines += [f"y[{k}] = narrow({results[k]});" for k in range(kernel.num_outputs)]
+    lines += [f"return {results[-1]} != 0;" if kernel.writes_bits else "return false;"]
+    header = "__device__ inline bool compute(drawn_t r, real scale, real shift, const storage* x, bool bit, storage* y)"
     return "\n  ".join([f"{header} {{", *lines]) + "\n}"

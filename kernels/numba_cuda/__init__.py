@@ -10,7 +10,8 @@ from gpudrop.kernels.numba_cuda.launching import (
     launch,
     on_device,
     put,
+    saves_bits,
     unavailable,
 )
 
-__all__ = ["advance", "current_device", "devices", "grow", "launch", "on_device", "put", "unavailable"]
+__all__ = ["advance", "current_device", "devices", "grow", "launch", "on_device", "put", "saves_bits", "unavailable"]

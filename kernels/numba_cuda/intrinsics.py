@@ -126,6 +126,12 @@ def exchanged(value, distance):
     return np.uint32(cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), np.int32(value), np.int32(distance)))
 
 
+@device
+def set_bits(words, i, bits):
+    """Set bits of a word, which other threads may change at the same time."""
+    cuda.atomic.or_(words, i, bits)
+
+
 @functools.cache
 def conversions(native):
     """The conversions by dtype. native: whether the GPU has an instruction that converts to bfloat16."""

@@ -10,7 +10,7 @@ import numpy as np
 from numba import config, cuda
 from numba.cuda import types
 
-from gpudrop.kernels.chunks import scalars, thread_count
+from gpudrop.kernels.chunks import scalars, thread_count, writes_all_words
 from gpudrop.kernels.numba_cuda.map import SIMULATED, body
 
 if not SIMULATED:
@@ -74,14 +74,21 @@ def any_kernel(kernel, contiguous, native=True):
 
 def strided_signature(kernel, ndim):
     """The Numba signature of a kernel for arrays that are not contiguous, to compile it without a GPU."""
-    array, real = types.Array(getattr(types, kernel.storage), ndim, "A"), getattr(types, kernel.real)
+    real, flat_bits = getattr(types, kernel.real), {"ndim": 1, "layout": "C"}
+    arrays = (
+        types.Array(of, **(flat_bits if is_bits else {"ndim": ndim, "layout": "A"}))
+        for of, is_bits in _operands(kernel)
+    )
     others = (types.Array(of, 1, "C") for of in _others(kernel))
     scalars = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
-    return types.void(*(array,) * _operands(kernel), *others, *scalars)
+    return types.void(*arrays, *others, *scalars)
 
 
 def _operands(kernel):
-    return kernel.num_inputs + len(kernel.outputs)
+    """For each operand, the Numba type of its elements and whether these are bits: read as bytes, written as words."""
+    storage = getattr(types, kernel.storage)
+    found = [(storage, False)] * kernel.num_inputs + [(types.uint8, True)] * kernel.reads_bits
+    return found + [(storage, False)] * kernel.num_outputs + [(types.uint32, True)] * kernel.writes_bits
 
 
 def _others(kernel):
@@ -95,8 +102,7 @@ def flat_kernel(kernel, native=True):
 
     A Numba array would be passed as seven arguments, and each takes time at every launch.
     """
-    storage = getattr(types, kernel.storage)
-    pointers = (types.CPointer(of) for of in ((storage,) * _operands(kernel) + _others(kernel)))
+    pointers = (types.CPointer(of) for of in (*(of for of, _ in _operands(kernel)), *_others(kernel)))
     bits = types.int64 if kernel.real == "float64" else types.int32
     function = body(kernel, True, native, flat, from_bits[kernel.real])
     return function, types.void(*pointers, *(types.int64,) * 10, bits, bits, types.int64)
@@ -120,18 +126,26 @@ def _converts():
     return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
+def saves_bits(array):
+    return False  # not measured yet
+
+
 def launch(kernel, inputs, outputs, draw):
-    size = outputs[0].size
-    if size == 0:
-        return
     mask = None
     if kernel.masked:
         *inputs, mask = inputs
     operands, contiguous = (*inputs, *outputs), True
+    size = operands[0].size if kernel.num_inputs else outputs[0].size
+    if size == 0:
+        return
     for array in operands:
         contiguous = contiguous and array.is_c_contiguous()
     of, stream = scalars(kernel, size, draw, mask), operands[0].stream or outputs[0].stream
     stored = draw.seed if kernel.stored else None
+    if kernel.writes_bits:
+        aligned = contiguous and all(_address(array) % 16 == 0 for array in operands)
+        if not writes_all_words(kernel, size, of[7], aligned):
+            _clear(outputs[-1], stream)
     if contiguous and not SIMULATED:
         _launch_flat(kernel, operands, mask, stored, of, stream)
     else:
@@ -160,7 +174,7 @@ def _launch_flat(kernel, operands, mask, stored, of, stream):
 
 
 def _address(array):
-    return array.device_ctypes_pointer.value
+    return array._ary.ctypes.data if SIMULATED else array.device_ctypes_pointer.value
 
 
 def _packed(real, integer):
@@ -185,11 +199,10 @@ def _configured(blocks):
 def _launch_any(kernel, operands, mask, stored, of, stream, contiguous):
     """Use Numba's own launch: for arrays with any strides, and for all arrays in the simulator."""
 
-    def view(array):
-        array = array.view(kernel.storage)
-        return array.reshape(-1) if contiguous else array
-
-    operands = [view(array) for array in operands]
+    storages = [of.name for of, _ in _operands(kernel)]
+    operands = [array.view(storage) for array, storage in zip(operands, storages, strict=True)]
+    if contiguous:
+        operands = [array.reshape(-1) for array in operands]
     drawn = kept = nothing = operands[0]
     if mask is not None:
         drawn = mask.array.view(np.uint8) if kernel.keeps else mask.array
@@ -232,16 +245,22 @@ def grow_kernel():
 
 @functools.cache
 def zero_kernel():
-    def gpudrop_zero(count):
-        count[0] = 0
+    def gpudrop_zero(array):
+        for i in range(cuda.grid(1), array.size, cuda.gridsize(1)):
+            array[i] = 0
 
     return cuda.jit(gpudrop_zero)
+
+
+def _clear(array, stream):
+    """Set an array to 0. Copying a 0 from the CPU would wait for the GPU."""
+    _over(zero_kernel(), _blocks(min(array.size, _wave())), THREADS, stream)(array)
 
 
 def grow(seeds, mask, block):
     stream = mask.stream
     kept = cuda.device_array(1, np.uint64, stream=stream)
-    _over(zero_kernel(), 1, 1, stream)(kept)  # copying a 0 from the CPU would wait for the GPU
+    _clear(kept, stream)
     arrays = (seeds.view(np.uint8), mask.view(np.uint8))
     blocks = _blocks(min(mask.size, _wave()))
     _over(grow_kernel(), blocks, THREADS, stream)(*arrays, np.int64(block[0]), np.int64(block[1]), kept)

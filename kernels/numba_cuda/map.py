@@ -51,30 +51,38 @@ def half_of(lanes, i):
     return np.uint16(lanes[i >> 1] >> np.uint32(16 * (i & 1)) & np.uint32(0xFFFF))
 
 
-def operands_of(kernel, contiguous, native, as_array, element):
+def operands_of(kernel, contiguous, native, as_array, formulas):
     """The functions of a kernel that name each operand, generated as text because Numba does not unroll tuples.
 
-    load, store         copy a chunk of each input to the lanes, and the results to each output
-    compute             compute the results of lane j
-    compute_one         compute element e of each output
-    aligned             whether element i of every operand is aligned for a wide access
+    load, store             copy a chunk of each input to the lanes, and the results to each output
+    read_bits, write_bits   the same for bits, which are in one integer; each does nothing without such an operand
+    compute                 compute the results of lane j, and return its bit
+    compute_one             compute element e of each output
+    aligned                 whether element i of every operand is aligned for a wide access
     """
-    size, _, width, parts, _ = chunks(kernel)
+    size, _, width, parts, _, _, group = chunks(kernel)
     load, store = processor.vector_access(width)
     widen, narrow = processor.conversions(native)[kernel.dtype]
     halved = int(kernel.storage == "uint16")  # see `half_of`
     names = {
-        "load_part": load, "store_part": store, "widen": widen, "narrow": narrow, "element": element,
+        "load_part": load, "store_part": store, "widen": widen, "narrow": narrow, "element": formulas["element"],
         "aligned_at": processor.aligned, "as_array": as_array, "size": size, "width": width,
-        "parts": parts, "step": size // parts,
+        "parts": parts, "step": size // parts, "group": group, "mask": np.uint32((1 << group) - 1),
+        "bits_of": formulas["bits_of"], "bit_of": formulas["bit_of"], "word_of": formulas["word_of"],
         "lane_of": half_of if halved else lane_of,
         "first_lane": device(lambda k, s: (k * size + s * (size // parts)) >> halved),
+        "uint32": np.uint32, "set_bits": processor.set_bits,
     }  # fmt: skip
-    inputs, outputs = range(kernel.num_inputs), range(len(kernel.outputs))
-    results, at = ", ".join(f"value{k}" for k in outputs), "[e]" if contiguous else ".flat[e]"
+    inputs, outputs = range(kernel.num_inputs), range(kernel.num_outputs)
+    results, at = ", ".join(f"value{k}" for k in range(len(kernel.outputs))), "[e]" if contiguous else ".flat[e]"
+    packed, marked = f"as_array(inputs[{len(inputs)}])", f"as_array(outputs[{len(outputs)}])"
+    reads, writes = kernel.reads_bits, kernel.writes_bits
+    given, mark = ["bit != uint32(0)"] * reads, f"uint32(value{len(outputs)} != 0)" if writes else "uint32(0)"
     arrays = [f"{of}[{k}]" for of, ks in (("inputs", inputs), ("outputs", outputs)) for k in ks]
-    lanes = "".join(f", widen(lane_of(lanes, {k} * size + j))" for k in inputs)
-    elements = "".join(f", widen(as_array(inputs[{k}]){at})" for k in inputs)
+    lanes = ", ".join(["r, scale, shift", *(f"widen(lane_of(lanes, {k} * size + j))" for k in inputs), *given])
+    elements = ", ".join(["r, scale, shift", *(f"widen(as_array(inputs[{k}]){at})" for k in inputs), *given])
+    alignments = [f"aligned_at(as_array({array}), i, width)" for array in arrays]
+    alignments += ["i & (group - 1) == 0"] * reads + ["i & 31 == 0"] * writes
     made = {
         "load(inputs, m, apart, lanes)": [
             "for s in range(parts):",
@@ -84,18 +92,34 @@ def operands_of(kernel, contiguous, native, as_array, element):
         "store(results, outputs, m, apart)": [
             "for s in range(parts):",
             *(f"  store_part(results, {k} * size + s * step, as_array(outputs[{k}]), m + s * apart)" for k in outputs),
+            "  pass",
         ],
-        "compute(r, scale, shift, lanes, results, j)": [
-            f"{results} = element(r, scale, shift{lanes})",
+        "read_bits(inputs, m, apart)": [
+            "bits = uint32(0)",
+            *["for g in range(size // group):"] * reads,
+            *[f"  bits = uint32(bits | (bits_of({packed}, m + g * apart) << uint32(g * group)))"] * reads,
+            "return bits",
+        ],
+        "write_bits(bits, outputs, m, apart, lane)": [
+            f"for g in range({int(writes)} * (size // group)):",
+            "  word = word_of(uint32((bits >> uint32(g * group)) & mask), uint32(lane))",
+            "  if lane % (32 // group) == 0:",
+            f"    {marked}[(m + g * apart) >> 5] = word" if writes else "    pass",
+        ],
+        "compute(r, scale, shift, lanes, bits, results, j)": [
+            "bit = uint32(bits & uint32(uint32(1) << uint32(j)))",
+            f"{results} = element({lanes})",
             *(f"results[{k} * size + j] = narrow(value{k})" for k in outputs),
+            f"return uint32({mark} << uint32(j))",
         ],
         "compute_one(r, scale, shift, inputs, outputs, e)": [
-            f"{results} = element(r, scale, shift{elements})",
+            *[f"bit = bit_of({packed}, e)"] * reads,
+            f"{results} = element({elements})",
             *(f"as_array(outputs[{k}]){at} = narrow(value{k})" for k in outputs),
+            *[f"if {mark} != uint32(0):", f"  set_bits({marked}, e >> 5, uint32(uint32(1) << uint32(e & 31)))"]
+            * writes,
         ],
-        "aligned(inputs, outputs, i)": [
-            f"return {' and '.join(f'aligned_at(as_array({array}), i, width)' for array in arrays)}",
-        ],
+        "aligned(inputs, outputs, i)": [f"return {' and '.join(alignments)}"],
     }
     return {header[: header.index("(")]: device(_function(header, lines, names)) for header, lines in made.items()}
 
@@ -110,8 +134,9 @@ def _function(header, lines, names):
 def chunk_functions(kernel, formulas, of):
     """The functions compute_chunk and compute_ends.
 
-    compute_chunk computes a chunk in registers; all of its elements are inside the arrays. compute_ends computes one
-    element at a time. n contains their kernel arguments: mask, period, repeat, run, scale, shift, limit and row.
+    compute_chunk computes a chunk in registers; all of its elements are inside the arrays. It takes and returns the
+    chunk's bits. compute_ends computes one element at a time. n contains their kernel arguments: mask, period, repeat,
+    run, scale, shift, limit and row.
     """
     size, masked = chunks(kernel).size, kernel.masked
     bits_of_mask = masked and kernel.keeps
@@ -128,15 +153,17 @@ def chunk_functions(kernel, formulas, of):
         return drawn_of(words, lane, limit), at
 
     @device
-    def compute_chunk(n, words, first_lane, at, lanes, results):
+    def compute_chunk(n, words, first_lane, at, lanes, bits, results):
         mask, period, repeat, run, scale, shift, _, _ = n
+        marks = np.uint32(0)
         keeps = chunk_bits(mask, at, period, repeat, run) if bits_of_mask else np.uint32(0)
         for j in range(size):
             if bits_of_mask:
                 r = (keeps >> np.uint32(j)) & np.uint32(1) != 0
             else:
                 r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
-            compute(r, scale, shift, lanes, results, j)
+            marks = np.uint32(marks | compute(r, scale, shift, lanes, bits, results, j))
+        return marks
 
     @device
     def compute_ends(n, words, first_lane, at, inputs, outputs, begin, inner):
@@ -166,20 +193,21 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     native: whether the GPU has an instruction that converts to bfloat16, as from compute capability 8 on.
     as_array, as_real: functions that convert arguments to arrays, and to scale and shift.
     """
-    size, shares, _, parts, exchanged = chunks(kernel)
+    size, shares, _, parts, exchanged, cooperating, _ = chunks(kernel)
     real, storage = getattr(np, kernel.real), getattr(np, kernel.storage)
     draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
     windowed, shares = kernel.window, np.uint64(shares)
-    exchanged, step = exchanged and contiguous, size // parts
-    lanes_in, lanes_out = size * max(1, kernel.num_inputs), size * len(kernel.outputs)
-    loaded = np.uint32 if kernel.storage == "uint16" else storage  # see `half_of`
+    exchanged, cooperating, step = exchanged and contiguous, cooperating and contiguous, size // parts
+    lanes_in, lanes_out = size * max(1, kernel.num_inputs), size * max(1, kernel.num_outputs)
+    loaded, writes_bits = np.uint32 if kernel.storage == "uint16" else storage, kernel.writes_bits  # see `half_of`
     f = functions_of(kernel)
     draw, own_chunk, exchange, locate, advance = (
         f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
     )  # fmt: skip
     first_turn, next_turn = f["first_turn"], f["next_turn"]
-    of = operands_of(kernel, contiguous, native, as_array, f["element"])
+    of = operands_of(kernel, contiguous, native, as_array, f)
     load, store, aligned = of["load"], of["store"], of["aligned"]
+    read_bits, write_bits = of["read_bits"], of["write_bits"]
     compute_chunk, compute_ends = chunk_functions(kernel, f, of)
 
     @device
@@ -202,7 +230,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
         n = mask, period, repeat, run, scale, shift, limit, row
         threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
-        lane = i % WARP if exchanged else np.int64(0)
+        lane = i % WARP if cooperating else np.int64(0)
         to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws
         here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
         if windowed:
@@ -230,23 +258,28 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             inner = own * size - skip
             whole = np.uint64(inner) < wholes
             m, apart, together = begin + inner, np.int64(step), False
-            if exchanged:
+            if cooperating:
                 tile = (turn - lane) * size - skip
                 together = straight and tile >= 0 and tile + WARP * size <= row
-                if together:
+                if together and exchanged:
                     m, apart = begin + tile + lane * step, np.int64(WARP * step)
+            if writes_bits:
+                whole = together
+            bits = np.uint32(0)
             if whole:
                 load(inputs, m, apart, lanes)
+                bits = read_bits(inputs, m, apart)
             words, first_lane = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)), np.uint32(0)
             if draws:
                 mine = np.uint64(number + np.uint64(own))
                 words = draw(seed, call, np.uint64(mine // shares))
                 first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(size))
             if whole:
-                if together:
+                if together and exchanged:
                     words = exchange(words, np.uint32(lane))
-                compute_chunk(n, words, first_lane, in_mask, lanes, results)
+                bits = compute_chunk(n, words, first_lane, in_mask, lanes, bits, results)
                 store(results, outputs, m, apart)
+                write_bits(bits, outputs, m, apart, lane)
             else:
                 compute_ends(n, words, first_lane, in_mask, inputs, outputs, begin, inner)
             if masked:
@@ -263,7 +296,7 @@ SCALARS = "count, row, turns, period, repeat, run, pitch, start, seed, call, sca
 
 def _kernel(kernel, run_chunks):
     """A function with the kernel's name that takes each operand separately and calls `run_chunks`."""
-    inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs))
+    inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs + kernel.reads_bits))
     outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
     text = f"""
 def make(run_chunks):

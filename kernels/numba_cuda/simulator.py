@@ -55,6 +55,14 @@ def exchanged(value, distance):
     return value
 
 
+_atomic = threading.Lock()
+
+
+def set_bits(words, i, bits):
+    with _atomic:
+        words[i] |= bits
+
+
 conversions = functools.cache(lambda native: half.numpy_conversions(device))
 MATH_FUNCTIONS = {name: getattr(np, name, None) for name in (*MATH, "divide")}
 MATH_FUNCTIONS["exchanged"] = exchanged

@@ -17,6 +17,7 @@ from gpudrop.kernels.cupy_elementwise import launching, source
 HERE = Path(__file__).parent / "cuda_on_host"
 CUPY = Path(cupy.__file__).parent / "_core/include"
 OPTIONS = ("-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC", "-pthread")
+OPTIONS += ("-Wno-maybe-uninitialized",)  # g++ does not see that a chunk is loaded wherever it is computed
 # The originals of functions that `replace_launches` replaces.
 GROW, ADVANCE, ELEMENTWISE = launching.grow_kernel, launching.advance_kernel, launching.elementwise
 
@@ -75,10 +76,10 @@ def replace_launches(replace):
 
 
 def run(kernel, addresses, of):
-    """Run a kernel with one warp if its threads exchange words, otherwise with one thread."""
+    """Run a kernel with one warp if its threads work together, otherwise with one thread."""
     if kernel not in _built:
         build({kernel: (source.raw(kernel), kernel.name)})
-    threads = WARP if chunks(kernel).exchanged else 1
+    threads = WARP if chunks(kernel).together else 1
     _call(kernel, [launching.packer(kernel)(*addresses, *of)], threads)
 
 

@@ -36,6 +36,11 @@ def made(direction, activation, dtype, source, noise=noises.DROPOUT):
     return getattr(operations, direction)(activation, dtype, source, noise)
 
 
+def with_bits(direction, activation, dtype, source):
+    """The same for a kernel that reads or writes one bit per element."""
+    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source, bits=True)
+
+
 # Kernels differ in these ways, beside their formula. Each entry maps direction, activation and dtype to (kernel, form).
 SKELETONS = {
     "plain": lambda *of: (made(*of, Draws(16)), None),
@@ -47,6 +52,11 @@ SKELETONS = {
     "strided": lambda *of: (made(*of, Draws(16)), (3, True)),
     "mask": lambda *of: (operations.drawing("keep", "bool", Draws(16)), None),
     "two gradients": lambda _, *of: (operations.backward(*of, Draws(16), noises.ZONEOUT, ("dx", "dprevious")), None),
+    "bits": lambda direction, _, dtype: (with_bits(direction, "leaky_relu", dtype, Draws(16)), None),
+    "bits alone": lambda direction, _, dtype: (with_bits(direction, "relu", dtype, Draws(16)), None),
+    "strided bits": lambda direction, _, dtype: (with_bits(direction, "relu", dtype, Draws(16)), (3, True)),
+    "pack": lambda *_: (operations.PACK, None),
+    "unpack": lambda *_: (operations.UNPACK, None),
 }
 PRODUCT = list(itertools.product(SKELETONS, ("forward", "backward"), ("identity", "silu"), ("float16", "float32")))
 
@@ -69,10 +79,14 @@ def kernels(dtype):
     keys += [(made(d, some[1], dtype, Draws(16, window=True, stored=True)), None) for d in directions]
     keys += [(described, None) for described in varied(dtype, some[1])]
     keys += [(made("forward", some[1], dtype, Reads()), (3, False))]
+    sources = Draws(8), Draws(32), Draws(16, window=True, stored=True), Reads(), Reads(counted=True)
+    keys += [(with_bits(d, a, dtype, s), None) for d in directions for a in ("relu", "leaky_relu") for s in sources]
+    keys += [(with_bits(d, "leaky_relu", dtype, Draws(16)), (3, True)) for d in directions]
     if dtype == "float32":
         sources = None, Draws(8), Draws(16), Draws(32), Reads(), Draws(16, window=True), Draws(16, stored=True)
         keys += [(operations.drawing("keep", "bool", source), None) for source in sources]
-    return keys
+        keys += [(kernel, form) for kernel in (operations.PACK, operations.UNPACK) for form in (None, (3, True))]
+    return list(dict.fromkeys(keys))  # the backward pass of relu from bits draws nothing
 
 
 def varied(dtype, activation):
@@ -196,12 +210,13 @@ def check_ptx(kernel, form, ptx):
     name = f"{kernel.name} {kernel.dtype} {form}"
     assert ".local" not in ptx, f"{name} uses local memory"
     assert kernel.real == "float64" or ".f64" not in ptx, f"{name} computes in float64"
-    _, _, width, parts, _ = chunks(kernel)
+    _, _, width, parts, *_ = chunks(kernel)
     if form is None and width in VECTOR:
         loads, stores = (len(re.findall(rf"{op}\.global\S*\.{VECTOR[width]}", ptx)) for op in ("ld", "st"))
-        rounds = stores // (parts * len(kernel.outputs))  # the compiler may unroll the loop
-        expected = (rounds * kernel.num_inputs * parts, rounds * len(kernel.outputs) * parts)
-        assert rounds >= 1 and (loads, stores) == expected, f"{name}: {loads} loads, {stores} stores"
+        operands = kernel.num_inputs, kernel.num_outputs
+        rounds = (loads + stores) // (parts * sum(operands))  # the compiler may unroll the loop
+        expected = [rounds * parts * count for count in operands]
+        assert rounds >= 1 and [loads, stores] == expected, f"{name}: {loads} loads, {stores} stores"
 
 
 def test_threads_fill_the_device_before_each_takes_several_chunks():

@@ -207,7 +207,7 @@ def test_cases_are_unique_and_cover_all_dtypes_activations_and_sizes(quick):
     assert {case.threads for case in every} == {1, 2}
     if not quick:
         assert {case.dtype for case in every} == set(DTYPES)
-        assert {case.activation for case in every} == {"identity", "relu", *cases.SMOOTH}
+        assert {case.activation for case in every} == {"identity", "relu", "leaky_relu", *cases.SMOOTH}
         for backward, also in ((False, {2**25}), (True, set())):
             sizes = [case.size for case in every if case.section == "sizes" and case.backward == backward]
             assert sizes == sorted({10**k for k in range(2, 9)} | also)  # in this order, for the chart

@@ -200,6 +200,7 @@ SETTINGS = {
         {5.0: "rng must be a gpudrop.Generator, .*, or None, got 5.0"},
     ),
     "remember": (2, {2**64: "remember must be", 0: "remember must be at least 1, or None for all calls, got 0"}),
+    "save": ("output", {"all": "save must be one of auto, output, bits, got 'all'"}),
     "step": (7, {-1: "step must be between 0 and", 1.5: "step must be an integer, got 1.5"}),
     "training": (
         False,

@@ -214,7 +214,7 @@ HINTS = [
     (TypeError, "so pass p=1 - keep_prob", lambda: gpudrop.keep_mask(3, 0.5, keep_prob=X)),
     (TypeError, "so pass p=1 - keep_prob", lambda: gpudrop.dropout(X, keep_prob=80)),
     (TypeError, "so pass p=0.2", lambda: gpudrop.dropout(X, keep_prob=np.float32(0.8))),
-    (TypeError, "unexpected keyword argument 'keepdims'", lambda: gpudrop.dropout(X, keepdims=True)),
+    (TypeError, "unexpected keyword argument 'dims'", lambda: gpudrop.dropout(X, dims=True)),
     (TypeError, "; np.random.default_rng(seed) makes a generator", lambda: gpudrop.dropout(X, rng=np.random)),
     (
         ValueError,

@@ -50,7 +50,7 @@ def passes(case, forward, vjp):
     return lambda: (backprop(),)
 
 
-def ours(case, x, dy, ready=False):
+def ours(case, x, dy, ready=False, save="auto"):
     y = np.zeros(x.shape, x.dtype, LAYOUTS[case.layout][1]) if ready else None
     dx = np.zeros_like(dy) if ready else None
     options = {"activation": case.activation, "bits": case.bits, "rng": gpudrop.Generator(SEED), "out": y}
@@ -59,7 +59,7 @@ def ours(case, x, dy, ready=False):
         return (gpudrop.dropout(x, case.p, **options),)
 
     def vjp():
-        result, backprop = gpudrop.dropout_vjp(x, case.p, **options)
+        result, backprop = gpudrop.dropout_vjp(x, case.p, save=save, **options)
         return result, lambda: backprop(dy, out=dx)
 
     return passes(case, forward, vjp)

@@ -18,6 +18,7 @@ static thread_local Dim3 threadIdx{0}, blockDim{1};
 inline unsigned int __popc(unsigned int x) { return __builtin_popcount(x); }
 inline unsigned long long __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline unsigned long long atomicAdd(unsigned long long* x, unsigned long long y) { return (*x += y) - y; }
+inline unsigned int atomicOr(unsigned int* x, unsigned int y) { return __atomic_fetch_or(x, y, __ATOMIC_RELAXED); }
 using std::max;
 using std::min;
 #include <cuda_bf16.h>
