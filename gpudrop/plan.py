@@ -19,6 +19,15 @@ from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, GivenMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
+from gpudrop.signatures import Save
+
+
+def check_saved(save: Any, activation: Activation) -> Save:
+    """What a forward pass with this activation saves; a ValueError if save is unknown or needs another activation."""
+    if check_save(save) == "bits" and activation.slopes is None:
+        having = ", ".join(sorted(name for name, row in ACTIVATIONS.items() if row.slopes is not None))
+        raise ValueError(f"save='bits' needs an activation with two slopes ({having}), got {activation.name!r}")
+    return save
 
 
 class _Plan(NamedTuple):
@@ -147,12 +156,8 @@ class Prepared(NamedTuple):
 
     def _saving(self, save: str) -> _Plan:
         """The plan for a backward pass that reads what `save` says."""
-        plan, auto = self.plan, check_save(save) == "auto" and self.plan.with_bits is not None
-        if save == "bits" and plan.with_bits is None:
-            having = ", ".join(sorted(name for name, row in ACTIVATIONS.items() if row.slopes is not None))
-            raise ValueError(
-                f"save='bits' needs an activation with two slopes ({having}), got {plan.activation.name!r}"
-            )
+        plan = self.plan
+        auto = check_saved(save, plan.activation) == "auto" and plan.with_bits is not None
         return plan.with_bits if save == "bits" or (auto and self.module.saves_bits(self.x.array)) else plan
 
     def _launch(self, plan: _Plan, target: Any, bits: Any = None) -> Draw:
