@@ -789,9 +789,37 @@ MUTANTS = [
     Mutant(
         "second derivatives ignore the activation",
         "gpudrop/torch/operators.py",
-        "    if not (again and name in TORCHS and",
-        "    if not (again and name in () and",
+        "or not (again and name in TORCHS and",
+        "or not (again and name in () and",
         "torch/test_transforms.py",
+    ),
+    Mutant(
+        "the second derivative of saved bits reads them as x",
+        "gpudrop/torch/operators.py",
+        "    if has_bits(saved) or not (again",
+        "    if not (again",
+        "torch/test_transforms.py",
+    ),
+    Mutant(
+        "a compiled graph adds a guard for what it saves",
+        "gpudrop/torch/operators.py",
+        "            size = size.node.hint or 0\n",
+        "            size = int(size)\n",
+        "torch/test_compiled.py",
+    ),
+    Mutant(
+        "PyTorch's own activation saves its result although bits are requested",
+        "gpudrop/torch/functional.py",
+        'if activation in TORCHS and save != "bits":',
+        "if activation in TORCHS:",
+        "torch/test_torch.py",
+    ),
+    Mutant(
+        "a module ignores its attribute save",
+        "gpudrop/torch/modules.py",
+        "self.save if save is None else save,",
+        '"auto" if save is None else save,',
+        "torch/test_torch.py",
     ),
     Mutant(
         "forward mode ignores the second input",
@@ -894,8 +922,8 @@ MUTANTS = [
     Mutant(
         "relu's output is saved although it may be overwritten",
         "gpudrop/torch/fused.py",
-        '    keeps_input = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))\n',
-        "    keeps_input = False\n",
+        '    bits = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))\n',
+        "    bits = False\n",
         "torch/test_conversion.py",
     ),
     Mutant(

@@ -12,6 +12,10 @@ training, inplace). Each function accepts the options of `gpudrop.NAME` as keywo
         The source of the mask instead of torch's generator, as for `gpudrop.dropout`.
     bits : int
         Random bits per element.
+    save : {"auto", "output", "bits"}
+        What is saved for the backward pass, if the activation is relu or leaky_relu: see `gpudrop.dropout_vjp`. With
+        "bits", one bit per element is saved, and the input and the result may be changed in place. "bits" raises a
+        ValueError for other activations.
 
 With training=False the function computes the variant's prediction. With p = 0 it applies the activation alone. With
 inplace=True it writes the result to input and returns input.
@@ -53,6 +57,7 @@ from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
 from gpudrop.hints import name_of, unexpected
 from gpudrop.masks import check_mask_shape
+from gpudrop.plan import check_saved
 from gpudrop.torch import operators
 from gpudrop.torch.activations import TORCHS
 from gpudrop.variants import FAMILY, OPTIONS
@@ -60,7 +65,7 @@ from gpudrop.variants import FAMILY, OPTIONS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from gpudrop.signatures import Own
+    from gpudrop.signatures import Own, Save
 
 REPLACED = tuple(name for name, row in FAMILY.items() if row.torchs is not None)
 """The functions that torch.nn.functional has too."""
@@ -203,13 +208,13 @@ def _know_tracers() -> None:
 
 @_constant_in_graphs
 def _text(
-    name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], keeps_input: bool
+    name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], save: Save
 ) -> tuple[Any, ...]:
     """Check a call except for p, and return (options as JSON, activation, bits); the given options are pairs."""
     bits, row = check_bits(bits), find_activation(activation)
     given = {o: v.item() if isinstance(v, np.generic) else v for o, v in options if v is not None}
     given |= {} if training else {"training": False}
-    given |= {"keeps": "input"} if keeps_input and row.slope_of == "output" else {}
+    given |= {} if check_saved(save, row) == "auto" else {"save": save}
     return json.dumps(given), row.name, bits
 
 
@@ -221,12 +226,12 @@ def _checked(
     activation: str | None,
     bits: int,
     options: tuple[Any, ...],
-    keeps_input: bool = False,
+    save: Save = "auto",
 ) -> tuple[Any, ...]:
     """Check a call and return its numbers and texts for the operators."""
     noise = FAMILY[name].noise
     p = noise.check(p)
-    text, activation, bits = _text(name, training, activation, bits, options, keeps_input)
+    text, activation, bits = _text(name, training, activation, bits, options, save)
     return (name, text, p, activation, bits), training and noise.scalars(p, noise.check_bits(bits)) is not None
 
 
@@ -265,13 +270,10 @@ def apply(
     generator: torch.Generator | None,
     rng: RngLike,
     bits: int,
+    save: Save,
     options: Mapping[str, Any],
-    keeps_input: bool = False,
 ) -> torch.Tensor:
-    """Apply a variant to x.
-
-    keeps_input: whether the backward pass of relu uses x, although y is sufficient.
-    """
+    """Apply a variant to x."""
     if type(x) not in PLAIN:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input must be a torch.Tensor, got {name_of(type(x))}; gpudrop.{name} takes arrays")
@@ -285,13 +287,13 @@ def apply(
         training = check_truth("training", training)
     training = training and context.on
     if compiling:
-        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), keeps_input)
+        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), save)
         call: tuple[Any, ...] = name, text, p, row, bits  # p may be symbolic: the operators check it when they run
         drawn = training and p != 0
     else:
         p, pairs = p if type(p) is float else _number(p), tuple(options.items())
         try:
-            call, drawn = _checked(name, p, training, activation, bits, pairs, keeps_input)
+            call, drawn = _checked(name, p, training, activation, bits, pairs, save)
         except TypeError:
             _check_as_numpys(name, x, options)
             raise
@@ -300,7 +302,7 @@ def apply(
     if not drawn and other is None:
         if activation is None or activation == "identity":
             return x
-        if activation in TORCHS:
+        if activation in TORCHS and save != "bits":  # torch's activations save x or y
             y = TORCHS[activation].value(x)
             return x.copy_(y) if inplace else y
     if type(x) in PLAIN and not compiling:
@@ -348,6 +350,7 @@ class Function(Protocol):
         generator: torch.Generator | None = ...,
         rng: RngLike = ...,
         bits: int = ...,
+        save: Save = ...,
         **options: Unpack[Own],
     ) -> torch.Tensor: ...
 
@@ -367,6 +370,7 @@ class FunctionOfTwo(Protocol):
         generator: torch.Generator | None = ...,
         rng: RngLike = ...,
         bits: int = ...,
+        save: Save = ...,
     ) -> torch.Tensor: ...
 
 
@@ -383,12 +387,13 @@ def _function(name: str) -> Any:
         generator: torch.Generator | None,
         rng: RngLike,
         bits: int,
+        save: Save,
         options: dict[str, Any],
         previous: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tensors = (input,) if previous is None else (input, previous)
         if has_torch_function_variadic(*tensors):
-            named = {"activation": activation, "generator": generator, "rng": rng, "bits": bits} | options
+            named = {"activation": activation, "generator": generator, "rng": rng, "bits": bits, "save": save} | options
             handle: Any = handle_torch_function
             return handle(made, tensors, *tensors, p, training, inplace, **named)
         for option in options:
@@ -396,7 +401,7 @@ def _function(name: str) -> Any:
                 raise unexpected(name, options, ("p", *defaults, *made.__kwdefaults__))
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        return apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, options)
+        return apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, save, options)
 
     p_default, bits_default, on = row.default, row.bits, name not in OFF_BY_DEFAULT
 
@@ -410,9 +415,10 @@ def _function(name: str) -> Any:
         generator: torch.Generator | None = None,
         rng: RngLike = None,
         bits: int = bits_default,
+        save: Save = "auto",
         **options: Any,
     ) -> torch.Tensor:
-        return call(input, p, training, inplace, activation, generator, rng, bits, options)
+        return call(input, p, training, inplace, activation, generator, rng, bits, save, options)
 
     def function_of_two(
         input: torch.Tensor,
@@ -425,11 +431,12 @@ def _function(name: str) -> Any:
         generator: torch.Generator | None = None,
         rng: RngLike = None,
         bits: int = bits_default,
+        save: Save = "auto",
         **options: Any,
     ) -> torch.Tensor:
         if previous is None:
             raise TypeError("previous must be a torch.Tensor, got None")
-        return call(input, p, training, inplace, activation, generator, rng, bits, options, previous)
+        return call(input, p, training, inplace, activation, generator, rng, bits, save, options, previous)
 
     made: Any = function_of_two if len(row.inputs) > 1 else function
     made.__name__ = made.__qualname__ = name

@@ -76,9 +76,9 @@ def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any
         or (name in WIDENED and torch.is_autocast_enabled(x.device.type))
     ):
         return dropout(activation(x))
-    # If nothing else can write to the result, the gradient of relu can use the result instead of x.
-    keeps_input = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
-    return dropout.apply_to(x, activation=name, inplace=False, keeps_input=keeps_input)
+    # The gradient of torch's dropout uses neither x nor the result, so both may be overwritten. Relu's uses the result.
+    bits = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
+    return dropout.apply_to(x, activation=name, inplace=False, save="bits" if bits else None)
 
 
 class Sequential(nn.Sequential):

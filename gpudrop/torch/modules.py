@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from gpudrop import variants
-from gpudrop.formulas.activations import check_activation, check_loaded
+from gpudrop.formulas.activations import check_activation, check_loaded, find_activation
 from gpudrop.hints import hint_of_argument
+from gpudrop.plan import check_saved
 from gpudrop.schedules import Schedule
 from gpudrop.torch import functional, operators
 from gpudrop.variants import FAMILY, OPTIONS
@@ -19,7 +20,7 @@ from gpudrop.variants import FAMILY, OPTIONS
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from gpudrop.signatures import Own
+    from gpudrop.signatures import Own, Save
 
 
 def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +69,8 @@ class Variant(torch.nn.Module):
         A CPU generator. By default it is torch's own.
     bits : int, optional
         Random bits per element.
+    save : {"auto", "output", "bits"}
+        What is saved for the backward pass, as for the functions.
     **options
         The variant's own options.
 
@@ -102,6 +105,7 @@ class Variant(torch.nn.Module):
     activation: str | None = None
     generator: torch.Generator | None = None
     step = 0
+    save: Save = "auto"
     bits: int
     options: Mapping[str, Any]
 
@@ -120,19 +124,21 @@ class Variant(torch.nn.Module):
         activation: str | None = None,
         generator: torch.Generator | None = None,
         bits: int | None = None,
+        save: Save = "auto",
         **options: Unpack[Own],
     ) -> None:
         super().__init__()
         row, own = FAMILY[self.variant], type(self).options
         for name, value in options.items():
             if name not in own:
-                known = ("p", "activation", "generator", "bits", *own)
+                known = ("p", "activation", "generator", "bits", "save", *own)
                 near = hint_of_argument(name, value, known)
                 raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(known)}{near}")
         p = row.default if p is None else p
         self.p, self.step = p if isinstance(p, Schedule) else row.noise.check(p), 0
         self.inplace, self.activation, self.generator = bool(inplace), check_activation(activation), generator
         self.bits = row.noise.check_bits(type(self).bits if bits is None else bits)
+        self.save = check_saved(save, find_activation(activation))
         self.options = {**own} | {name: OPTIONS[name].check(value) for name, value in options.items()}
 
     def is_own(self) -> bool:
@@ -155,7 +161,7 @@ class Variant(torch.nn.Module):
         *inputs: torch.Tensor,
         activation: str | None = None,
         inplace: bool | None = None,
-        keeps_input: bool = False,
+        save: Save | None = None,
     ) -> torch.Tensor:
         """Apply the variant to the inputs; the defaults are the module's attributes."""
         return functional.apply(
@@ -169,8 +175,8 @@ class Variant(torch.nn.Module):
             self.generator,
             None,
             self.bits,
+            self.save if save is None else save,
             self.options,
-            keeps_input,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -194,6 +200,8 @@ class Variant(torch.nn.Module):
         shown = {name: value for name, value in self.options.items() if value != own[name]}
         if self.activation is not None:
             shown["activation"] = self.activation
+        if self.save != "auto":
+            shown["save"] = self.save
         return ", ".join([text, *(f"{name}={value!r}" for name, value in shown.items())])
 
 

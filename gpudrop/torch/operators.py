@@ -1,14 +1,19 @@
-"""The torch operators: one draws a stream, two are the fused forward and backward passes, as pure functions.
+"""The torch operators: one draws a stream, three are the fused forward and backward passes, as pure functions.
 
     gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int site, bool block, Device device)
         -> Tensor
     gpudrop::placed(Tensor stream, *, Device device) -> Tensor
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
+    gpudrop::recorded(Tensor x, Tensor? other, Tensor stream, CALL) -> (Tensor, Tensor)
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
 
 CALL is the rest of a call, as numbers and text: the variant, its options as JSON, p, activation, bits, and the index of
 the first sample. The options may have two more keys. "shard" is set if x is a part of a tensor: the shape of the tensor
-and the index of the part's first element. "keeps" is "input" if the backward pass of relu receives x instead of y.
+and the index of the part's first element. "save" is what `gpudrop.dropout_vjp` calls save, unless it is "auto".
+
+`recorded` is forward and also returns the bits that backward accepts as saved: uint8, in whole words of 32 bits. If
+forward needs a gradient and `save` selects bits, its derivative calls recorded instead. All else, such as graphs that
+are exported without a backward pass, has forward alone.
 
 A mask is a function of the stream and CALL. The backward pass therefore needs only these, and running either pass again
 draws the same mask. All randomness is in `stream`. vmap calls it for one stream per sample, and compilers that
@@ -33,9 +38,10 @@ from torch._C import _functorch as functorch
 from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
+from gpudrop import backends
 from gpudrop.arrays import as_operand
 from gpudrop.context import Context, current
-from gpudrop.formulas.activations import find_activation, of_input
+from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
@@ -52,12 +58,14 @@ library.define(
 )
 library.define("placed(Tensor stream, *, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tensor")
+library.define(f"recorded(Tensor x, Tensor? other, Tensor stream, {CALL}) -> (Tensor, Tensor)")
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
 
 
 # The overloads: calling them directly is faster.
 STREAM, PLACED = torch.ops.gpudrop.stream.default, torch.ops.gpudrop.placed.default
 FORWARD, BACKWARD = torch.ops.gpudrop.forward.default, torch.ops.gpudrop.backward.default
+RECORDED = torch.ops.gpudrop.recorded.default
 
 
 def drawn(generator=None):
@@ -120,10 +128,10 @@ def _to_stream(tensor):
 
 @functools.lru_cache(maxsize=1024)
 def options_of(text):
-    """Parse the options of a call: (options and Shard, whether the backward pass of relu receives x)."""
+    """Parse the options of a call: (options and Shard, save)."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-    shard, keeps = read.pop("shard", None), read.pop("keeps", None)
-    return read | ({} if shard is None else {"shard": Shard(*shard)}), keeps == "input"
+    shard, save = read.pop("shard", None), read.pop("save", "auto")
+    return read | ({} if shard is None else {"shard": Shard(*shard)}), save
 
 
 class _Memory:
@@ -179,13 +187,11 @@ def _allocate(device, size):
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.data_ptr(), size, memory, device.index or 0), 0)
 
 
-def _prepare(x, other, stream, call, backward=False):
+def _prepare(x, other, stream, call):
     """Return the checked call for x, or for dy in a backward pass."""
     variant, options, p, activation, bits, first = call
     inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
-    options, by_input = options_of(options)
-    activation = of_input(find_activation(activation)) if backward and by_input else activation
-    keywords = {"activation": activation, "bits": bits} | options
+    keywords = {"activation": activation, "bits": bits} | options_of(options)[0]
     # The context of the forward call, because a backward pass may run in another one.
     return FAMILY[variant].function.prepare(
         *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
@@ -204,18 +210,38 @@ def forward(x, other, stream, *call):
     return y
 
 
+def recorded(x, other, stream, *call):
+    y, bits = torch.empty_like(x), _empty_bits(x)
+    if x.numel() % 32:
+        bits[-4:] = 0  # the CPU's kernels do not write the bytes after the last element's
+    with on_stream_of(x):
+        _prepare(x, other, stream, call).record(_result(y), as_array(bits))
+    return y, bits
+
+
+def _empty_bits(x):
+    """Return memory for one bit per element of x, in whole words: CUDA kernels write words of 32 bits."""
+    return torch.empty((x.numel() + 31) // 32 * 4, dtype=torch.uint8, device=x.device)
+
+
+def has_bits(saved):
+    """Whether this is not x or y, but the bits that `recorded` returned."""
+    return saved is not None and saved.dtype is torch.uint8
+
+
 def backward(dy, saved, stream, *call, out=None):
     """Compute dx. The operators return a new tensor; a direct caller that owns dy may pass it as out."""
     *numbers, second = call
     dx = torch.empty_like(dy) if out is None else out
     with on_stream_of(dy):
-        prepared = _prepare(dy, dy if len(FAMILY[call[0]].inputs) > 1 else None, stream, numbers, backward=True)
-        saved = None if saved is None else as_array(saved)
-        prepared.gradient(saved, _result(dx), "dprevious" if second else "dx")
+        prepared, bits = _prepare(dy, dy if len(FAMILY[call[0]].inputs) > 1 else None, stream, numbers), has_bits(saved)
+        if saved is not None:
+            saved = as_array(saved.flatten() if bits else saved)  # bits of sharded tensors have more dimensions
+        prepared.gradient(saved, _result(dx), "dprevious" if second else "dx", bits)
     return dx
 
 
-for name, implementation in (("forward", forward), ("backward", backward)):
+for name, implementation in (("forward", forward), ("recorded", recorded), ("backward", backward)):
     for device in ("CPU", "CUDA"):
         library.impl(name, implementation, device)
 library.impl("stream", stream, "CompositeExplicitAutograd")
@@ -237,6 +263,11 @@ def _(x, other, stream, *call):
     return torch.empty_like(x)
 
 
+@torch.library.register_fake("gpudrop::recorded", lib=library)
+def _(x, other, stream, *call):
+    return torch.empty_like(x), _empty_bits(x)
+
+
 @torch.library.register_fake("gpudrop::backward", lib=library)
 def _(dy, saved, stream, *call):
     return torch.empty_like(dy)
@@ -252,42 +283,73 @@ def _saved(ctx):
 
 
 class _Forward(torch.autograd.Function):
-    """The forward pass and its derivatives; each element of y depends on one element of x."""
+    """The forward pass and its derivatives; each element of y depends on one element of x.
+
+    `recorded` has them too, because an outer transform of torch.func differentiates it.
+    """
 
     @staticmethod
-    def forward(ctx, keyset, x, other, stream, *call):
-        y = _computed(FORWARD, keyset, x, other, stream, *call)
+    def forward(ctx, operator, keyset, x, other, stream, *call):
+        records = operator is RECORDED or _saves_bits(x, call)
+        y = _computed(RECORDED if records else FORWARD, keyset, x, other, stream, *call)
+        y, kept = y if records else (y, _kept(call, x, y))
         ctx.stream, ctx.call = stream, call
-        if (kept := _kept(call, x, y)) is not None:
+        if kept is not None:
             ctx.save_for_backward(kept)
-        return y
+        return (y, kept) if operator is RECORDED else y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, *_):
         saved, dx, dother = _saved(ctx), None, None
-        if ctx.needs_input_grad[1]:
-            dx = _through(dy, saved, ctx.stream, ctx.call, again=torch.is_grad_enabled())
         if ctx.needs_input_grad[2]:
+            dx = _through(dy, saved, ctx.stream, ctx.call, again=torch.is_grad_enabled())
+        if ctx.needs_input_grad[3]:
             dother = BACKWARD(dy, None, ctx.stream, *ctx.call, True)
-        return None, dx, dother, *(None,) * (1 + len(ctx.call))
+        return None, None, dx, dother, *(None,) * (1 + len(ctx.call))
+
+
+def _saves_bits(x, call):
+    """Whether bits are saved for the backward pass, by the rule of `gpudrop.dropout_vjp`."""
+    save = options_of(call[1])[1]
+    if save != "auto" or find_activation(call[3]).slopes is None:
+        return save == "bits"
+    module = backends.load("cupy_elementwise" if x.is_cuda else "cpu")
+    return not isinstance(module, str) and module.saves_bits(_Layout(x))
+
+
+class _Layout:
+    """The attributes of an array that `saves_bits` of a kernel module reads. Compilers trace tensors without memory."""
+
+    def __init__(self, tensor):
+        self.tensor, self.flags = tensor, self
+
+    @property
+    def nbytes(self):
+        size = self.tensor.numel()
+        if isinstance(size, torch.SymInt):  # The graph is for all sizes: decide by the first one, without a guard.
+            size = size.node.hint or 0
+        return size * self.tensor.element_size()
+
+    @property
+    def c_contiguous(self):
+        return self.tensor.is_contiguous()
 
 
 def _kept(call, x, y):
-    """Return the tensor that the derivative of the activation needs: x, y or None."""
+    """Return the tensor that the derivative of the activation needs, unless bits are saved: x, y or None."""
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    by_sign = activation.slope_of == "output" and FAMILY[call[0]].by_sign and not options_of(call[1])[1]
-    return y if by_sign else x
+    return y if activation.slope_of == "output" and FAMILY[call[0]].by_sign else x
 
 
 def _through(dy, saved, stream, call, again):
     """Return dy * (derivative of y), in one pass.
 
-    If it may be differentiated again and the activation is nonlinear, torch's own operators compute the derivative.
+    If it may be differentiated again and depends on x, torch's own operators compute the derivative.
     """
     variant, options, p, name, *rest = call
-    if not (again and name in TORCHS and find_activation(name).slope_of == "input"):
+    if has_bits(saved) or not (again and name in TORCHS and find_activation(name).slope_of == "input"):
         return BACKWARD(dy, saved, stream, *call, False)
     masked = BACKWARD(dy, None, stream, variant, options, p, "identity", *rest, False)
     return TORCHS[name].slope(masked, saved)
@@ -297,8 +359,8 @@ class _Backward(torch.autograd.Function):
     """The backward pass and its derivative; dx is linear in dy."""
 
     @staticmethod
-    def forward(ctx, keyset, dy, saved, stream, *call):
-        dx = _computed(BACKWARD, keyset, dy, saved, stream, *call)
+    def forward(ctx, operator, keyset, dy, saved, stream, *call):
+        dx = _computed(operator, keyset, dy, saved, stream, *call)
         ctx.stream, ctx.call = stream, call
         if saved is not None:
             ctx.save_for_backward(saved)
@@ -307,10 +369,10 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, ddx):
         saved, name = _saved(ctx), ctx.call[3]
-        if ctx.needs_input_grad[2] and find_activation(name).slope_of == "input":
+        if ctx.needs_input_grad[3] and find_activation(name).slope_of == "input":
             raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
         ddy = BACKWARD(ddx, saved, ctx.stream, *ctx.call)
-        return None, ddy, *(None,) * (2 + len(ctx.call))
+        return None, None, ddy, *(None,) * (2 + len(ctx.call))
 
 
 NO_SECOND_DERIVATIVE = (
@@ -353,9 +415,9 @@ def _differentiable(operator, function, tangent):
         if not (torch.is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))):
             return _below(operator, keyset, first, second, *others)
         if not torch._C._are_functorch_transforms_active():
-            return apply(keyset, first, second, *others)
+            return apply(operator, keyset, first, second, *others)
         with one_level():
-            return apply(keyset, first, second, *others)
+            return apply(operator, keyset, first, second, *others)
 
     library.impl(operator._schema.name, kernel, "Autograd", with_keyset=True)
 
@@ -367,19 +429,22 @@ def _unpacked(tensor):
 def _tangent(operator, primals, tangents, stream, *call):
     """Return y with its tangent; each element of y depends on one element of x, so the tangent is like a gradient."""
     (x, other), (dx, dother), name = primals, tangents, call[3]
-    if x.requires_grad and dx is not None and find_activation(name).slope_of == "input":
+    records = operator is RECORDED or _saves_bits(x, call)
+    if not records and x.requires_grad and dx is not None and find_activation(name).slope_of == "input":
         # The gradient needs a tangent too. Torch's own activation provides it.
         if name not in TORCHS:
             raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
         activated = TORCHS[name].value(forward_ad.make_dual(x, dx))
         other = other if dother is None else forward_ad.make_dual(other, dother)
         return operator(activated, other, stream, *call[:3], "identity", *call[4:])
-    y = operator(x, other, stream, *call)
+    y = (RECORDED if records else FORWARD)(x, other, stream, *call)
+    y, kept = y if records else (y, _kept(call, x, y))
     dy = None if dother is None else BACKWARD(dother, None, stream, *call, True)
     if dx is not None:
-        through = _through(dx, _kept(call, x, y), stream, call, again=True)
+        through = _through(dx, kept, stream, call, again=True)
         dy = through if dy is None else dy + through
-    return forward_ad.make_dual(y, dy)
+    dual = forward_ad.make_dual(y, dy)
+    return (dual, kept) if operator is RECORDED else dual
 
 
 def _tangent_of_gradient(operator, primals, tangents, stream, *call):
@@ -391,6 +456,7 @@ def _tangent_of_gradient(operator, primals, tangents, stream, *call):
 
 
 _differentiable(FORWARD, _Forward, _tangent)
+_differentiable(RECORDED, _Forward, _tangent)
 _differentiable(BACKWARD, _Backward, _tangent_of_gradient)
 
 
@@ -425,18 +491,23 @@ def _each_sample(operator):
             shape = list(first.shape)
             if dims[0] is not None:
                 del shape[dims[0]]
-            return first.new_empty((0, *shape)), 0
+            y = first.new_empty((0, *shape))
+            return ((y, y.new_empty((0, 0), dtype=torch.uint8)), (0, 0)) if operator is RECORDED else (y, 0)
 
         def sample(i):
             mine = (x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True))
             return operator(*mine, *call)
 
-        return torch.stack([sample(i) for i in range(info.batch_size)]), 0
+        samples = [sample(i) for i in range(info.batch_size)]
+        if operator is RECORDED:
+            return tuple(map(torch.stack, zip(*samples, strict=True))), (0, 0)
+        return torch.stack(samples), 0
 
     torch.library.register_vmap(operator._name, rule, lib=library)
 
 
 _each_sample(FORWARD)
+_each_sample(RECORDED)
 _each_sample(BACKWARD)
 
 

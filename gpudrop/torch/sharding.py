@@ -24,7 +24,13 @@ def _sharded(operator):
         if any(isinstance(placement, Shard) for placement in placements):
             options = json.dumps(json.loads(options) | {"shard": [list(x.shape), _begin(x.shape, mesh, placements)]})
         y = operator(*locals_, stream, variant, options, *call)
-        return DTensor.from_local(y, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
+        y, *bits = y if operator is operators.RECORDED else (y,)
+        y = DTensor.from_local(y, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
+        if not bits:
+            return y
+        # Each rank keeps the bits of its part. They have as many dimensions as x, for the same placements.
+        local = bits[0].reshape(*(1,) * (x.dim() - 1), -1)
+        return y, DTensor.from_local(local, mesh, placements, run_check=False)
 
     torch.library.register_torch_dispatch(operator, DTensor, rule)
 
@@ -54,5 +60,5 @@ def _placement(variant):
     return placement
 
 
-for _operator in (operators.FORWARD, operators.BACKWARD):
+for _operator in (operators.FORWARD, operators.RECORDED, operators.BACKWARD):
     _sharded(_operator)

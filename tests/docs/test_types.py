@@ -171,6 +171,8 @@ assert_type(gpudrop.torch.scaled_dot_product_attention(x, x, x, dropout_p=0.1), 
 assert_type(gpudrop.torch.convert(torch.nn.Linear(1, 1)), torch.nn.Module)
 assert_type(gpudrop.torch.revert(torch.nn.Linear(1, 1)), torch.nn.Module)
 drop: torch.nn.Dropout = gpudrop.torch.Dropout(schedules.constant(0.1), activation="gelu")
+assert_type(functional.zoneout(x, x, 0.5, activation="relu", save="bits"), torch.Tensor)
+gpudrop.torch.DropPath(0.1, activation="relu", save="bits").save = "auto"
 path: gpudrop.torch.DropPath = gpudrop.torch.DropPath(0.1)
 gpudrop.torch.WeightDrop(torch.nn.LSTM(1, 1), ["weight_hh_l0"], 0.5)
 with gpudrop.torch.accelerate():
@@ -184,6 +186,8 @@ gpudrop.torch.accelerate(True, attention=False)
 
 WRONG_IN_TORCH = {
     "functional.drop_path(3)": 'expected "Tensor"',
+    "functional.drop_path(x, save='bit')": "expected \"Literal['auto', 'output', 'bits']\"",
+    "gpudrop.torch.DropPath(0.1, save=1)": "expected \"Literal['auto', 'output', 'bits']\"",
     "functional.drop_path(x, chanels_last=True)": "[call-arg]",
     "functional.dropout4d(x)": "[attr-defined]",
     "functional.zoneout(x)": "[call-arg]",

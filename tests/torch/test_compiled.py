@@ -78,6 +78,48 @@ def test_compiled_without_a_graph_break_and_with_the_same_masks(backend):
     torch.testing.assert_close(compiled(x), model[0](x).relu())
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_bits_are_saved_in_graphs_and_checkpoints(backend, activation, checkpointed):
+    x, w, kept = numbers(3, 64), torch.ones(64, requires_grad=True), []
+
+    def function(x, save="bits"):
+        y = functional.dropout((x * w).sin(), 0.5, activation=activation, save=save)
+        return (y + 1 if save == "output" else y.add_(1)).exp()
+
+    def run(function):
+        torch.manual_seed(0)
+        y = function(x)
+        return [y.detach(), *torch.autograd.grad(y.sum(), w)]
+
+    want = run(functools.partial(function, save="output"))
+    way = functools.partial(checkpoint, function, use_reentrant=False) if checkpointed else function
+    way = way if backend is None else torch.compile(way, backend=backend, fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        assert_alike(run(way), want)
+    assert checkpointed or any(t.dtype is torch.uint8 and t.nbytes == 3 * 64 // 8 for t in kept)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_a_graph_for_all_sizes_saves_what_its_first_size_does(activation):
+    """No guard is added: a graph that is exported for training may have a dimension of any size."""
+    layer = nn.Linear(64, 64)
+    model = nn.Sequential(layer, modules.Dropout(0.5, activation=activation))
+    sizes = ({0: torch.export.Dim("rows")},)
+    program = torch.export.export(model, (numbers(8, 64),), dynamic_shapes=sizes, strict=True)
+    assert program.module()(numbers(5000, 64)).shape == (5000, 64)
+    for rows, bits in ((8, False), (5000, True)):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+        for again in (rows, 16, 6000):
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+                got = step(compiled, numbers(again, 64))
+            assert_alike(got, step(model, numbers(again, 64)))
+            assert any(t.dtype is torch.uint8 for t in kept) == bits
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("way", ["accelerate", "convert"])
 @pytest.mark.parametrize("backend", few([None, "aot_eager", "inductor"], None, "aot_eager"))
@@ -93,13 +135,16 @@ def test_compiled_and_checkpointed(backend, way, reentrant):
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("activation", few([None, "relu", "gelu"], "gelu"))
+@pytest.mark.parametrize(
+    ("activation", "save"),
+    few([(None, "auto"), ("relu", "auto"), ("gelu", "auto"), ("relu", "bits")], ("gelu", "auto"), ("relu", "bits")),
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_use_the_mask_of_the_output_with_any_memory_budget(backend, activation, budget):
+def test_gradients_use_the_mask_of_the_output_with_any_memory_budget(backend, activation, save, budget):
     w = torch.linspace(0.1, 2, 64, requires_grad=True)
 
     def function(x):
-        y = functional.dropout((x * w).sin(), 0.5, activation=activation)
+        y = functional.dropout((x * w).sin(), 0.5, activation=activation, save=save)
         return y.cos().sum(), y
 
     with config.patch(activation_memory_budget=budget):

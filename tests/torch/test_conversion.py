@@ -36,7 +36,7 @@ def forwards(function):
 
     class Seen(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-            if operator is torch.ops.gpudrop.forward.default:
+            if operator in (torch.ops.gpudrop.forward.default, torch.ops.gpudrop.recorded.default):
                 found.append(args[6])
             return operator(*args, **(kwargs or {}))
 
@@ -167,16 +167,35 @@ def test_hooks_of_all_modules_and_modes_see_every_module():
 
 @pytest.mark.parametrize(("after", "kept"), [([], False), ([nn.Linear(16, 4)], True), ([nn.Identity()], False)])
 def test_relu_saves_its_output_only_if_it_can_not_be_overwritten(after, kept):
-    model, found = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), *after)), []
-    with SAVED(lambda t: found.append(t) or t, lambda t: t):
-        model(numbers(4, 8))
-    assert all(t.lt(0).any() for t in found if t.shape == (4, 16)) != kept
+    """Otherwise it saves one bit per element."""
+    model, x = convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), *after)), numbers(4, 8)
+
+    def saves_bits():
+        found = []
+        with SAVED(lambda t: found.append(t) or t, lambda t: t):
+            model(x)
+        assert any(t.shape == (4, 16) for t in found) == bool(after and type(after[0]) is nn.Linear)
+        return any(t.dtype is torch.uint8 and t.nbytes == 4 * 16 // 8 for t in found)
+
+    assert saves_bits() != kept
     if kept:
         after[0].register_forward_pre_hook(lambda *args: None)
-        found.clear()
-        with SAVED(lambda t: found.append(t) or t, lambda t: t):
-            model(numbers(4, 8))
-        assert any(t.lt(0).any() for t in found if t.shape == (4, 16))
+        assert saves_bits()
+
+
+def test_a_residual_may_be_added_in_place_to_a_relu_that_is_fused():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.5)), numbers(5, 4)
+
+    def gradient(in_place):
+        torch.manual_seed(0)
+        y = model(x)
+        y = y.add_(x) if in_place else y + x
+        return torch.autograd.grad(y.square().sum(), model[0].weight)[0]
+
+    gradient(True)  # as torch allows
+    convert(model)
+    assert forwards(lambda: model(x)) == ["relu"]
+    assert torch.equal(gradient(True), gradient(False))
 
 
 @pytest.mark.parametrize("operation", ["add", "mask", "item", "module"])

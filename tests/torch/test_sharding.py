@@ -1,5 +1,6 @@
 """Sharded tensors: one seed trains one network on 1, 2 and 4 ranks. Ranks are processes connected by gloo."""
 
+import itertools
 import math
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from gpudrop.torch import functional, modules  # noqa: E402
 from gpudrop.variants import FAMILY  # noqa: E402
 
 SHAPE = (5, 4, 6, 16)  # the first size is not divisible by 2 or 4
+SAVES = ((None, "auto"), ("relu", "output"), ("relu", "bits"), ("leaky_relu", "bits"), ("gelu", "auto"))
 SHAPES = {3: (5, 4, 16), 4: SHAPE, 5: (5, 4, 6, 2, 8)}  # by the number of dimensions
 
 
@@ -54,14 +56,16 @@ def check_every_variant(world):
         options = {"training": True} | ({"block_size": 3} if "block_size" in row.options else {})
         plain = [numbers(*size, seed=k).requires_grad_() for k, _ in enumerate(row.inputs)]
         dy = numbers(*size, seed=9)
-        for activation in (None, "relu", "gelu") if name in ("dropout", "drop_path") else ("gelu",):
+        some = name in ("dropout", "drop_path")
+        for activation, save in SAVES if some else (("gelu", "auto"), ("leaky_relu", "bits")):
+            options["save"] = save
             want = seeded(function, *plain, 0.4, activation=activation, **options)
             gradients = torch.autograd.grad(want, plain, dy)
             for shape, kinds in placements_of(world, len(size)):
                 mesh = meshes[shape]
                 mine = [distribute_tensor(x.detach(), mesh, kinds).requires_grad_() for x in plain]
                 y = seeded(function, *mine, 0.4, activation=activation, **options)
-                what = f"{name} {activation} {kinds}"
+                what = f"{name} {activation} {save} {kinds}"
                 if not row.whole:
                     assert y.placements == kinds, what
                 assert torch.equal(y.full_tensor(), want), what
@@ -124,11 +128,19 @@ def check_compiled(world):
     x = numbers(8, 16)
     mine = distribute_tensor(x, init_device_mesh("cpu", (world,)), [Shard(1)])
 
-    def function(x):
-        return functional.dropout(x, 0.5, activation="relu")
+    for save in ("output", "bits"):
 
-    got = seeded(torch.compile(function, fullgraph=True, backend="aot_eager"), mine)
-    assert torch.equal(got.full_tensor(), seeded(function, x))
+        def function(x, save=save):
+            return functional.dropout(x, 0.5, activation="relu", save=save)
+
+        def gradient(x, function=function):
+            return torch.autograd.grad(function(x).square().sum(), x)[0]
+
+        got = seeded(torch.compile(function, fullgraph=True, backend="aot_eager"), mine)
+        assert torch.equal(got.full_tensor(), seeded(function, x))
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        got = seeded(gradient, mine.detach().requires_grad_(), compiled)
+        assert torch.equal(got.full_tensor(), seeded(gradient, x.clone().requires_grad_()))
 
 
 CHECKS = [check_every_variant, check_partial_sums, check_tensor_parallel_training, check_compiled]
@@ -158,9 +170,11 @@ def test_a_rank_draws_its_slice_of_the_mask(rank):
     dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
     try:
         meshes = {shape: init_device_mesh("cpu", shape) for shape in ((4,), (2, 2))}
-        for name in ("dropout", "dropout2d", "locked_dropout"):
+        calls = itertools.product(("dropout", "dropout2d", "locked_dropout"), ("gelu", "relu"))
+        for name, activation in calls:
+            options = {"activation": activation, "save": "bits" if activation == "relu" else "auto"}
             x = numbers(*SHAPE).requires_grad_()
-            want = seeded(getattr(functional, name), x, 0.4, activation="gelu")
+            want = seeded(getattr(functional, name), x, 0.4, **options)
             (dx,) = torch.autograd.grad(want, x, numbers(*SHAPE, seed=9))
             for shape, kinds in placements_of(4, len(SHAPE)):
                 sizes, begin = compute_local_shape_and_global_offset(SHAPE, meshes[shape], kinds)
@@ -171,7 +185,7 @@ def test_a_rank_draws_its_slice_of_the_mask(rank):
                     return DTensor.from_local(whole.detach()[part].contiguous(), mesh, kinds, run_check=False, **sizes)
 
                 distributed = mine(x).requires_grad_()
-                y = seeded(getattr(functional, name), distributed, 0.4, activation="gelu")
+                y = seeded(getattr(functional, name), distributed, 0.4, **options)
                 assert torch.equal(y.to_local(), want[part]), kinds
                 (got,) = torch.autograd.grad(y, distributed, mine(numbers(*SHAPE, seed=9)))
                 assert torch.equal(got.to_local(), dx[part]), kinds

@@ -407,6 +407,118 @@ def test_no_mask_is_saved(activation, wanted):
     assert sum(sizes) == wanted * x.nbytes
 
 
+SLOPES = ["relu", "leaky_relu"]
+
+
+def saved(function):
+    """The tensors that a function saves for its backward pass, and its result."""
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        result = function()
+    return found, result
+
+
+@pytest.mark.parametrize("activation", few(SLOPES, "relu"))
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_give_the_same_gradients_as_arrays_and_may_outlive_them(name, activation):
+    tensors, gradients = inputs(name, grad=True), []
+    for save, training in itertools.product(("output", "bits"), (True, False)):
+        copies = [x * 1 for x in tensors]
+        options = {"training": training, "activation": activation, "rng": STREAM, "save": save}
+        y = getattr(functional, name)(*copies, 0.4, **options)
+        dy = tensor(y.shape, seed=9)
+        if save == "bits":
+            for array in (y, *copies):
+                array.data.fill_(float("nan"))
+        gradients.append(torch.autograd.grad(y, tensors, dy, allow_unused=True))
+    half = len(gradients) // 2
+    for got, want in zip(gradients[half:], gradients[:half], strict=True):
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("call", [{}, {"inplace": True}, {"p": 0.0}, {"training": False}, {"inplace": True, "p": 0.0}])
+@pytest.mark.parametrize("activation", SLOPES)
+def test_a_result_with_saved_bits_may_be_changed_in_place(activation, call):
+    x = tensor((5, 7)).requires_grad_()
+    call = {"p": 0.5, "activation": activation, "rng": STREAM} | call
+    y = functional.dropout(x * 1, **call | {"inplace": False}, save="output")
+    (want,) = torch.autograd.grad(y.sum(), x)
+    y = functional.dropout(x * 1, **call, save="bits")
+    y += 1
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], want)
+
+
+def test_auto_saves_bits_where_functions_of_arrays_do():
+    for shape, save in (((1023, 256), "auto"), ((1024, 256), "auto"), ((1, 37), "bits"), ((1024, 256), "output")):
+        for x in (tensor(shape), tensor(shape[::-1]).T):
+            x.requires_grad_()
+            for activation in SLOPES:
+                call = {"activation": activation, "save": save}
+                (kept,), _ = saved(lambda x=x, call=call: functional.dropout(x, 0.5, **call))
+                prepared = gpudrop.dropout.prepare(as_numpy(x), 0.5, activation=activation)
+                assert operators.has_bits(kept) == (prepared._saving(save).saves == "bits")
+                assert kept.nbytes == (-(-x.numel() // 32) * 4 if operators.has_bits(kept) else x.nbytes)
+    (kept,), _ = saved(lambda: functional.dropout(tensor((4096, 256)).requires_grad_(), 0.5, activation="relu"))
+    assert kept.nbytes == 4096 * 256 // 8
+    with torch.no_grad():  # nothing is recorded if no gradient is needed
+        assert forwards_of(lambda: functional.dropout(kept.float().requires_grad_(), 0.5, activation="relu")) == []
+    x = tensor((1024, 256)).requires_grad_()
+    assert forwards_of(lambda: functional.dropout(x, 0.5, activation="relu")) == [operators.RECORDED]
+
+
+def forwards_of(function):
+    """The calls of `recorded`."""
+    found = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            found.extend([operator] * (operator is operators.RECORDED))
+            return operator(*args, **(kwargs or {}))
+
+    with Seen():
+        function()
+    return found
+
+
+WRONG_SAVES = {
+    r"save='bits' needs an activation with two slopes \(leaky_relu, relu\), got 'gelu'": ("bits", "gelu"),
+    r"save='bits' needs an activation with two slopes \(leaky_relu, relu\), got 'identity'": ("bits", None),
+    "save must be one of auto, output, bits, got 'bit'": ("bit", "relu"),
+    "save must be one of auto, output, bits, got None": (None, "relu"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_SAVES)
+def test_a_wrong_save_draws_nothing(message):
+    save, activation = WRONG_SAVES[message]
+    rng, state = gpudrop.Generator(0), torch.get_rng_state()
+    calls = ({}, {"rng": rng}, {"training": False}, {"p": 0.0}, {"generator": torch.Generator()})
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            functional.dropout(ONES, **call, activation=activation, save=save)
+    with pytest.raises(ValueError, match=message):
+        modules.Dropout(activation=activation, save=save)
+    compiled = torch.compile(lambda x: functional.dropout(x, activation=activation, save=save), backend="eager")
+    with pytest.raises(Exception, match=message):
+        compiled(ONES)
+    with pytest.raises(ValueError, match=message):
+        gpudrop.dropout_vjp(ONES.numpy(), activation=activation, save=save)
+    assert rng.state_dict()["call"] == 0 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_module_saves_what_its_attribute_says():
+    x = tensor((5, 64)).requires_grad_()
+    module = modules.Dropout(0.5, activation="relu", save="bits")
+    assert repr(module) == "Dropout(p=0.5, inplace=False, activation='relu', save='bits')"
+    (kept,), _ = saved(lambda: copy.deepcopy(module)(x))
+    assert operators.has_bits(kept)
+    module.save = "output"
+    (kept,), y = saved(lambda: module(x))
+    assert kept is y
+    del vars(module)["save"]  # as in a module that an older version pickled
+    assert module.save == "auto" and module(x).shape == x.shape
+
+
 def test_a_backward_pass_uses_the_context_of_its_forward_pass():
     x = tensor((4, 50)).requires_grad_()
     y = functional.dropout(x, 0.5, rng=STREAM)
@@ -461,6 +573,11 @@ def test_opcheck(name, activation):
     stream = torch.ops.gpudrop.stream(device="cpu")
     call = (name, "{}", 0.4, activation, 32, 0)
     torch.library.opcheck(torch.ops.gpudrop.forward.default, (x, other[0] if other else None, stream, *call))
+    if activation == "relu":
+        recorded = torch.ops.gpudrop.recorded.default
+        torch.library.opcheck(recorded, (x, other[0] if other else None, stream, *call))
+        bits = recorded(x, other[0] if other else None, stream, *call)[1]
+        torch.library.opcheck(torch.ops.gpudrop.backward.default, (x, bits, stream, *call, False))
     if activation != "gelu":
         saved = None if activation == "identity" else tensor(x.shape, seed=3)
         torch.library.opcheck(torch.ops.gpudrop.backward.default, (x, saved, stream, *call, False))

@@ -20,6 +20,7 @@ from tests.sampling import few  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 X = torch.linspace(-2, 2, 7, dtype=torch.float64)
+SAVES = [("relu", "output"), ("gelu", "auto"), ("relu", "bits"), ("leaky_relu", "bits")]
 
 func = torch.func
 TRANSFORMS = {
@@ -52,13 +53,27 @@ def test_derivatives_equal_torchs_activation_times_the_mask(activation, transfor
     torch.testing.assert_close(got, TRANSFORMS[transform](torchs))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_derivatives_use_saved_bits(activation, transform):
+    def function(x, save):
+        return functional.dropout(x, 0.4, activation=activation, rng=STREAM, save=save).square()
+
+    got, want = (TRANSFORMS[transform](lambda x, save=save: function(x, save)) for save in ("bits", "output"))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("save", few(["output", "bits"], "bits"))
 @pytest.mark.parametrize("activation", few([None, "relu", "leaky_relu", "tanh"], "leaky_relu"))
 @pytest.mark.parametrize("name", few(FAMILY, "dropout", "alpha_dropout", "zoneout", "gaussian_noise"))
-def test_both_modes_of_every_variant(name, activation):
+def test_both_modes_of_every_variant(name, activation, save):
+    if save == "bits" and ACTIVATIONS[activation or "identity"].slopes is None:
+        save = "auto"
     inputs = tuple(torch.randn(SHAPES[name], dtype=torch.float64).requires_grad_() for _ in FAMILY[name].inputs)
 
     def function(*x):
-        return getattr(functional, name)(*x, 0.4, training=True, activation=activation, rng=STREAM)
+        return getattr(functional, name)(*x, 0.4, training=True, activation=activation, rng=STREAM, save=save)
 
     both = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
     assert torch.autograd.gradcheck(function, inputs, **both)
@@ -158,6 +173,7 @@ X_OF_ALL = torch.ones(2, 30, 8)
 CALLS = {
     "function": lambda x: functional.dropout(x, 0.5),
     "activation": lambda x: functional.dropout(x, 0.5, activation="gelu"),
+    "bits": lambda x: recorded(x, None, drawn(device="cpu"), "dropout", "{}", 0.5, "relu", 16, 0)[0],
     "generator": lambda x: functional.dropout(x, 0.5, generator=GENERATOR),
     "own generator": lambda x: functional.dropout(x, 0.5, rng=OWN),
     "channels": lambda x: functional.dropout1d(x, 0.5),
@@ -168,6 +184,7 @@ CALLS = {
     "attention": lambda x: accelerated(lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)),
 }
 GENERATOR, OWN = torch.Generator(), gpudrop.Generator(1)
+drawn, recorded = torch.ops.gpudrop.stream, torch.ops.gpudrop.recorded
 
 
 def accelerated(call):
@@ -237,14 +254,16 @@ def test_nested_vmaps(outer, inner):
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
-@pytest.mark.parametrize("activation", few([None, "relu", "gelu"], "gelu"))
-def test_gradients_per_sample_use_the_masks_of_the_outputs(activation, randomness):
+@pytest.mark.parametrize(
+    ("activation", "save"), few([(None, "auto"), *SAVES], ("gelu", "auto"), ("relu", "bits"), ("leaky_relu", "bits"))
+)
+def test_gradients_per_sample_use_the_masks_of_the_outputs(activation, save, randomness):
     layer = nn.Linear(6, 8, dtype=torch.float64)
     parameters, x = dict(layer.named_parameters()), torch.randn(5, 6, dtype=torch.float64)
 
     def cost(parameters, x):
         hidden = func.functional_call(layer, parameters, x)
-        y = functional.dropout(hidden, 0.5, activation=activation)
+        y = functional.dropout(hidden, 0.5, activation=activation, save=save)
         return y.square().sum(), (y, hidden)
 
     gradients, (y, hidden) = func.vmap(func.grad(cost, has_aux=True), (None, 0), randomness=randomness)(parameters, x)
@@ -268,10 +287,10 @@ def test_ensembles_by_functional_call():
 
 
 @pytest.mark.parametrize("randomness", ["error", "same"])
-@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
-def test_vmap_over_the_gradient_uses_the_mask_of_the_forward_pass(activation, randomness):
+@pytest.mark.parametrize(("activation", "save"), [("identity", "auto"), *SAVES])
+def test_vmap_over_the_gradient_uses_the_mask_of_the_forward_pass(activation, save, randomness):
     x = torch.randn(6, 5).requires_grad_()
-    y = functional.dropout(x, 0.5, rng=STREAM, activation=activation)
+    y = functional.dropout(x, 0.5, rng=STREAM, activation=activation, save=save)
 
     def gradient(dy):
         return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
