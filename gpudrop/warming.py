@@ -7,7 +7,7 @@ import numpy as np
 
 from gpudrop import backends
 from gpudrop.dropout import keep_mask
-from gpudrop.formulas.activations import ACTIVATIONS, find_activation, of_input
+from gpudrop.formulas.activations import ACTIVATIONS, find_activation
 from gpudrop.generator import Stream
 from gpudrop.hints import hint
 from gpudrop.variants import FAMILY
@@ -72,8 +72,6 @@ def warmup(
     for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
         x = backends.of(backend, np.zeros((8,) * kind.ndim, dtype))
         others = (x,) * (len(kind.inputs) - 1)
-        # Converted PyTorch models use a backward pass that reads x instead of y.
-        by_input = [of_input(row)] if p and training and row.slope_of == "output" else []
-        for activation in (row, *by_input):
-            y, backprop = function.vjp(x, *others, p, activation=activation, training=training, **options)
+        for save in ("output", *["bits"] * (row.slopes is not None)):
+            y, backprop = function.vjp(x, *others, p, activation=row, training=training, save=save, **options)
             backprop(y)

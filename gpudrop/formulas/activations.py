@@ -5,8 +5,6 @@ CuPy. A bare number in it has the type of x. A slope is the derivative d value /
 """
 
 import ast
-import dataclasses
-import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -349,12 +347,6 @@ def _depth(tree: ast.AST) -> int:
     while level:
         level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
     return depth
-
-
-@functools.cache
-def of_input(activation: Activation) -> Activation:
-    """The activation with a slope that is a function of x, for a backward pass that must not use y."""
-    return dataclasses.replace(activation, name=f"{activation.name}_of_input", slope_of="input")
 
 
 def find_activation(name: str | Activation | None) -> Activation:

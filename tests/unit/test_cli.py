@@ -137,12 +137,13 @@ def test_warmup_compiles_only_the_named_kernels(monkeypatch):
     assert done.exit_code == 0, done.output
     applied = [kernel for kernel in compiled if kernel.inputs and kernel.outputs[0].name != "mask"]
     assert {kernel.name.split("_backward")[0].split("_forward")[0] for kernel in applied} == {
-        "gpudrop_gelu", "gpudrop_relu", "gpudrop_relu_of_input", "gpudrop_gelu_zoneout", "gpudrop_relu_zoneout",
-        "gpudrop_relu_of_input_zoneout", "gpudrop_gelu_expected_zoneout", "gpudrop_relu_expected_zoneout",
+        "gpudrop_gelu", "gpudrop_relu", "gpudrop_gelu_zoneout", "gpudrop_relu_zoneout",
+        "gpudrop_gelu_expected_zoneout", "gpudrop_relu_expected_zoneout",
     }  # fmt: skip
     assert {kernel.dtype for kernel in applied} == {"float16"}
     outputs = {tuple(slot.name for slot in kernel.outputs) for kernel in applied}
-    assert outputs == {("y",), ("dx",), ("dx", "dprevious")}
+    assert outputs == {("y",), ("y", "bits"), ("dx",), ("dx", "dprevious")}
+    assert {kernel.name.split("_")[1] for kernel in applied if kernel.reads_bits or kernel.writes_bits} == {"relu"}
     assert any(kernel.counted for kernel in applied)
     assert {kernel.bits for kernel in compiled if kernel.bits} == {8}
     assert backends.load("cpu") is cpu
