@@ -922,14 +922,14 @@ MUTANTS = [
     Mutant(
         "relu's output is saved although it may be overwritten",
         "gpudrop/torch/fused.py",
-        '    bits = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))\n',
+        '    bits = name == "relu" and not (_makes_its_output(before) and _makes_its_output(after))\n',
         "    bits = False\n",
         "torch/test_conversion.py",
     ),
     Mutant(
         "an activation is fused although its input may be overwritten",
         "gpudrop/torch/fused.py",
-        "        or (name in KEEPS_ITS_OUTPUT and not (type(before) in MAKES_ITS_OUTPUT and _is_plain(before)))\n",
+        "        or (name in SAVES_ITS_OUTPUT and not _makes_its_output(before))\n",
         "",
         "torch/test_conversion.py",
     ),

@@ -21,8 +21,8 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d,
 MAKES_ITS_OUTPUT = frozenset([*LINEAR, *TRANSPOSED, *NORMS])
 """Modules that return a new tensor, do not keep a reference to it and do not write to their input."""
 
-KEEPS_ITS_OUTPUT = ("relu", "sigmoid", "tanh")
-"""Activations whose gradient uses the output in torch: the input may be overwritten before the backward pass."""
+SAVES_ITS_OUTPUT = ("sigmoid", "tanh")
+"""Activations whose gradient uses x in gpudrop but the result in torch: a user may overwrite x."""
 
 WIDENED = ("softplus",)
 """Activations that run in float32 under autocast."""
@@ -46,6 +46,11 @@ def _is_watched() -> bool:
     if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
         return False
     return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def _makes_its_output(module: Any) -> bool:
+    """Whether this is one of MAKES_ITS_OUTPUT without hooks."""
+    return type(module) in MAKES_ITS_OUTPUT and _is_plain(module)
 
 
 def _drops(dropout: Any, x: Any) -> bool:
@@ -72,12 +77,12 @@ def activated_and_dropped(before: Any, activation: Any, dropout: Any, after: Any
         or (isinstance(activation, nn.Module) and not (_is_plain(activation) and not getattr(activation, "inplace", 0)))
         or not _is_plain(dropout)
         or _is_watched()
-        or (name in KEEPS_ITS_OUTPUT and not (type(before) in MAKES_ITS_OUTPUT and _is_plain(before)))
+        or (name in SAVES_ITS_OUTPUT and not _makes_its_output(before))
         or (name in WIDENED and torch.is_autocast_enabled(x.device.type))
     ):
         return dropout(activation(x))
-    # The gradient of torch's dropout uses neither x nor the result, so both may be overwritten. Relu's uses the result.
-    bits = name == "relu" and not (type(after) in MAKES_ITS_OUTPUT and _is_plain(after))
+    # In torch, relu's gradient uses relu's result, and dropout's its mask. So x and y may be overwritten: save neither.
+    bits = name == "relu" and not (_makes_its_output(before) and _makes_its_output(after))
     return dropout.apply_to(x, activation=name, inplace=False, save="bits" if bits else None)
 
 

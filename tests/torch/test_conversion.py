@@ -198,6 +198,29 @@ def test_a_residual_may_be_added_in_place_to_a_relu_that_is_fused():
     assert torch.equal(gradient(True), gradient(False))
 
 
+def test_relu_is_fused_after_any_module():
+    """Its saved bits outlive the input, as torch's saved output does."""
+    model, x = convert(nn.Sequential(nn.Identity(), nn.ReLU(), nn.Dropout(0.5))), numbers(50).requires_grad_()
+    assert forwards(lambda: model(x)) == ["relu"]
+    assert forwards(lambda: convert(nn.Sequential(nn.Identity(), nn.Tanh(), nn.Dropout(0.5)))(x)) == ["identity"]
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.AlphaDropout])
+def test_the_input_of_a_fused_relu_may_be_overwritten(drop):
+    """The gradient of AlphaDropout's relu would otherwise read it."""
+    model, x = convert(nn.Sequential(nn.ReLU(), drop(0.5), nn.Linear(50, 1))), numbers(50).requires_grad_()
+
+    def gradient(overwritten):
+        torch.manual_seed(0)
+        z = x * 1
+        y = model(z)
+        if overwritten:
+            z.zero_()
+        return torch.autograd.grad(y, x)[0]
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
 @pytest.mark.parametrize("operation", ["add", "mask", "item", "module"])
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Tanh()])
 def test_the_output_may_be_overwritten(activation, operation):
