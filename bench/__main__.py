@@ -39,6 +39,7 @@ def cpu(
     sections: Annotated[
         list[str] | None, typer.Option("--section", help=f"Measure only this part; repeatable: {', '.join(SECTIONS)}.")
     ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Measurements of each case: by default 7, or 3 if quick.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="File for the results; the chart is next to it.")] = None,
 ):
     """Compare the CPU kernels with copies, NumPy, PyTorch and JAX, at every size and dtype."""
@@ -50,7 +51,7 @@ def cpu(
     wanted = ("family",) if variants else sections or SECTIONS
     threads = numba.config.NUMBA_NUM_THREADS
     record = described(records.processor(), threads)
-    record["rounds"] = rounds = 3 if quick else 7
+    record["rounds"] = rounds = rounds or (3 if quick else 7)
     record["startup"] = startup.measure(1 if quick else 3) if "start-up" in wanted else {}
     record["drawing"] = drawing.measure(rounds) if "drawing" in wanted else {}
     record["cases"] = []
