@@ -37,8 +37,8 @@ SIZE = 2**24  # elements
 class Row:
     """A variant: the shape of its input without the first axis, and its computation in PyTorch.
 
-    peer(torch, x, p, previous) -> y is that computation. kind selects the check. For kind "mask", mask has 1 for each
-    axis along which the mask is broadcast, and None for each other axis.
+    peer(torch, x, p, other) -> y is that computation, where other is the second input. kind selects the check. For kind
+    "mask", mask has 1 for each axis along which the mask is broadcast, and None for each other axis.
     """
 
     rest: tuple
@@ -101,6 +101,7 @@ ROWS = {
         (4096,), lambda t, x, p, _: x * t.empty_like(x).uniform_(1 - half_width(p), 1 + half_width(p)), "factor"
     ),
     "gaussian_noise": Row((4096,), lambda t, x, p, _: x + p * t.randn_like(x), "term"),
+    "dropout_add": Row((4096,), lambda t, x, p, residual: residual + t.nn.functional.dropout(x, p), "sum"),
     "zoneout": Row((4096,), lambda t, x, p, previous: t.where(t.rand_like(x) < p, previous, x), "choice"),
 }
 
@@ -124,7 +125,7 @@ def ours(case, x, dy, ready=False):
     variant = getattr(gpudrop, case.variant)
     x, dy = _shaped(case, x, dy)
     y, dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
-    inputs = (x, dy) if case.two_inputs else (x,)  # dy is also used as the previous state
+    inputs = (x, dy) if case.two_inputs else (x,)  # dy is also used as the second input
     options = {"rng": gpudrop.Generator(SEED), "out": y}
 
     def forward():
@@ -164,7 +165,7 @@ def check_ours(case, x, dy, results):
     x, dy = _shaped(case, x, dy)
     _count(case, results)
     if case.two_inputs:
-        y, backprop = reference.zoneout(x, dy, case.p, SEED, 0)
+        y, backprop = getattr(reference, case.variant)(x, dy, case.p, seed=SEED, call=0)
     else:
         y, backprop = reference.FAMILY[case.variant](x, case.p, SEED, 0)
     gradients = backprop(dy) if case.backward else ()
@@ -187,7 +188,7 @@ def _count(case, results):
 
 
 def _equal(got, want, tolerance=1e-5):
-    for name, a, b in zip(("y", "dx", "dprevious"), got, want, strict=False):
+    for name, a, b in zip(("y", "dx", "the second gradient"), got, want, strict=False):
         far = ~np.isclose(a, b, rtol=tolerance, atol=4 * tolerance)
         if far.any():
             index = tuple(map(int, np.argwhere(far)[0]))
@@ -250,6 +251,14 @@ def _alpha(case, x, dy, y, gradients):
     _equal((y, *gradients), [a * np.where(kept, x, low) + b, np.where(kept, a * dy, 0)])
 
 
+def _sum(case, x, dy, y, gradients):
+    kept = (gradients[0] if gradients else y - dy.astype(y.dtype)) != 0
+    kept = np.where((dy if gradients else x) != 0, kept, y != dy.astype(y.dtype))
+    _rate(kept, case.p)
+    scale = 1 / (1 - case.p)
+    _equal((y, *gradients), [dy + np.where(kept, x * scale, 0), np.where(kept, dy * scale, 0), dy])
+
+
 def _law(case, values, law):
     if stats.kstest(values.ravel()[: 2**17], law.cdf).pvalue < 1e-9:
         raise Wrong("the noise has the wrong distribution")
@@ -280,7 +289,8 @@ def _choice(case, x, dy, y, gradients):
     _equal((y, *gradients), (np.where(kept, x, dy), np.where(kept, dy, 0), np.where(kept, 0, dy)))
 
 
-KINDS = {"mask": _mask, "blocks": _blocks, "alpha": _alpha, "factor": _factor, "term": _term, "choice": _choice}
+KINDS = {"mask": _mask, "blocks": _blocks, "alpha": _alpha, "factor": _factor, "term": _term}
+KINDS |= {"choice": _choice, "sum": _sum}
 
 CONTENDERS = (
     Contender(OURS, ours, check_ours),

@@ -231,6 +231,17 @@ def empty_like(operand):
     return cuda.device_array_like(array, stream=array.stream)
 
 
+def copied(array):
+    """A copy of an array in memory of its own."""
+    if not hasattr(array, "copy_to_device"):
+        return array.copy()
+    from numba import cuda
+
+    copy = cuda.device_array_like(array, stream=array.stream)
+    copy.copy_to_device(array, stream=array.stream)
+    return copy
+
+
 def empty(shape, dtype, like):
     """An uninitialised array in C order, of an operand's kind and on its device."""
     if like.kind == "numpy":

@@ -577,4 +577,10 @@ if TYPE_CHECKING:
         # It returns one gradient for each input, unlike the other layers.
         def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
 
+    class DropoutAdd(Layer):
+        """A layer that applies `gpudrop.dropout_add`. `Layer` describes the common parameters."""
+
+        # It returns one gradient for each input, unlike the other layers.
+        def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
+
     # End of what is generated.

@@ -18,7 +18,7 @@ def forward(activation: Activation, dtype: str, source: Source, noise: Noise = D
 
     bits: whether a second output has the bits that the backward pass reads.
     """
-    names = ("x", "previous") if noise.two_inputs else ("x",)
+    names = ("x",) if noise.second_input is None else ("x", noise.second_input)
     outputs: tuple[str, ...] = ("y",)
     formula = _value(activation, noise)
     if bits:
@@ -35,7 +35,7 @@ def backward(
     gradients: tuple[str, ...] = ("dx",),
     bits: bool = False,
 ) -> Kernel:
-    """The requested gradients, "dx" and "dprevious", from dy and what `saves` names, or from dy and bits."""
+    """The requested ones of `noise.gradients`, from dy and what `saves` names, or from dy and bits."""
     saved = "bits" if bits else saves(activation, noise, source)
     alone = saved == "bits" and _bits_alone(activation, noise, source)
     names = ("dy",) if saved is None or "dx" not in gradients else ("dy", saved)
@@ -69,7 +69,8 @@ def _bits_alone(activation: Activation, noise: Noise, source: Source) -> bool:
     Otherwise they only choose between the two slopes.
     """
     counted, slopes = isinstance(source, Reads) and source.counted, activation.slopes
-    return slopes is not None and slopes[0] == 0 and noise.zeroes and not counted
+    drops = noise.drawn in ("keep", None) and (noise.gradient or noise).zeroes and noise.gradients == ("dx",)
+    return slopes is not None and slopes[0] == 0 and drops and not counted
 
 
 def _kernel(
@@ -108,10 +109,10 @@ def _value(activation: Activation, noise: Noise) -> Callable[..., Any]:
     def of_one(r: Drawn, scale, shift, x):
         return act(r, scale, shift, value(x), x)
 
-    def of_two(r: Drawn, scale, shift, x, previous):
-        return act(r, scale, shift, value(x), previous)
+    def of_two(r: Drawn, scale, shift, x, other):
+        return act(r, scale, shift, value(x), other)
 
-    return of_two if noise.two_inputs else of_one
+    return of_one if noise.second_input is None else of_two
 
 
 @cache
@@ -129,16 +130,21 @@ def _recorded(activation: Activation, noise: Noise, alone: bool) -> Callable[...
 
     is_one = is_one_of_value if by_value else is_one_of_input
 
-    def kept_and_one(r: Drawn, scale, shift, x) -> Pair:
-        return act(r, scale, shift, value(x), x), (1 if r and is_one(x) else 0)
+    def of_kept(r: Drawn, x):
+        return 1 if r and is_one(x) else 0
+
+    def of_all(r: Drawn, x):
+        return 1 if is_one(x) else 0
+
+    bit = of_kept if alone else of_all
 
     def of_one(r: Drawn, scale, shift, x) -> Pair:
-        return act(r, scale, shift, value(x), x), (1 if is_one(x) else 0)
+        return act(r, scale, shift, value(x), x), bit(r, x)
 
-    def of_two(r: Drawn, scale, shift, x, previous) -> Pair:
-        return act(r, scale, shift, value(x), previous), (1 if is_one(x) else 0)
+    def of_two(r: Drawn, scale, shift, x, other) -> Pair:
+        return act(r, scale, shift, value(x), other), bit(r, x)
 
-    return of_two if noise.two_inputs else kept_and_one if alone else of_one
+    return of_one if noise.second_input is None else of_two
 
 
 @cache
@@ -174,14 +180,18 @@ def _slope(
 
     if gradients == ("dx",):
         return first if saved is None else through
-    if gradients == ("dprevious",):
+    if "dx" not in gradients:
         return second
     return both if saved is None else both_of_bit if saved == "bits" else both_of_saved
 
 
 def _through(activation: Activation, noise: Noise, saved: str | None, alone: bool) -> Callable[..., Any]:
-    """The formula of the gradient of x."""
-    act, value, slope = (noise.gradient or noise).value, activation.value, activation.slope
+    """The formula of the gradient of x.
+
+    If the gradient of a dropped element is 0, so is that of an element whose slope is 0: an infinite dy has no effect.
+    """
+    acting, value, slope = noise.gradient or noise, activation.value, activation.slope
+    act, selects = acting.value, acting.zeroes and acting.drawn == "keep"
 
     def of_x(r: Drawn, scale, shift, dy, x):
         return act(r, scale, shift, dy * slope(x), x)
@@ -189,24 +199,35 @@ def _through(activation: Activation, noise: Noise, saved: str | None, alone: boo
     def of_value(r: Drawn, scale, shift, dy, x):
         return act(r, scale, shift, dy * slope(value(x)), x)
 
+    def of_value_if_kept(r: Drawn, scale, shift, dy, x):
+        s = slope(value(x))
+        return act(r and s != 0, scale, shift, dy * s, x)
+
     def of_y(r: Drawn, scale, shift, dy, y):
         return act(slope(y) != 0, scale, shift, dy * slope(y), y)
 
     if saved == "bits":
-        (zero, one), drops = activation.slopes, noise.drawn is not None  # type: ignore[misc]
-
-        def of_bit(r: Drawn, scale, shift, dy, bit: bool):
-            return act(r, scale, shift, dy * (one if bit else zero), dy)
-
-        def of_bit_alone(r: Drawn, scale, shift, dy, bit: bool):
-            return act(bit, scale, shift, dy * one, dy)
-
-        if alone and drops:  # the value of a dropped element is 0, whatever its slope is
-            return of_bit_alone
-        return of_bit
+        return _through_bit(act, activation, selects, alone)
     if saved == "y":
         return of_y
-    return of_value if activation.slope_of == "output" else of_x
+    return of_x if activation.slope_of != "output" else of_value_if_kept if selects else of_value
+
+
+def _through_bit(act: Any, activation: Activation, selects: bool, alone: bool) -> Callable[..., Any]:
+    zero, one = activation.slopes  # type: ignore[misc]
+
+    def of_bit(r: Drawn, scale, shift, dy, bit: bool):
+        return act(r, scale, shift, dy * (one if bit else zero), dy)
+
+    def of_bit_if_kept(r: Drawn, scale, shift, dy, bit: bool):
+        return act(r and bit, scale, shift, dy * one, dy)
+
+    def of_bit_alone(r: Drawn, scale, shift, dy, bit: bool):
+        return act(bit, scale, shift, dy * one, dy)
+
+    if not selects or zero != 0:
+        return of_bit
+    return of_bit_alone if alone else of_bit_if_kept
 
 
 def _packed(r: Drawn, scale, shift, mask):

@@ -5,7 +5,8 @@ launched.
 """
 
 import math
-from functools import lru_cache
+from collections import namedtuple
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ class _Plan(NamedTuple):
     scalars: Scalars
     draws: bool
     saves: str | None  # the array that the backward pass reads besides dy: "x", "y", "bits" or None
+    second_input: str  # the name of the second array, or ""
     with_bits: Any = None  # the _Plan of the same call whose backward pass reads bits, or None
 
     def gradient(self, name: str) -> Kernel:
@@ -81,12 +83,11 @@ def _plan(
         advice = "; convert it with x.astype(np.float32)" if dtype.kind in "biuf" else ""
         raise TypeError(f"x must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
-    gradients = ("dx", "dprevious") if noise.two_inputs else ("dx",)
-    scalars = noise.scalars(p, bits)
+    gradients, second_input, scalars = noise.gradients, noise.second_input or "", noise.scalars(p, bits)
     if scalars is None and given:
         scalars = Scalars()
     elif scalars is None:
-        noise, scalars = PLAIN, Scalars()
+        noise, scalars = noise.off or PLAIN, Scalars()
     real = getattr(np, REAL[dtype.name])
     with np.errstate(over="ignore"):
         scalars = scalars._replace(scale=float(real(scalars.scale)), shift=float(real(scalars.shift)))
@@ -99,7 +100,16 @@ def _plan(
         mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
         saves = "bits" if bits else operations.saves(activation, noise, source)
         found = _Plan(
-            activation, noise, forward, backward, mask, scalars, source is not None and not given, saves, found
+            activation,
+            noise,
+            forward,
+            backward,
+            mask,
+            scalars,
+            source is not None and not given,
+            saves,
+            second_input,
+            found,
         )
     return found
 
@@ -177,7 +187,7 @@ class Prepared(NamedTuple):
         if out is not None:
             target = arrays.target_of("out", out, x, "x")
             if len(self.inputs) > 1:
-                arrays.check_apart("out", target, self.inputs[1], "previous")
+                arrays.check_apart("out", target, self.inputs[1], self.plan.second_input)
             return target
         if self.copies:
             return arrays.empty(x.array.shape, x.array.dtype, x)  # empty_like would make the samples the innermost axis
@@ -186,7 +196,8 @@ class Prepared(NamedTuple):
     def _backprop(self, plan: _Plan, draw: Draw, saved: Any) -> Any:
         """The function that computes the gradients. It keeps at most one array alive, so it must not keep self."""
         module, mask, likeness = self.module, self.mask, self.x.likeness()
-        two = len(plan.backward.outputs) == 2
+        # Without a second output, the gradient of a second array is dy itself.
+        computed, of_two = len(plan.backward.outputs) == 2, plan.second_input and _gradients(plan.second_input)
 
         def backprop(dy: Any, *, out: Any = None) -> Any:
             """dx for dy = d cost / d y; see `dropout_vjp`."""
@@ -197,13 +208,21 @@ class Prepared(NamedTuple):
                 name = plan.activation.name
                 raise ValueError(f"out must not overlap {plan.saves}, which the backward pass of {name!r} needs")
             inputs = (operand.array,) if saved is None else (operand.array, saved)
-            outputs: tuple[Any, ...] = (target, arrays.empty_like(operand)) if two else (target,)
+            outputs: tuple[Any, ...] = (target, arrays.empty_like(operand)) if computed else (target,)
+            if of_two and not computed and out is not None and arrays.overlap(target, operand.array):
+                dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy
             buffers = _buffers(plan, mask, operand, target) if plan.backward.masked else None
             _run(module, plan, mask, operand, plan.backward, inputs, outputs, draw, buffers)
             dx = operand.give_back(target) if out is None else out
-            return (dx, operand.give_back(outputs[1])) if two else dx
+            return of_two(dx, operand.give_back(outputs[1]) if computed else dy) if of_two else dx
 
         return backprop
+
+
+@cache
+def _gradients(second_input: str) -> Any:
+    """The type of the gradients of two arrays."""
+    return namedtuple("Gradients", ("dx", f"d{second_input}"))  # noqa: PYI024  (the names depend on the variant)
 
 
 def _buffers(plan: Any, mask: Any, operand: arrays.Operand, target: Any) -> list[Any]:
@@ -297,9 +316,9 @@ def prepare(
     plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored, given)
     module = backends.choose(kind, backend)
     inputs: tuple[Any, ...] = (x,)
-    if noise.two_inputs:
-        second = arrays.as_operand("previous", other)
-        arrays.check_like("previous", second, operand.likeness())
+    if noise.second_input is not None:
+        second = arrays.as_operand(noise.second_input, other)
+        arrays.check_like(noise.second_input, second, operand.likeness())
         inputs = (x, second.array)
     return Prepared(operand, inputs, copies is not None, module, plan, mask, stream_source, origin)
 

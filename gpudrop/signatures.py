@@ -34,15 +34,34 @@ class Backprop(Protocol):
 
 # At run time, the rest would only make the import slower.
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Generic
+
+    from typing_extensions import NamedTuple, Unpack
 
     from gpudrop.generator import RngLike
     from gpudrop.masks import Shard
 
-    class BackpropOfTwo(Protocol):
-        """The same for two arrays: see `gpudrop.zoneout`."""
+    class PreviousGradients(NamedTuple, Generic[Array]):
+        """The gradients of `gpudrop.zoneout`."""
 
-        def __call__(self, dy: Array, *, out: Array | None = None) -> tuple[Array, Array]: ...
+        dx: Array
+        dprevious: Array
+
+    class ResidualGradients(NamedTuple, Generic[Array]):
+        """The gradients of `gpudrop.dropout_add`."""
+
+        dx: Array
+        dresidual: Array
+
+    class BackpropOfTwo(Protocol):
+        """The function that computes the gradients of `gpudrop.zoneout`."""
+
+        def __call__(self, dy: Array, *, out: Array | None = None) -> PreviousGradients[Array]: ...
+
+    class BackpropOfResidual(Protocol):
+        """The function that computes the gradients of `gpudrop.dropout_add`."""
+
+        def __call__(self, dy: Array, *, out: Array | None = None) -> ResidualGradients[Array]: ...
 
     class Common(TypedDict, total=False):
         """The keyword arguments of every variant: see `gpudrop.dropout`."""
@@ -125,3 +144,23 @@ if TYPE_CHECKING:
         def vjp(
             self, x: Array, previous: Array, p: float = ..., **common: Unpack[OfVjp]
         ) -> tuple[Array, BackpropOfTwo]: ...
+
+    class OfResidual(Prepares, Protocol):
+        def __call__(
+            self,
+            x: Array,
+            residual: Array,
+            p: float = ...,
+            *,
+            mask_shape: MaskShape | None = ...,
+            **common: Unpack[Common],
+        ) -> Array: ...
+        def vjp(
+            self,
+            x: Array,
+            residual: Array,
+            p: float = ...,
+            *,
+            mask_shape: MaskShape | None = ...,
+            **common: Unpack[OfVjp],
+        ) -> tuple[Array, BackpropOfResidual]: ...

@@ -253,6 +253,7 @@ of_weights = cast("_Declares[signatures.Weights]", variant)
 of_maps = cast("_Declares[signatures.Maps]", variant)
 of_deviates = cast("_Declares[signatures.Deviates]", variant)
 of_two = cast("_Declares[signatures.OfTwo]", variant)
+of_residual = cast("_Declares[signatures.OfResidual]", variant)
 
 
 # Structured masks
@@ -790,3 +791,45 @@ def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
 def _check_ndim(x: AnyArray, least: int, what: str) -> None:
     if x.ndim < least:
         raise ValueError(f"x must have at least {least} dimension{'s' * (least > 1)} ({what}), got {x.ndim}")
+
+
+# Neighbours of dropout in the same pass
+
+
+@of_residual("DropoutAdd", noise=noises.ADD, prediction=noises.SUM)
+def dropout_add(x: AnyArray, residual: AnyArray, p: float = 0.5, *, mask_shape: MaskShape | None = None) -> Variation:
+    """Apply an activation and dropout, and add a residual, in one pass.
+
+    In training, y = keep ? residual + activation(x) * scale : residual. At prediction time and with p = 0,
+    y = residual + activation(x). Dropout and an addition move 20 bytes per float32 element, and this function 12. Where
+    an element is dropped, y is exactly the residual.
+
+    Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 5.4: dropout of the output of each
+    sub-layer, before it is added to the sub-layer's input.
+
+    Parameters
+    ----------
+    x : array of any shape
+        The branch: the output of a sub-layer.
+    residual : array
+        The input of the sub-layer. It has the kind, shape and dtype of x.
+    p : float
+        The probability of dropping an element of the branch, from 0 to 1.
+    mask_shape : tuple of int and None, optional
+        As for `dropout`. With (None, 1, 1), for example, whole samples of the branch are dropped: stochastic depth.
+    activation, training, rng, bits, out, backend, shard
+        As for `dropout`. The returned array and the errors are those of `dropout` too. out may be x or residual. vjp
+        returns y and a function of dy that returns both gradients, dx and dresidual, as a named tuple. dresidual is dy
+        itself, or a copy if out overlaps dy.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> branch, residual = np.ones(5, np.float32), np.arange(5, dtype=np.float32)
+    >>> y, backprop = gpudrop.dropout_add.vjp(branch, residual, 0.5, rng=gpudrop.Stream(0, 1))
+    >>> y
+    array([2., 1., 2., 5., 4.], dtype=float32)
+    >>> backprop(np.ones(5, np.float32)).dx
+    array([2., 0., 0., 2., 0.], dtype=float32)
+    """
+    return Variation(p, mask=mask_shape, other=residual)

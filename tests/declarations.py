@@ -54,7 +54,8 @@ def module(row):
 
 
 def function(row):
-    return f"{row.name}: {'Function' if len(row.inputs) == 1 else 'FunctionOfTwo'}\n"
+    kind = {None: "Function", "previous": "FunctionOfTwo", "residual": "FunctionOfResidual"}
+    return f"{row.name}: {kind[row.noise.second_input]}\n"
 
 
 def marked(text, declared):

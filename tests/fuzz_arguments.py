@@ -431,6 +431,7 @@ def registered(case, call):
 POOLS = {
     "x": (flat, unfit),
     "previous": (flat, unfit),
+    "residual": (flat, unfit),
     "like": (flat, unfit),
     "dy": (lambda case, call: case.array(case.result), unfit),
     "out": (target, bad_target),

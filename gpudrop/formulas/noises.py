@@ -2,7 +2,7 @@
 
 A noise's value is a formula (see `gpudrop.formulas`) of five numbers: the random value of the element, the
 scalars scale and shift of the call, z = activation(x), and the element of a second array (zoneout's previous
-state). The random value is one of
+state, or a residual). The random value is one of
 
     keep      field > limit, a boolean: is the element kept?
     field     the field itself, a uniform integer, as a real number
@@ -46,10 +46,12 @@ class Noise:
         Returns the strength as a float, or raises an error that names it. Most strengths are probabilities.
     gradient : Noise, optional
         The noise that maps dy to dz with the same scalars. None if value is linear in z and maps dy itself.
-    two_inputs : bool
-        Whether value reads a second array.
+    second_input : str, optional
+        The name of a second array that value reads.
     second : Noise, optional
-        The noise that maps dy to the gradient of that array.
+        The noise that maps dy to the gradient of that array. With PLAIN the gradient is dy itself.
+    off : Noise, optional
+        The noise without random values, where scalars returns None. None stands for PLAIN.
     zeroes : bool
         Whether y is 0 where an element is dropped, and z times a positive number elsewhere. Then a backward pass can
         use the sign of y instead of the sign of z and the mask.
@@ -61,9 +63,16 @@ class Noise:
     scalars: Callable[[float, int], Scalars | None] = lambda p, bits: Scalars()
     check: Callable[[float], float] = check_p
     gradient: "Noise | None" = None
-    two_inputs: bool = False
+    second_input: str | None = None
     second: "Noise | None" = None
+    off: "Noise | None" = None
     zeroes: bool = False
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The names of the gradients that a kernel computes."""
+        computed = self.second_input is not None and self.second is not PLAIN
+        return ("dx", f"d{self.second_input}") if computed else ("dx",)
 
     def check_bits(self, bits: Any) -> int:
         """Random bits per element as an int, or a ValueError."""
@@ -171,6 +180,14 @@ def mixed(r: bool, scale, shift, z, other):
     return (z * scale if scale > 0 else 0) + other * shift
 
 
+def total(r: bool, scale, shift, z, other):
+    return other + z
+
+
+def other_and_kept(r: bool, scale, shift, z, other):
+    return other + z * scale if r else other
+
+
 def truth(r: bool, scale, shift, z, other):
     return 1 if r else 0
 
@@ -241,15 +258,17 @@ ALPHA = Noise("alpha", alpha, "keep", _alpha, gradient=DROPOUT)
 GAUSSIAN = Noise("gaussian", multiplied, "normal", _gaussian, _check_below_1)
 UNIFORM = Noise("uniform", multiplied, "field", _uniform, _check_below_1)
 ADDITIVE = Noise("additive", added, "normal", _additive, _check_std, gradient=PLAIN)
-ZONEOUT = Noise("zoneout", kept_or_other, "keep", _zoneout, gradient=DROPOUT, two_inputs=True, second=DROPPED)
+ZONEOUT = Noise("zoneout", kept_or_other, "keep", _zoneout, gradient=DROPOUT, second_input="previous", second=DROPPED)
 EXPECTED_ZONEOUT = Noise(
     "expected_zoneout",
     mixed,
     scalars=_expected_zoneout,
     gradient=SCALED,
-    two_inputs=True,
+    second_input="previous",
     second=Noise("other_part", other_part),
 )
+SUM = Noise("sum", total, check=float, gradient=PLAIN, second_input="residual", second=PLAIN)
+ADD = Noise("add", other_and_kept, "keep", _dropout, gradient=DROPOUT, second_input="residual", second=PLAIN, off=SUM)
 
 DRAWN: dict[str | None, Noise] = {
     "keep": Noise("mask", truth, "keep"),

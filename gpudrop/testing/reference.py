@@ -366,6 +366,15 @@ def zoneout_expected(x, previous, p, bits=16, activation="identity"):
     return (1 - p) * z + p * np.asarray(previous, np.float64), backprop
 
 
+def dropout_add(x, residual, p, mask_shape=None, seed=0, call=0, bits=16, activation="identity"):
+    """A residual and the result of dropout; backprop returns both gradients, (dx, dresidual).
+
+    Vaswani et al., Attention is all you need, NeurIPS 2017, section 5.4."""
+    mask_shape = (None,) * np.ndim(x) if mask_shape is None else mask_shape
+    dropped, of_dropped = structured(x, p, mask_shape, seed, call, bits, activation)
+    return np.asarray(residual, np.float64) + dropped, lambda dy: (of_dropped(dy), np.asarray(dy, np.float64))
+
+
 VARIANTS = (  # the variants with one input array
     dropout1d,
     dropout2d,

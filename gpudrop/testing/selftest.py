@@ -154,6 +154,20 @@ def two_arrays(backend, dtype, size, device=0):
         _same(source.get(dprevious), np.where(keep, x - x, x))
 
 
+def residual(backend, dtype, size, device=0):
+    """The sum of a residual and dropout, and its gradients, are exact."""
+    source, x = Placed(backend, device), (2.0 ** (np.arange(size) % 7)).astype(dtype)
+    keep = reference.keep_mask(size, 0.5, SEED, CALL)
+    with source.on_device():
+        y, backprop = gpudrop.dropout_add.vjp(
+            source.put(x), source.put(x), 0.5, rng=gpudrop.Stream(SEED, CALL), backend=backend
+        )
+        gradients = backprop(source.put(x))
+        _same(source.get(y), np.where(keep, x + x + x, x))
+        _same(source.get(gradients.dx), np.where(keep, x + x, x - x))
+        _same(source.get(gradients.dresidual), x)
+
+
 def saved_bits(backend, activation, dtype, size, device=0):
     """A backward pass that reads bits has the gradient of the formula. Before it, y is overwritten."""
     source, x = Placed(backend, device), (2.0 ** (np.arange(size) % 7) * (-1) ** (np.arange(size) // 3)).astype(dtype)
@@ -314,6 +328,7 @@ def plan(backend, device=0, quick=False):
     for dtype in statistics.DTYPES:
         for size in (5, 64, 257):
             yield case("two_arrays", dtype=dtype, size=size)
+            yield case("residual", dtype=dtype, size=size)
     for dtype in ("float16", "float32"):
         for activation in ("relu", "leaky_relu"):
             for size in (17, 257) if few else (*SIZES, *LARGE_SIZES):

@@ -1,7 +1,8 @@
 """The dropout variants as functions of tensors, with gpudrop's names and torch's arguments.
 
-The positional arguments are (input, p, training, inplace), as in torch; for zoneout they are (input, previous, p,
-training, inplace). Each function accepts the options of `gpudrop.NAME` as keywords, and these keywords:
+The positional arguments are (input, p, training, inplace), as in torch. For zoneout and dropout_add they are (input,
+previous, p, training, inplace) and (input, residual, p, training, inplace). Each function accepts the options of
+`gpudrop.NAME` as keywords, and these keywords:
 
     activation : str, optional
         The activation that is applied before dropout, in the same pass.
@@ -247,7 +248,8 @@ def _check_tensors(name: str, text: str, x: tuple[Any, ...], other: tuple[Any, .
         dtypes = ", ".join(NAMES_OF_DTYPES)
         raise TypeError(f"input must be a strided tensor of dtype {dtypes}, got {dtype} and {layout}{advice}")
     if other is not None and other != x:
-        raise ValueError(f"previous must have the dtype and shape of input, {dtype} and {tuple(shape)}, got {other}")
+        second = FAMILY[name].inputs[1]
+        raise ValueError(f"{second} must have the dtype and shape of input, {dtype} and {tuple(shape)}, got {other}")
     array = np.broadcast_to(np.zeros((), NAMES_OF_DTYPES[DTYPES.index(dtype)]), shape)
     arrays = (array,) if other is None else (array, array)
     FAMILY[name].function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **operators.options_of(text)[0])
@@ -374,6 +376,26 @@ class FunctionOfTwo(Protocol):
     ) -> torch.Tensor: ...
 
 
+class FunctionOfResidual(Protocol):
+    """The type of dropout_add."""
+
+    def __call__(
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor,
+        p: float = ...,
+        training: bool = ...,
+        inplace: bool = ...,
+        *,
+        activation: str | None = ...,
+        generator: torch.Generator | None = ...,
+        rng: RngLike = ...,
+        bits: int = ...,
+        save: Save = ...,
+        **options: Unpack[Own],
+    ) -> torch.Tensor: ...
+
+
 def _function(name: str) -> Any:
     """Create the function of a variant."""
     row, defaults = FAMILY[name], own_options(name)
@@ -389,9 +411,9 @@ def _function(name: str) -> Any:
         bits: int,
         save: Save,
         options: dict[str, Any],
-        previous: torch.Tensor | None = None,
+        other: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        tensors = (input,) if previous is None else (input, previous)
+        tensors = (input,) if other is None else (input, other)
         if has_torch_function_variadic(*tensors):
             named = {"activation": activation, "generator": generator, "rng": rng, "bits": bits, "save": save} | options
             handle: Any = handle_torch_function
@@ -401,7 +423,7 @@ def _function(name: str) -> Any:
                 raise unexpected(name, options, ("p", *defaults, *made.__kwdefaults__))
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        return apply(name, input, previous, p, training, inplace, activation, generator, rng, bits, save, options)
+        return apply(name, input, other, p, training, inplace, activation, generator, rng, bits, save, options)
 
     p_default, bits_default, on = row.default, row.bits, name not in OFF_BY_DEFAULT
 
@@ -422,7 +444,7 @@ def _function(name: str) -> Any:
 
     def function_of_two(
         input: torch.Tensor,
-        previous: torch.Tensor,
+        other: torch.Tensor | None = None,
         p: float = p_default,
         training: bool = True,
         inplace: bool = False,
@@ -434,11 +456,19 @@ def _function(name: str) -> Any:
         save: Save = "auto",
         **options: Any,
     ) -> torch.Tensor:
-        if previous is None:
-            raise TypeError("previous must be a torch.Tensor, got None")
-        return call(input, p, training, inplace, activation, generator, rng, bits, save, options, previous)
+        other = options.pop(row.inputs[1], other)
+        if other is None:
+            raise TypeError(f"{row.inputs[1]} must be a torch.Tensor, got None")
+        return call(input, p, training, inplace, activation, generator, rng, bits, save, options, other)
 
     made: Any = function_of_two if len(row.inputs) > 1 else function
+    if len(row.inputs) > 1:
+        of_two = inspect.signature(made)
+        named = [
+            a.replace(name=row.inputs[1], default=a.empty) if a.name == "other" else a
+            for a in of_two.parameters.values()
+        ]
+        made.__signature__ = of_two.replace(parameters=named)
     made.__name__ = made.__qualname__ = name
     made.__doc__ = f"Apply `gpudrop.{name}` to a tensor. The module's docstring describes the common arguments."
     return made
@@ -463,6 +493,7 @@ gaussian_dropout: Function
 uniform_dropout: Function
 gaussian_noise: Function
 zoneout: FunctionOfTwo
+dropout_add: FunctionOfResidual
 
 # End of what is generated.
 

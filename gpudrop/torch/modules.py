@@ -209,16 +209,24 @@ IGNORES_INPLACE = ("AlphaDropout", "FeatureAlphaDropout")
 """Torch's modules that ignore inplace and never write to their input."""
 
 
-def _forward_of_two(self: Variant, input: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    traced = proxy_of(self, input, previous)
-    return self.apply_to(input, previous) if traced is None else traced
+def _forward_of_two(second: str) -> Any:
+    """Create the forward of a module with two inputs; second is the name of the second one."""
+
+    def forward(self: Variant, input: torch.Tensor, *others: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        if len(others) + len(named) != 1 or named.keys() - {second}:
+            raise TypeError(f"{type(self).__name__} takes input and {second}")
+        (other,) = (*others, *named.values())
+        traced = proxy_of(self, input, other)
+        return self.apply_to(input, other) if traced is None else traced
+
+    return forward
 
 
 def _module_of(row: variants.Variant) -> type[Variant]:
     """Create the module class of a variant, with the name of its layer; torch's equivalent class is the second base."""
     body: dict[str, Any] = {"__module__": __name__, "overwrites": row.torchs not in IGNORES_INPLACE}
     if len(row.inputs) > 1:
-        body["forward"] = _forward_of_two
+        body["forward"] = _forward_of_two(row.inputs[1])
     bases = (Variant,) if row.torchs is None else (Variant, getattr(torch.nn, row.torchs))
     return type(row.layer, bases, body, of=row.name)
 
@@ -285,6 +293,11 @@ if TYPE_CHECKING:
         """A module that applies `gpudrop.zoneout`. `Variant` describes the common parameters."""
 
         def forward(self, input: torch.Tensor, previous: torch.Tensor) -> torch.Tensor: ...  # type: ignore[override]
+
+    class DropoutAdd(Variant):
+        """A module that applies `gpudrop.dropout_add`. `Variant` describes the common parameters."""
+
+        def forward(self, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor: ...  # type: ignore[override]
 
     # End of what is generated.
 

@@ -42,6 +42,7 @@ from gpudrop import backends
 from gpudrop.arrays import as_operand
 from gpudrop.context import Context, current
 from gpudrop.formulas.activations import find_activation
+from gpudrop.formulas.noises import PLAIN
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
@@ -237,7 +238,7 @@ def backward(dy, saved, stream, *call, out=None):
         prepared, bits = _prepare(dy, dy if len(FAMILY[call[0]].inputs) > 1 else None, stream, numbers), has_bits(saved)
         if saved is not None:
             saved = as_array(saved.flatten() if bits else saved)  # bits of sharded tensors have more dimensions
-        prepared.gradient(saved, _result(dx), "dprevious" if second else "dx", bits)
+        prepared.gradient(saved, _result(dx), f"d{FAMILY[call[0]].inputs[1]}" if second else "dx", bits)
     return dx
 
 
@@ -304,7 +305,7 @@ class _Forward(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             dx = _through(dy, saved, ctx.stream, ctx.call, again=torch.is_grad_enabled())
         if ctx.needs_input_grad[3]:
-            dother = BACKWARD(dy, None, ctx.stream, *ctx.call, True)
+            dother = _of_second(dy, ctx.stream, ctx.call)
         return None, None, dx, dother, *(None,) * (1 + len(ctx.call))
 
 
@@ -341,6 +342,11 @@ def _kept(call, x, y):
     if activation.slope_of is None:
         return None
     return y if activation.slope_of == "output" and FAMILY[call[0]].by_sign else x
+
+
+def _of_second(dy, stream, call):
+    """Return the gradient of the second input; that of a residual is dy itself."""
+    return dy if FAMILY[call[0]].noise.second is PLAIN else BACKWARD(dy, None, stream, *call, True)
 
 
 def _through(dy, saved, stream, call, again):
@@ -439,7 +445,7 @@ def _tangent(operator, primals, tangents, stream, *call):
         return operator(activated, other, stream, *call[:3], "identity", *call[4:])
     y = (RECORDED if records else FORWARD)(x, other, stream, *call)
     y, kept = y if records else (y, _kept(call, x, y))
-    dy = None if dother is None else BACKWARD(dother, None, stream, *call, True)
+    dy = None if dother is None else _of_second(dother, stream, call)
     if dx is not None:
         through = _through(dx, kept, stream, call, again=True)
         dy = through if dy is None else dy + through

@@ -111,6 +111,55 @@ def test_zoneout(backend, poisoned, dtype, activation, p):
         )
 
 
+@pytest.mark.parametrize("p", [0, 1e-6, 0.3, 1])
+@pytest.mark.parametrize("mask_shape", [None, (None, 1), (9,)])
+@pytest.mark.parametrize(("dtype", "activation"), few(ZONEOUTS, (np.float32, "gelu"), (np.float32, "relu")))
+def test_dropout_add(backend, poisoned, dtype, activation, p, mask_shape):
+    x, residual, dy = (sample((5, 9), seed).astype(dtype) for seed in range(3))
+    tolerance = {"rtol": 2.0 ** -(ulps.FINFO[np.dtype(dtype).name].nmant - 4), "atol": 1e-6}
+    for training in (True, False):
+        want, want_backprop = reference.dropout_add(
+            x, residual, p if training else 0, mask_shape, **SEED, activation=activation or "identity"
+        )
+        options = {"activation": activation, "rng": STREAM, "training": training, "mask_shape": mask_shape}
+        y, backprop = gpudrop.dropout_add.vjp(backend.put(x), backend.put(residual), p, **options)
+        np.testing.assert_allclose(backend.get(y).astype(np.float64), want, **tolerance)
+        gradients = backprop(backend.put(dy))
+        assert gradients._fields == ("dx", "dresidual")
+        for got, gradient in zip(gradients, want_backprop(dy), strict=True):
+            np.testing.assert_allclose(backend.get(got).astype(np.float64), gradient, **tolerance)
+
+
+def test_a_residual_is_exact_where_an_element_is_dropped(backend, poisoned):
+    """So an infinite branch has no effect there, and the sign of a zero remains."""
+    x = np.tile(np.float32([np.inf, np.nan, -np.inf, 3]), 50)
+    residual = np.tile(np.float32([-0.0, 0.0, np.inf, np.nan, 7]), 40)
+    y = backend.get(gpudrop.dropout_add(backend.put(x), backend.put(residual), 0.5, rng=STREAM))
+    dropped = ~reference.keep_mask(x.shape, 0.5, STREAM.seed, STREAM.call)
+    np.testing.assert_array_equal(y[dropped], residual[dropped])
+    np.testing.assert_array_equal(np.signbit(y[dropped]), np.signbit(residual[dropped]))
+
+
+def test_the_gradient_of_a_residual_is_dy_itself_unless_out_overwrites_it(backend):
+    x, residual, dy = (backend.put(sample((5, 9), seed).astype(np.float32)) for seed in range(3))
+    _, backprop = gpudrop.dropout_add.vjp(x, residual, 0.3, rng=STREAM)
+    dx, dresidual = backprop(dy)
+    assert dresidual is dy
+    before, want = backend.get(dy).copy(), backend.get(dx)
+    in_place, dresidual = backprop(dy, out=dy)
+    assert in_place is dy and dresidual is not dy
+    np.testing.assert_array_equal(backend.get(dy), want)
+    np.testing.assert_array_equal(backend.get(dresidual), before)
+
+
+def test_dropout_add_in_place():
+    x, residual = (sample(5000, seed).astype(np.float32) for seed in range(2))
+    want = gpudrop.dropout_add(x, residual, 0.3, rng=STREAM)
+    for target, arrays in ((a := x.copy(), (a, residual)), (b := residual.copy(), (x, b))):
+        assert gpudrop.dropout_add(*arrays, 0.3, rng=STREAM, out=target) is target
+        np.testing.assert_array_equal(target, want)
+
+
 def test_zoneout_in_place():
     x, previous, dy = (sample(5000, seed).astype(np.float32) for seed in range(3))
     want, want_backprop = reference.zoneout(x, previous, 0.3, **SEED)
@@ -244,17 +293,18 @@ def test_gradient_equals_central_differences(backend, name, shape, options, acti
     )
 
 
+@pytest.mark.parametrize("function", [gpudrop.zoneout, gpudrop.dropout_add])
 @pytest.mark.parametrize("activation", few([None, "relu", "silu"], "silu"))
-def test_zoneouts_gradients_equal_central_differences(backend, activation):
+def test_gradients_of_two_arrays_equal_central_differences(backend, activation, function):
     h = 1e-6
     x, previous, dy = (sample((5, 8), seed) for seed in range(3))
     x[np.abs(x) < 0.01] = 0.5
 
     def y(x, previous):
-        return backend.get(gpudrop.zoneout(backend.put(x), backend.put(previous), 0.3, **keywords))
+        return backend.get(function(backend.put(x), backend.put(previous), 0.3, **keywords))
 
     keywords = {"rng": STREAM, "activation": activation}
-    _, backprop = gpudrop.zoneout.vjp(backend.put(x), backend.put(previous), 0.3, **keywords)
+    _, backprop = function.vjp(backend.put(x), backend.put(previous), 0.3, **keywords)
     gradients = map(backend.get, backprop(backend.put(dy)))
     differences = y(x + h, previous) - y(x - h, previous), y(x, previous + h) - y(x, previous - h)
     for gradient, difference in zip(gradients, differences, strict=True):

@@ -34,6 +34,7 @@ NETWORKS |= {
     "mask_shape": (lambda x: gpudrop.dropout(x, 0.4, mask_shape=(None, 1, None, 1)), MAPS),
     "shared by all samples": (lambda x: gpudrop.dropout(x, 0.4, mask_shape=(1, None, 1, 1)), MAPS),
     "zoneout": (lambda x: gpudrop.zoneout(x, x + 1, 0.4), X),
+    "dropout_add": (lambda x: gpudrop.dropout_add(x, x + 1, 0.4), X),
     "tokens": (lambda x: np.where(gpudrop.keep_mask(x.shape, 0.4), x, np.float32(-1)), X),
     "no samples": (lambda x: x * gpudrop.dropout(np.array(1, np.float32), 0.4), X),
     "embedding_dropout": (lambda x: x @ gpudrop.embedding_dropout(np.ones((6, 2), np.float32), 0.4), X),

@@ -23,13 +23,13 @@ RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or Non
 
 def wrong(cls):
     """Yield (changes of a valid call, the error, the beginning of its message)."""
-    x, *previous = arrays_of(cls)
+    x, *others = arrays_of(cls)
     strength = cls.strength()
     for p in NOT_A_NUMBER:
         yield {"p": p}, TypeError, rf"{strength} must be a number.*, got {re.escape(repr(p))}"
     for p in (np.nan, -0.1, -np.inf, np.inf, *([] if strength == "std" else [1.5, 10**400, np.float16(1.5)])):
         yield {"p": p}, ValueError, f"{strength} must be (between 0 and 1|finite and not negative), got "
-    for name in ["x", "previous"][: 1 + len(previous)]:
+    for name in cls.variant.inputs:
         for array in NOT_AN_ARRAY:
             yield {name: array}, TypeError, f"{name} must be a NumPy, CuPy or Numba array"
     for dtype in OF_OTHER_DTYPES:
@@ -64,17 +64,16 @@ def wrong(cls):
     shifted = {"x": line[1:].reshape(x.shape), "out": line[:-1].reshape(x.shape)}
     yield shifted, ValueError, "out must be x itself or share no memory with it, got an overlapping view"
     yield {"x": x, "out": x[::-1]}, ValueError, "out must be x itself or share no memory with it"
-    if previous:
-        shifted["previous"] = shifted.pop("x")
-        yield shifted, ValueError, "out must be previous itself or share no memory with it"
-        yield {"previous": previous[0].astype(np.float64)}, ValueError, "previous must be a NumPy array of dtype float3"
-        yield {"previous": previous[0][:-1]}, ValueError, "previous must be a NumPy array of dtype float32 and shape "
+    for second in cls.variant.inputs[1:]:
+        shifted[second] = shifted.pop("x")
+        yield shifted, ValueError, f"out must be {second} itself or share no memory with it"
+        yield {second: others[0].astype(np.float64)}, ValueError, f"{second} must be a NumPy array of dtype float3"
+        yield {second: others[0][:-1]}, ValueError, f"{second} must be a NumPy array of dtype float32 and shape "
 
 
-def call_layer(cls, x=None, previous=None, **options):
-    default = arrays_of(cls)
-    given = zip((x, previous), default, strict=False)
-    return cls(**options)(*(array if own is None else own for own, array in given))
+def call_layer(cls, **options):
+    given = [options.pop(name, default) for name, default in zip(cls.variant.inputs, arrays_of(cls), strict=True)]
+    return cls(**options)(*given)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -82,7 +81,7 @@ def test_errors_are_raised_before_anything_is_written_or_drawn(cls):
     """In the function, in its vjp and, if it has the argument, in the layer."""
     rng = Generator(8)
     for changes, error, message in wrong(cls):
-        before = {name: np.array(array) for name, array in changes.items() if name in ("x", "previous", "out")}
+        before = {name: np.array(array) for name, array in changes.items() if name in (*cls.variant.inputs, "out")}
         for function in (cls.function, cls.function.vjp):
             with pytest.raises(error, match=f"^{message}"):
                 call(cls, function, **{"rng": rng} | changes)

@@ -83,8 +83,9 @@ class Case:
 
     @property
     def reads_saved(self):
-        """Whether the backward pass reads (with two inputs: writes) another array besides dy and dx."""
-        return self.two_inputs or find_activation(self.activation).slope_of is not None
+        """Whether the backward pass reads (or writes, for a second gradient) another array besides dy and dx."""
+        writes = self.variant is not None and len(FAMILY[self.variant].noise.gradients) > 1
+        return writes or find_activation(self.activation).slope_of is not None
 
     @property
     def bytes(self):
