@@ -66,7 +66,7 @@ def warmup(
     kind, function = FAMILY[variant], FAMILY[variant].function
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):
-        keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), **options)
+        keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), packed=True, **options)
     # Prediction may need another kernel than p = 0: zoneout's prediction mixes two arrays.
     ways = ((0.5, True), (0, True), (0.5, False))
     for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):

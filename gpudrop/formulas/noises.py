@@ -51,7 +51,7 @@ class Noise:
     second : Noise, optional
         The noise that maps dy to the gradient of that array. With PLAIN the gradient is dy itself.
     off : Noise, optional
-        The noise without random values, where scalars returns None. None stands for PLAIN.
+        The noise without random values, where scalars returns None. None means PLAIN.
     zeroes : bool
         Whether y is 0 where an element is dropped, and z times a positive number elsewhere. Then a backward pass can
         use the sign of y instead of the sign of z and the mask.
