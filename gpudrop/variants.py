@@ -781,7 +781,7 @@ def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
     >>> y
     array([1., 3., 1., 3., 3., 1.])
     >>> backprop(np.ones(6))
-    (array([0., 1., 0., 1., 1., 0.]), array([1., 0., 1., 0., 0., 1.]))
+    Gradients(dx=array([0., 1., 0., 1., 1., 0.]), dprevious=array([1., 0., 1., 0., 0., 1.]))
     >>> gpudrop.zoneout(new, old, 0.5, training=False)
     array([2., 2., 2., 2., 2., 2.])
     """
@@ -828,8 +828,8 @@ def dropout_add(x: AnyArray, residual: AnyArray, p: float = 0.5, *, mask_shape: 
     >>> branch, residual = np.ones(5, np.float32), np.arange(5, dtype=np.float32)
     >>> y, backprop = gpudrop.dropout_add.vjp(branch, residual, 0.5, rng=gpudrop.Stream(0, 1))
     >>> y
-    array([2., 1., 2., 5., 4.], dtype=float32)
+    array([0., 3., 2., 5., 6.], dtype=float32)
     >>> backprop(np.ones(5, np.float32)).dx
-    array([2., 0., 0., 2., 0.], dtype=float32)
+    array([0., 2., 0., 2., 2.], dtype=float32)
     """
     return Variation(p, mask=mask_shape, other=residual)
