@@ -86,14 +86,9 @@ def kernel_of(direction, activation, bits, dtype, saves_bits=False):
 
 
 def described(kernel):
-    """The arguments from which `kernel_of` makes a kernel: the direction, the activation and the random bits."""
+    """The first arguments from which `kernel_of` makes a kernel: direction, activation and random bits."""
     activation, direction, bits = re.fullmatch(r"gpudrop_(\w+)_(forward|backward)_(\d+)\w*", kernel.name).groups()
     return direction, activation, int(bits)
-
-
-def _key(kernel):
-    """All arguments from which `kernel_of` makes a kernel."""
-    return *described(kernel), kernel.dtype, kernel.reads_bits or kernel.writes_bits
 
 
 def all_kernels(dtypes=DTYPES):
@@ -319,7 +314,8 @@ def jobs_count():
 
 
 def _names(kernels):
-    return [_key(kernel) for kernel in kernels]
+    """All arguments from which `kernel_of` makes each kernel."""
+    return [(*described(kernel), kernel.dtype, kernel.reads_bits or kernel.writes_bits) for kernel in kernels]
 
 
 def _measure_by_name(backend, names, architecture):

@@ -254,9 +254,14 @@ def empty(shape, dtype, like):
     return cuda.device_array(shape, dtype, stream=like.array.stream)
 
 
+def bytes_of_bits(size):
+    """The number of bytes in memory for `size` bits: CUDA kernels write whole words of 32 bits."""
+    return (size + 31) // 32 * 4
+
+
 def empty_bits(size, like):
-    """An uninitialised array for `size` bits, of an operand's kind: bytes, as many as whole words of 32 bits have."""
-    return empty(-(-size // 32) * 4, np.uint8, like)
+    """An uninitialised array for `size` bits, of an operand's kind."""
+    return empty(bytes_of_bits(size), np.uint8, like)
 
 
 def in_dtype(array, dtype):

@@ -51,7 +51,10 @@ OPTIONS = {
 }
 """Name -> Option, for the options of all variants."""
 
-COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys() - {"keep"}
+OF_DROPOUT_ALONE = frozenset({"keep"})
+"""The names of the arguments of `dropout` that no other variant, no layer and no module has."""
+
+COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys() - OF_DROPOUT_ALONE
 """The names of the arguments that every variant accepts."""
 
 
@@ -125,9 +128,8 @@ def row_of(
     """Return a row of the table; the defaults are those of `dropout`."""
     parameters = inspect.signature(function).parameters
     *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-    own = {
-        a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in (*COMMON, "keep")
-    }
+    others = COMMON | OF_DROPOUT_ALONE
+    own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in others}
     read = function.__name__, tuple(inputs), strength, parameters[strength].default, parameters["bits"].default, own
     return Variant(layer, function, noise, prediction, whole, torchs, ndim, *read)
 

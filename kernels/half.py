@@ -26,26 +26,19 @@ def llvm_float64(builder, value):
     return builder.bitcast(value, ir.DoubleType())
 
 
+def _ptx(text, constraints, result, argument):
+    """A function that emits a PTX instruction of one argument. In its text $0 is the result, and $1 the argument."""
+    of = ir.FunctionType(result, [argument])
+    return lambda builder, value: builder.asm(of, text, constraints, [value], side_effect=False)
+
+
 # The GPU uses PTX instructions. Given LLVM's own conversions, NVVM moves arithmetic into half precision, where it does
 # not support all operations.
-def ptx_widen(builder, value):
-    return builder.asm(ir.FunctionType(F32, [I16]), "cvt.f32.f16 $0, $1;", "=f,h", [value], side_effect=False)
-
-
-def ptx_narrow(builder, value):
-    return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.f16.f32 $0, $1;", "=h,f", [value], side_effect=False)
-
-
-def ptx_narrow_bfloat16(builder, value):
-    return builder.asm(ir.FunctionType(I16, [F32]), "cvt.rn.bf16.f32 $0, $1;", "=h,f", [value], side_effect=False)
-
-
-def ptx_exp2(builder, value):
-    return builder.asm(ir.FunctionType(F32, [F32]), "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value], side_effect=False)
-
-
-def ptx_reciprocal(builder, value):
-    return builder.asm(ir.FunctionType(F32, [F32]), "rcp.approx.ftz.f32 $0, $1;", "=f,f", [value], side_effect=False)
+ptx_widen = _ptx("cvt.f32.f16 $0, $1;", "=f,h", F32, I16)
+ptx_narrow = _ptx("cvt.rn.f16.f32 $0, $1;", "=h,f", I16, F32)
+ptx_narrow_bfloat16 = _ptx("cvt.rn.bf16.f32 $0, $1;", "=h,f", I16, F32)
+ptx_exp2 = _ptx("ex2.approx.ftz.f32 $0, $1;", "=f,f", F32, F32)
+ptx_reciprocal = _ptx("rcp.approx.ftz.f32 $0, $1;", "=f,f", F32, F32)
 
 
 def host_instructions():

@@ -43,7 +43,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -67,6 +67,19 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from gpudrop.signatures import Own, Save
+
+    class Keywords(TypedDict, total=False):
+        """The keyword arguments of every function."""
+
+        activation: str | None
+        generator: torch.Generator | None
+        rng: RngLike
+        bits: int
+        save: Save
+
+    class WithOptions(Keywords, Own, total=False):
+        """The same with the options that only some variants have."""
+
 
 REPLACED = tuple(name for name, row in FAMILY.items() if row.torchs is not None)
 """The functions that torch.nn.functional has too."""
@@ -347,18 +360,12 @@ class Function(Protocol):
         p: float = ...,
         training: bool = ...,
         inplace: bool = ...,
-        *,
-        activation: str | None = ...,
-        generator: torch.Generator | None = ...,
-        rng: RngLike = ...,
-        bits: int = ...,
-        save: Save = ...,
-        **options: Unpack[Own],
+        **keywords: Unpack[WithOptions],
     ) -> torch.Tensor: ...
 
 
 class FunctionOfTwo(Protocol):
-    """The type of a variant with two input tensors."""
+    """The type of zoneout."""
 
     def __call__(
         self,
@@ -367,12 +374,7 @@ class FunctionOfTwo(Protocol):
         p: float = ...,
         training: bool = ...,
         inplace: bool = ...,
-        *,
-        activation: str | None = ...,
-        generator: torch.Generator | None = ...,
-        rng: RngLike = ...,
-        bits: int = ...,
-        save: Save = ...,
+        **keywords: Unpack[Keywords],
     ) -> torch.Tensor: ...
 
 
@@ -386,13 +388,7 @@ class FunctionOfResidual(Protocol):
         p: float = ...,
         training: bool = ...,
         inplace: bool = ...,
-        *,
-        activation: str | None = ...,
-        generator: torch.Generator | None = ...,
-        rng: RngLike = ...,
-        bits: int = ...,
-        save: Save = ...,
-        **options: Unpack[Own],
+        **keywords: Unpack[WithOptions],
     ) -> torch.Tensor: ...
 
 
@@ -461,8 +457,9 @@ def _function(name: str) -> Any:
             raise TypeError(f"{row.inputs[1]} must be a torch.Tensor, got None")
         return call(input, p, training, inplace, activation, generator, rng, bits, save, options, other)
 
-    made: Any = function_of_two if len(row.inputs) > 1 else function
+    made: Any = function
     if len(row.inputs) > 1:
+        made = function_of_two
         of_two = inspect.signature(made)
         named = [
             a.replace(name=row.inputs[1], default=a.empty) if a.name == "other" else a

@@ -39,7 +39,7 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from gpudrop import backends
-from gpudrop.arrays import as_operand
+from gpudrop.arrays import as_operand, bytes_of_bits
 from gpudrop.context import Context, current
 from gpudrop.formulas.activations import find_activation
 from gpudrop.formulas.noises import PLAIN
@@ -221,8 +221,8 @@ def recorded(x, other, stream, *call):
 
 
 def _empty_bits(x):
-    """Return memory for one bit per element of x, in whole words: CUDA kernels write words of 32 bits."""
-    return torch.empty((x.numel() + 31) // 32 * 4, dtype=torch.uint8, device=x.device)
+    """Return memory for one bit per element of x."""
+    return torch.empty(bytes_of_bits(x.numel()), dtype=torch.uint8, device=x.device)
 
 
 def has_bits(saved):
