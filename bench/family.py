@@ -29,6 +29,7 @@ from gpudrop.testing.benchmark.contenders import (
     to_torch,
     torch_for,
 )
+from gpudrop.variants import FAMILY
 
 SIZE = 2**24  # elements
 
@@ -102,6 +103,9 @@ ROWS = {
     ),
     "gaussian_noise": Row((4096,), lambda t, x, p, _: x + p * t.randn_like(x), "term"),
     "dropout_add": Row((4096,), lambda t, x, p, residual: residual + t.nn.functional.dropout(x, p), "sum"),
+    "dropout_glu": Row(
+        (4096,), lambda t, x, p, value: t.nn.functional.dropout(t.nn.functional.silu(x) * value, p), "product"
+    ),
     "zoneout": Row((4096,), lambda t, x, p, previous: t.where(t.rand_like(x) < p, previous, x), "choice"),
 }
 
@@ -121,11 +125,16 @@ def _shaped(case, *arrays):
     return [array.reshape(-1, *rest) for array in arrays]
 
 
+def second_input(x):
+    """The second input. It differs from dy, because a backward pass may read both."""
+    return x[::-1].copy()
+
+
 def ours(case, x, dy, ready=False):
     variant = getattr(gpudrop, case.variant)
     x, dy = _shaped(case, x, dy)
     y, dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
-    inputs = (x, dy) if case.two_inputs else (x,)  # dy is also used as the second input
+    inputs = (x, second_input(x)) if case.two_inputs else (x,)
     options = {"rng": gpudrop.Generator(SEED), "out": y}
 
     def forward():
@@ -134,15 +143,19 @@ def ours(case, x, dy, ready=False):
     def both():
         result, backprop = variant.vjp(*inputs, case.p, **options)
         gradients = backprop(dy, out=dx)
-        return (result, *gradients) if case.two_inputs else (result, gradients)
+        return (result, *_present(gradients)) if case.two_inputs else (result, gradients)
 
     return both if case.backward else forward
+
+
+def _present(gradients):
+    return tuple(gradient for gradient in gradients if gradient is not None)
 
 
 def pytorch(case, x, dy):
     torch, row = torch_for(case), ROWS[case.variant]
     x, dy = (to_torch(torch, array) for array in _shaped(case, x, dy))
-    previous = dy.clone() if case.two_inputs else None
+    previous = x.flip(0) if case.two_inputs else None
     if not case.backward:
         return lambda: (row.peer(torch, x, case.p, previous),)
     inputs = [x.requires_grad_()] + ([previous.requires_grad_()] if case.two_inputs else [])
@@ -165,11 +178,12 @@ def check_ours(case, x, dy, results):
     x, dy = _shaped(case, x, dy)
     _count(case, results)
     if case.two_inputs:
-        y, backprop = getattr(reference, case.variant)(x, dy, case.p, seed=SEED, call=0)
+        options = {"seed": SEED, "call": 0, "activation": FAMILY[case.variant].activation or "identity"}
+        y, backprop = getattr(reference, case.variant)(x, second_input(x), case.p, **options)
     else:
         y, backprop = reference.FAMILY[case.variant](x, case.p, SEED, 0)
-    gradients = backprop(dy) if case.backward else ()
-    _equal(results, (y, *(gradients if case.two_inputs else (gradients,) * case.backward)), TOLERANCE[case.dtype])
+    gradients = () if not case.backward else _present(backprop(dy)) if case.two_inputs else (backprop(dy),)
+    _equal(results, (y, *gradients), TOLERANCE[case.dtype])
 
 
 def check_peer(case, x, dy, results):
@@ -252,11 +266,20 @@ def _alpha(case, x, dy, y, gradients):
 
 
 def _sum(case, x, dy, y, gradients):
-    kept = (gradients[0] if gradients else y - dy.astype(y.dtype)) != 0
-    kept = np.where((dy if gradients else x) != 0, kept, y != dy.astype(y.dtype))
+    residual = second_input(x)
+    kept = y != residual.astype(y.dtype)
+    kept = np.where(dy != 0, gradients[0] != 0, kept) if gradients else kept
     _rate(kept, case.p)
     scale = 1 / (1 - case.p)
-    _equal((y, *gradients), [dy + np.where(kept, x * scale, 0), np.where(kept, dy * scale, 0), dy])
+    _equal((y, *gradients), [residual + np.where(kept, x * scale, 0), np.where(kept, dy * scale, 0), dy])
+
+
+def _product(case, x, dy, y, gradients):
+    (value, slope), factor = reference.ACTIVATIONS["silu"], second_input(x)
+    kept, scale = _nonzero(y, gradients), 1 / (1 - case.p)
+    _rate(kept, case.p)
+    wanted = value(x) * factor, dy * factor * slope(x), dy * value(x)
+    _equal((y, *gradients), [np.where(kept, array * scale, 0) for array in wanted])
 
 
 def _law(case, values, law):
@@ -286,11 +309,11 @@ def _term(case, x, dy, y, gradients):
 def _choice(case, x, dy, y, gradients):
     kept = np.where(dy != 0, gradients[0] != 0, y == x) if gradients else y == x
     _rate(kept, case.p)
-    _equal((y, *gradients), (np.where(kept, x, dy), np.where(kept, dy, 0), np.where(kept, 0, dy)))
+    _equal((y, *gradients), (np.where(kept, x, second_input(x)), np.where(kept, dy, 0), np.where(kept, 0, dy)))
 
 
 KINDS = {"mask": _mask, "blocks": _blocks, "alpha": _alpha, "factor": _factor, "term": _term}
-KINDS |= {"choice": _choice, "sum": _sum}
+KINDS |= {"choice": _choice, "sum": _sum, "product": _product}
 
 CONTENDERS = (
     Contender(OURS, ours, check_ours),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import shutil
 import struct
@@ -89,7 +90,7 @@ def numba_ptx(key, architectures):
 
 def _is_native(kernel, architecture):
     """Whether the GPU has instructions for the kernel's conversions."""
-    return architecture >= 80 or kernel.dtype != "bfloat16"
+    return architecture >= 80 or "bfloat16" not in (kernel.dtype, *itertools.chain(*kernel.dtypes))
 
 
 def _compiled_by_numba(kernel, form, native, architectures):

@@ -22,8 +22,10 @@ from rich.table import Table
 
 from gpudrop import operations
 from gpudrop.formulas.activations import ACTIVATIONS
+from gpudrop.formulas.noises import ADD
 from gpudrop.kernels.chunks import chunks
 from gpudrop.kernels.spec import Draws
+from gpudrop.operations import Neighbours
 
 GPUS = json.loads(Path(__file__).with_name("gpus.json").read_text())
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -79,28 +81,36 @@ class Figures:
     float64: int
 
 
-def kernel_of(direction, activation, bits, dtype, saves_bits=False):
-    """The kernel of dropout with an activation of this name, in one direction. saves_bits: as in `operations`."""
+def kernel_of(direction, activation, bits, dtype, saves_bits=False, adds=False):
+    """The kernel of dropout with an activation of this name, in one direction.
+
+    saves_bits: as in `operations`. adds: whether it is the kernel of dropout_add with a bias of the same dtype.
+    """
     source = Draws(bits) if bits else None
-    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source, bits=saves_bits)
+    options = {"noise": ADD, "neighbours": Neighbours(dtype)} if adds else {}
+    return getattr(operations, direction)(ACTIVATIONS[activation], dtype, source, bits=saves_bits, **options)
 
 
 def described(kernel):
     """The first arguments from which `kernel_of` makes a kernel: direction, activation and random bits."""
-    activation, direction, bits = re.fullmatch(r"gpudrop_(\w+)_(forward|backward)_(\d+)\w*", kernel.name).groups()
+    pattern = r"gpudrop_(\w+?)(?:_add_bias)?_(forward|backward)_(\d+)\w*"
+    activation, direction, bits = re.fullmatch(pattern, kernel.name).groups()
     return direction, activation, int(bits)
 
 
 def all_kernels(dtypes=DTYPES):
-    """Every kernel of dropout with an activation, once. A backward pass that reads the saved output draws no bits."""
+    """Every kernel of dropout with an activation, once, and some of dropout_add.
+
+    A backward pass that reads the saved output draws no bits.
+    """
     product = itertools.product(dtypes, ACTIVATIONS.values(), ("forward", "backward"), BITS, (False, True))
-    return list(
-        dict.fromkeys(
-            kernel_of(direction, row.name, bits, dtype, by_bits)
-            for dtype, row, direction, bits, by_bits in product
-            if not by_bits or row.slopes is not None
-        )
-    )
+    kernels = [
+        kernel_of(direction, row.name, bits, dtype, by_bits)
+        for dtype, row, direction, bits, by_bits in product
+        if not by_bits or row.slopes is not None
+    ]
+    kernels += [kernel_of("forward", name, 16, dtype, adds=True) for dtype in dtypes for name in ("identity", "relu")]
+    return list(dict.fromkeys(kernels))
 
 
 def measure(backend, kernels, architecture):
@@ -136,9 +146,9 @@ def figures(instructions, resources, kernel):
     way = [instructions[k] for k in way]
     calls = [i["operands"] for i in instructions[min(loop) : max(loop)] if i["opcode"].startswith("CALL")]
     stores = _widths(way, "STG")
-    loads, width = _widths(way, "LDG"), 8 * chunks(kernel).width  # accesses to bits are narrower
-    accesses = stores[width] // kernel.num_outputs if kernel.num_outputs else loads[width] // kernel.num_inputs
-    elements = accesses * chunks(kernel).width // np.dtype(kernel.storage).itemsize
+    loads, (of_inputs, of_outputs) = _widths(way, "LDG"), widths(kernel)  # accesses to bits are narrower
+    accesses, of = (stores, of_outputs) if kernel.num_outputs else (loads, of_inputs[: kernel.num_inputs])
+    elements = accesses[max(of)] // of.count(max(of)) * step_of(kernel)
     pipes = Counter(pipe for instruction in way for pipe in PIPES if re.match(PIPES[pipe], instruction["opcode"]))
     return Figures(
         registers=resources["registers"],
@@ -154,6 +164,17 @@ def figures(instructions, resources, kernel):
     )
 
 
+def step_of(kernel):
+    """The elements of an access."""
+    return chunks(kernel).width // np.dtype(kernel.storage).itemsize
+
+
+def widths(kernel):
+    """The bits of an access to each full input and row, and to each full output. 128 are the most."""
+    step = step_of(kernel)
+    return [[min(128, 8 * step * np.dtype(storage).itemsize) for storage in kinds] for kinds in kernel.storages]
+
+
 def _widths(instructions, operation):
     """{bits: number of accesses of that width}."""
     opcodes = [i["opcode"] for i in instructions if i["opcode"].startswith(operation)]
@@ -167,12 +188,13 @@ def _width(opcode):
 def loop_of(instructions):
     """The indices of all instructions of the loop with the widest stores, and of those on the path through it.
 
-    A compiler may unroll the loop, so the path must have the most stores. Of these paths the longest is chosen. Shorter
-    ones are for special values, or are never taken. Paths with calls are excluded, because they are the slow paths of
-    quotients.
+    A compiler may unroll the loop, so the path must have the most stores, and then the most wide loads: those of
+    a row are wide or narrow. Of these paths the longest is chosen. Shorter ones are for special
+    values, or are never taken. Paths with calls are excluded, because they are the slow paths of quotients.
     """
     stored = {k: _width(i["opcode"]) for k, i in enumerate(instructions) if i["opcode"].startswith("STG")}
     wide = [k for k in stored if stored[k] == max(stored.values())]
+    loaded = {k for k, i in enumerate(instructions) if i["opcode"].startswith("LDG") and _width(i["opcode"]) >= 64}
     called = {k for k, i in enumerate(instructions) if i["opcode"].startswith("CALL")}
     for avoided in (called, set()):  # some kernels of float64 have calls on every path
         there = set(range(len(instructions))) - avoided
@@ -186,7 +208,8 @@ def loop_of(instructions):
                 after = {k: following & loop - {top} for k, following in after.items()}
                 inner = _inner(after)
                 after = {k: following - inner for k, following in after.items()}
-                weights = {k: len(instructions) * (k in wide) + 1 for k in loop}
+                count = len(instructions)
+                weights = {k: count * (k in loaded) + count**2 * (k in wide) + 1 for k in loop}
                 return loop, sorted({*_longest(top, {store}, after, weights), *_longest(store, ends, after, weights)})
     raise ValueError("no wide store is in a loop")
 
@@ -246,7 +269,7 @@ def _after(k, instruction):
 
 def faults(kernel, figures):
     """The rules that a kernel breaks, in words."""
-    width = 8 * chunks(kernel).width
+    expected = {width for kinds in widths(kernel) for width in kinds}
     others = kernel.masked or kernel.stored  # accesses to a mask have any size, and stored streams have 64 bits
     accesses = {*figures.stores} if others else {*figures.loads, *figures.stores}
     accesses -= {8 * kernel.reads_bits, 32 * kernel.writes_bits}
@@ -255,7 +278,7 @@ def faults(kernel, figures):
         f"{figures.local} accesses to local memory": figures.local,
         f"{figures.divisions} 64-bit divisions in the loop": figures.divisions,
         f"{figures.float64} instructions of float64": figures.float64 and kernel.real == "float32",
-        f"accesses of {sorted(accesses)} bits": accesses - {width},
+        f"accesses of {sorted(accesses)} bits": accesses - expected,
     }
     return [words for words, is_one in found.items() if is_one]
 
@@ -272,6 +295,8 @@ def bar(kernel):
     direction, activation, bits = described(kernel)
     if bits not in (0, 16) or kernel.dtype == "float64":
         return None
+    if kernel.num_rows:
+        return 24
     if kernel.reads_bits or kernel.writes_bits:
         return 14 if direction == "backward" and activation == "relu" else None
     if activation in SMOOTH and kernel.approximate:
@@ -283,7 +308,8 @@ def bounds(kernel, figures, gpu):
     """Lower bounds on the seconds per element: {"memory": s, "issue": s, and s for each pipe}."""
     rates = GPUS["rates"][gpu["arch"]]
     each = gpu["multiprocessors"] * gpu["clock_hz"]
-    moved = (kernel.num_inputs + kernel.num_outputs) * np.dtype(kernel.storage).itemsize
+    inputs, outputs = kernel.storages  # rows stay in the cache
+    moved = sum(np.dtype(storage).itemsize for storage in (*inputs[: kernel.num_inputs], *outputs))
     moved += (kernel.reads_bits + kernel.writes_bits) / 8
     found = {"memory": moved / gpu["bytes_per_second"], "issue": figures.instructions / rates["issue"] / each}
     return found | {pipe: n / rates[pipe] / each for pipe, n in figures.pipes.items()}
@@ -315,7 +341,10 @@ def jobs_count():
 
 def _names(kernels):
     """All arguments from which `kernel_of` makes each kernel."""
-    return [(*described(kernel), kernel.dtype, kernel.reads_bits or kernel.writes_bits) for kernel in kernels]
+    return [
+        (*described(kernel), kernel.dtype, kernel.reads_bits or kernel.writes_bits, kernel.num_rows > 0)
+        for kernel in kernels
+    ]
 
 
 def _measure_by_name(backend, names, architecture):

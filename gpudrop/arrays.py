@@ -210,11 +210,16 @@ def namespace(x):
     return next((library for library in libraries if hasattr(library, "from_dlpack")), libraries[0])
 
 
-def empty_like(operand):
-    """An uninitialised array like the operand's, in the same memory order."""
-    if operand.kind == "numpy":
-        return np.empty_like(operand.array, subok=False)
+def empty_like(operand, dtype=None):
+    """An uninitialised array like the operand's, in the same memory order. dtype: its dtype, if it is another one."""
     array = operand.array
+    if operand.kind == "numpy":
+        return np.empty_like(array, dtype, subok=False)
+    if dtype is not None and dtype != array.dtype:
+        if operand.kind == "numba":
+            return empty(array.shape, dtype, operand)
+        with operand.on_device():
+            return sys.modules["cupy"].empty_like(array, dtype)
     if operand.kind == "cupy":
         cupy = sys.modules["cupy"]
         if array._c_contiguous and not elsewhere(array):  # flags.c_contiguous would create an object
@@ -240,6 +245,35 @@ def copied(array):
     copy = cuda.device_array_like(array, stream=array.stream)
     copy.copy_to_device(array, stream=array.stream)
     return copy
+
+
+def contiguous(array):
+    """The array, or a copy of it in C order."""
+    if hasattr(array, "copy_to_device"):
+        return array if array.is_c_contiguous() else copied(array)
+    return array if array.flags.c_contiguous else array.copy()
+
+
+def halves(array, first):
+    """The halves of an array along its last axis. If first is false, the second one comes first."""
+    *others, size = array.shape
+    both = []
+    for half in (slice(size // 2), slice(size // 2, size)):
+        index = *(slice(None) for _ in others), half  # not an ellipsis, which Numba's arrays do not support
+        both.append(array[index])
+    return both if first else both[::-1]
+
+
+def zeros(shape, dtype, like):
+    """As `empty`, filled with zeros."""
+    if like.kind == "numpy":
+        return np.zeros(shape, dtype)
+    if like.kind == "cupy":
+        with like.on_device():
+            return sys.modules["cupy"].zeros(shape, dtype)
+    from numba import cuda
+
+    return cuda.to_device(np.zeros(shape, dtype), stream=like.array.stream)
 
 
 def empty(shape, dtype, like):
@@ -399,15 +433,17 @@ def viewer(kind):
     return partial(cuda.as_cuda_array, sync=False)
 
 
-def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:
+def target_of(name: str, out: Any, operand: Operand, source: str, likeness: Any = None) -> Any:
     """The user's array to write to. It is checked to be like the operand, and not to overlap it partially.
+
+    likeness: that of the array, if it is not the operand's.
 
     An Operand is returned without checks, because gpudrop itself made it from a checked array.
     """
     if type(out) is Operand:
         return out.array
     target = as_operand(name, out)
-    check_like(name, target, operand.likeness())
+    check_like(name, target, likeness or operand.likeness())
     if not is_writable(target.array):
         raise ValueError(f"{name} must be writable, got a read-only array")
     if overlaps_itself(target.array):
@@ -416,9 +452,10 @@ def target_of(name: str, out: Any, operand: Operand, source: str) -> Any:
     return target.array
 
 
-def check_apart(name: str, target: Any, array: Any, source: str) -> None:
-    if overlap(target, array) and not same_memory(target, array):
-        raise ValueError(f"{name} must be {source} itself or share no memory with it, got an overlapping view")
+def check_apart(name: str, target: Any, array: Any, source: str, itself: bool = True) -> None:
+    if overlap(target, array) and not (itself and same_memory(target, array)):
+        what = f"be {source} itself or share no memory with it" if itself else f"share no memory with {source}"
+        raise ValueError(f"{name} must {what}, got an overlapping view")
 
 
 def check_like(name: str, operand: Operand, likeness: Any) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 
 from gpudrop import arrays
+from gpudrop.kernels.spec import STORAGE
 from gpudrop.uninterrupted import uninterrupted
 
 BACKENDS = {"cpu": "numpy", "cupy_elementwise": "cupy", "numba_cuda": "numba"}
@@ -117,7 +118,8 @@ def _viewed(kernel, inputs, outputs, draw, view):
             viewed.append(argument._replace(array=view(argument.array), kept=kept))
             continue
         if id(argument) not in views:
-            plain = argument if slot.layout == "bits" else arrays.in_dtype(argument, kernel.storage)
+            stored = STORAGE[slot.dtype or kernel.dtype]
+            plain = argument if slot.layout in ("bits", "sums") else arrays.in_dtype(argument, stored)
             views[id(argument)] = view(plain)
         viewed.append(views[id(argument)])
     inputs, outputs = viewed[: len(inputs)], viewed[len(inputs) :]

@@ -159,6 +159,9 @@ def warmup(
     variant: Annotated[
         list[str] | None, typer.Option(help="May be repeated; all: every variant. Default: dropout.")
     ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="bias or gain, if calls have it; may be repeated. Default: none.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="cpu, or cupy_elementwise on a GPU.")] = "cpu",
 ) -> None:
     """Compile kernels into the cache on disk, so that later processes need not wait for the compiler."""
@@ -170,7 +173,7 @@ def warmup(
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # a cache that can't be written makes this command useless
         for name in NAMES if "all" in names else names:
-            options: dict[str, Any] = {"bits": bits, "variant": name, "backend": backend}
+            options: dict[str, Any] = {"bits": bits, "variant": name, "rows": row or (), "backend": backend}
             warmup(activations, dtypes=dtype or ["float32"], **options, progress=partial(track, description=name))
 
 

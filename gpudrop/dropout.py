@@ -14,11 +14,13 @@ from gpudrop.formulas.noises import DROPOUT, PLAIN
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Shard
-from gpudrop.plan import Prepared, draw_mask, given_mask, prepare
+from gpudrop.plan import Call, Prepared, draw_mask, given_mask, prepare
 from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape, Save
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from gpudrop.signatures import BackpropOfBias
 
 
 def dropout(
@@ -34,6 +36,7 @@ def dropout(
     backend: str | None = None,
     shard: Shard | None = None,
     keep: AnyArray | None = None,
+    bias: AnyArray | None = None,
     **unknown: NoReturn,
 ) -> Array:
     """Apply an activation, drop each element with probability p, and scale the rest.
@@ -76,6 +79,9 @@ def dropout(
         A mask to apply instead of drawing one, for example from `keep_mask`: True or a bit of 1 where an element is
         kept. It has the kind of x. It is boolean and has the mask's shape, or it contains the packed bits of such a
         mask. The scale is that of p and bits. rng and shard must be None then, and no stream is used.
+    bias : array, optional, shape (x.shape[-1],)
+        The array that is added to x before the activation. It has the kind of x, and the dtype of x or that of the
+        arithmetic.
 
     Returns
     -------
@@ -110,9 +116,12 @@ def dropout(
     """
     if unknown:
         raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep).forward(out)
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias).forward(
+        out
+    )
 
 
+@overload
 def dropout_vjp(
     x: Array,
     p: float = 0.5,
@@ -126,9 +135,43 @@ def dropout_vjp(
     backend: str | None = None,
     shard: Shard | None = None,
     keep: AnyArray | None = None,
+    bias: None = None,
+    save: Save = "auto",
+) -> tuple[Array, Backprop]: ...
+@overload
+def dropout_vjp(
+    x: Array,
+    p: float = 0.5,
+    *,
+    mask_shape: MaskShape | None = None,
+    activation: str | None = None,
+    training: bool = True,
+    rng: RngLike = None,
+    bits: int = 16,
+    out: Array | None = None,
+    backend: str | None = None,
+    shard: Shard | None = None,
+    keep: AnyArray | None = None,
+    bias: AnyArray,
+    save: Save = "auto",
+) -> "tuple[Array, BackpropOfBias]": ...
+def dropout_vjp(
+    x: Array,
+    p: float = 0.5,
+    *,
+    mask_shape: MaskShape | None = None,
+    activation: str | None = None,
+    training: bool = True,
+    rng: RngLike = None,
+    bits: int = 16,
+    out: Array | None = None,
+    backend: str | None = None,
+    shard: Shard | None = None,
+    keep: AnyArray | None = None,
+    bias: AnyArray | None = None,
     save: Save = "auto",
     **unknown: NoReturn,
-) -> tuple[Array, Backprop]:
+) -> Any:
     """Apply `dropout`, and return the result and a function that computes the gradient.
 
     The mask is not stored: the backward pass draws it again. The function keeps a reference to x, not a copy. Without
@@ -138,9 +181,9 @@ def dropout_vjp(
 
     Parameters
     ----------
-    x, p, mask_shape, activation, training, rng, bits, out, backend, shard, keep
-        As for `dropout`. If the backward pass needs x, out must not overlap x. If keep is set, do not change it before
-        the backward pass.
+    x, p, mask_shape, activation, training, rng, bits, out, backend, shard, keep, bias
+        As for `dropout`. If the backward pass needs x, out must not overlap x. Do not change keep and bias before the
+        backward pass.
     save : {"auto", "output", "bits"}
         What is kept for the backward pass. "bits" keeps one bit per element, for relu and leaky_relu only: whether the
         slope is 1, and for relu also whether the element is kept. Then x and y may be changed before the backward
@@ -154,7 +197,8 @@ def dropout_vjp(
     backprop : function
         ``backprop(dy, *, out=None) -> dx``, where dx = keep ? dy * scale * slope(x) : 0 and slope is the derivative of
         the activation. dy and dx have the kind, shape and dtype of x. out may be dy itself. The function may be called
-        any number of times.
+        any number of times. With a bias it returns a named tuple of dx and dbias, the sum of dx over all axes except
+        the last, before it is rounded. Equal calls have equal sums.
 
     Examples
     --------
@@ -170,7 +214,9 @@ def dropout_vjp(
     """
     if unknown:
         raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep).vjp(out, save)
+    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias).vjp(
+        out, save
+    )
 
 
 def _prepared(
@@ -185,6 +231,7 @@ def _prepared(
     shard: Shard | None = None,
     context: Context | None = None,
     keep: AnyArray | None = None,
+    bias: AnyArray | None = None,
 ) -> Prepared:
     operand, mask = arrays.as_operand("x", x), cast("Any", mask_shape)
     if keep is not None:
@@ -192,8 +239,18 @@ def _prepared(
             if value is not None:
                 raise ValueError(f"keep and {name} can't both be set: pass only one of them")
         mask = given_mask(operand, keep, mask_shape)
-    how = (p, DROPOUT, PLAIN, mask, 0, None, None)  # a plain tuple: creating a Variation takes longer
-    return prepare(operand, how, activation, training, rng, bits, backend, shard, context)
+    names = () if bias is None else ("x", "bias")
+    return prepare(
+        operand,
+        Call(p, DROPOUT, PLAIN, mask, bias=bias, names=names),
+        activation,
+        training,
+        rng,
+        bits,
+        backend,
+        shard,
+        context,
+    )
 
 
 @overload

@@ -23,7 +23,7 @@ from gpudrop.variants import FAMILY, OPTIONS, Variant, row_of
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from gpudrop.signatures import LayerOptions
+    from gpudrop.signatures import GateGradients, LayerOptions, PreviousGradients, ResidualGradients
 
 SOURCES = {
     "default": ("the default generator", "None"),
@@ -220,7 +220,7 @@ class Layer:
     def defaults(cls) -> dict[str, Any]:
         """Return the options and their defaults, in order."""
         row = cls._kind.variant
-        return {**row.options, "activation": None, "bits": row.bits}
+        return {**row.options, "activation": row.activation, "bits": row.bits}
 
     @classmethod
     def default(cls) -> float:
@@ -244,6 +244,7 @@ class Layer:
         time_axis: int
         samples: int | None
         block_size: int
+        gate_first: bool
         remember: int | None
         step: int
         training: bool
@@ -294,28 +295,39 @@ class Layer:
         strength = getattr(self, self.strength())
         return strength(self.step) if isinstance(strength, Schedule) else strength
 
-    def __call__(self, *arrays: Array) -> Array:
-        """Return y for x (zoneout: for x and the previous state), and remember the call for `backward`."""
+    def __call__(self, *arrays: Array, **rows: Array | None) -> Array:
+        """Return y for x, and remember the call for `backward`.
+
+        A layer takes the array arguments of its variant's function, for example ``layer(x, residual, bias=bias)``.
+        """
         row = self._kind.variant
-        if len(arrays) != len(row.inputs):
-            names = " and ".join(row.inputs)
-            given = "1 was" if len(arrays) == 1 else f"{len(arrays)} were"
-            raise TypeError(f"{type(self).__name__} takes {names}, but {given} given")
+        if not row.least <= len(arrays) <= len(row.inputs) or rows.keys() - {*row.rows}:
+            raise self._refused(arrays, rows)
         p, training, rng = getattr(self, row.strength), self.training, self.rng
         if isinstance(p, Schedule):
             p = p(self.step)
-        y, backprop = self.function.prepare(*arrays, p, training=training, rng=rng, **self._options).vjp(save=self.save)
+        y, backprop = self.function.prepare(
+            *arrays, **{row.strength: p}, training=training, rng=rng, **self._options, **rows
+        ).vjp(save=self.save)
         calls = self._calls
         calls.backprops.append(backprop)
         calls.draws = draws = training and current() is DEFAULT and not isinstance(rng, Stream)
         calls.drawn += draws
         return y
 
+    def _refused(self, arrays: tuple[Any, ...], rows: Mapping[str, Any]) -> TypeError:
+        """The error for a wrong number of arrays, or for a name that is not in the variant's `rows`."""
+        row, unknown = self._kind.variant, [name for name in rows if name not in self._kind.variant.rows]
+        given = "1 was" if len(arrays) == 1 else f"{len(arrays)} were"
+        got = f"{unknown[0]!r} was" if unknown else given
+        named = f", and by name {' and '.join(row.rows)}" if row.rows else ""
+        return TypeError(f"{type(self).__name__} takes {' and '.join(row.inputs)}{named}, but {got} given")
+
     def backward(self, dy: Array) -> Array:
         """Return the gradient dx for dy, with the mask of the last remembered call.
 
         If `remember` is not 1, each call of `backward` removes that call, so the next one uses the call before it. A
-        layer that is called with two arrays returns the gradients of both.
+        layer that is called with several arrays returns their gradients, as a named tuple.
 
         Raises
         ------
@@ -485,6 +497,7 @@ def _layer_of(row: Variant) -> type[Layer]:
     """Create the layer class of a variant."""
     what = (row.function.__doc__ or "").partition("\n")[0].rstrip(".")
     more = f" Call the layer with {' and '.join(row.inputs)}." if len(row.inputs) > 1 else ""
+    more += f" It also takes {' and '.join(row.rows)}, by name." if row.rows else ""
     more += f" The parameter {row.strength} replaces p." if row.strength != "p" else ""
     doc = f"""{what}.
 
@@ -495,7 +508,7 @@ def _layer_of(row: Variant) -> type[Layer]:
     --------
     >>> import gpudrop
     >>> gpudrop.layers.{row.layer}(0.2)
-    {row.layer}({row.strength}=0.2, activation=None, bits={row.bits})
+    {row.layer}({row.strength}=0.2, activation={row.activation!r}, bits={row.bits})
     """
     body = {"__module__": __name__, "__doc__": doc, "variant": row}
     if row.strength != "p":
@@ -574,13 +587,19 @@ if TYPE_CHECKING:
     class Zoneout(Layer):
         """A layer that applies `gpudrop.zoneout`. `Layer` describes the common parameters."""
 
-        # It returns one gradient for each input, unlike the other layers.
-        def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
+        # It returns the gradients of several arrays, unlike the other layers.
+        def backward(self, dy: Array) -> PreviousGradients[Array]: ...  # type: ignore[override]
 
     class DropoutAdd(Layer):
         """A layer that applies `gpudrop.dropout_add`. `Layer` describes the common parameters."""
 
-        # It returns one gradient for each input, unlike the other layers.
-        def backward(self, dy: Array) -> tuple[Array, Array]: ...  # type: ignore[override]
+        # It returns the gradients of several arrays, unlike the other layers.
+        def backward(self, dy: Array) -> ResidualGradients[Array]: ...  # type: ignore[override]
+
+    class DropoutGLU(Layer):
+        """A layer that applies `gpudrop.dropout_glu`. `Layer` describes the common parameters."""
+
+        # It returns the gradients of several arrays, unlike the other layers.
+        def backward(self, dy: Array) -> GateGradients[Array]: ...  # type: ignore[override]
 
     # End of what is generated.

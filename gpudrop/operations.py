@@ -1,29 +1,66 @@
-"""The kernels of dropout: their inputs, outputs and formulas, from an activation and a noise."""
+"""The kernels of dropout: their inputs, outputs and formulas, from an activation, a noise and its neighbours."""
 
-from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpudrop.formulas import Drawn, Pair
+from gpudrop.formulas import Drawn, assembled
 from gpudrop.formulas.activations import Activation
 from gpudrop.formulas.noises import DRAWN, DROPOUT, DROPPED, Noise
-from gpudrop.kernels.spec import Draws, Kernel, Reads, Slot
+from gpudrop.kernels.spec import WIDTHS, Draws, Kernel, Reads, Slot
 
 Source = Draws | Reads | None
 
 
-@lru_cache(maxsize=1024)
-def forward(activation: Activation, dtype: str, source: Source, noise: Noise = DROPOUT, bits: bool = False) -> Kernel:
-    """y = noise(activation(x)). A noise with two inputs also takes the second array.
+class Neighbours(NamedTuple):
+    """The operands that are fused with dropout: y = noise(factor * activation(x + bias)).
 
-    bits: whether a second output has the bits that the backward pass reads.
+    Attributes
+    ----------
+    bias : str
+        The dtype of the bias, a row; "" if there is none.
+    factor : str
+        The name of the factor: "gain", a row, or "value", which is like x; "" if there is none.
+    factor_dtype : str
+        The dtype of the factor.
+    wide : str
+        The dtype of y and of the noise's second input, if it is not that of x.
     """
-    names = ("x",) if noise.second_input is None else ("x", noise.second_input)
-    outputs: tuple[str, ...] = ("y",)
-    formula = _value(activation, noise)
+
+    bias: str = ""
+    factor: str = ""
+    factor_dtype: str = ""
+    wide: str = ""
+
+
+NONE = Neighbours()
+
+
+@lru_cache(maxsize=1024)
+def forward(
+    activation: Activation,
+    dtype: str,
+    source: Source,
+    noise: Noise = DROPOUT,
+    bits: bool = False,
+    neighbours: Neighbours = NONE,
+) -> Kernel:
+    """y = noise(factor * activation(x + bias)). A noise with two inputs also takes the second array.
+
+    dtype: that of x. bits: whether a second output has the bits that the backward pass reads.
+    """
+    _, factor, _, wide = neighbours
+    inputs = [Slot("x", dtype=dtype)]
+    if noise.second_input is not None:
+        inputs += [Slot(noise.second_input, dtype=wide or dtype)]
+    z = _activated(neighbours) + (f" * {factor}" if factor else "")
+    results, outputs = [f"apply(r, scale, shift, {z}, {noise.second_input or 'x'})"], [Slot("y", dtype=wide or dtype)]
     if bits:
-        outputs, formula = ("y", "bits"), _recorded(activation, noise, _bits_alone(activation, noise, source))
-    return _kernel("forward", activation, noise, dtype, source, names, outputs, formula)
+        outputs += [Slot("bits", "bits")]
+        alone = _bits_alone(activation, noise, source)
+        results += [f"1 if {'r and ' * alone}{_slope(activation, neighbours)} != zero else 0"]
+    names = {"apply": noise.value, **_names(activation)}
+    inputs += _of_neighbours(neighbours, dtype)
+    return _kernel("forward", activation, noise, source, inputs, outputs, (), results, names)
 
 
 @lru_cache(maxsize=1024)
@@ -34,29 +71,56 @@ def backward(
     noise: Noise = DROPOUT,
     gradients: tuple[str, ...] = ("dx",),
     bits: bool = False,
+    neighbours: Neighbours = NONE,
 ) -> Kernel:
-    """The requested ones of `noise.gradients`, from dy and what `saves` names, or from dy and bits."""
-    saved = "bits" if bits else saves(activation, noise, source)
+    """The requested ones of the gradients, from dy and what `saves` names, or from dy and bits.
+
+    gradients: the names of `noise.gradients`, and those of the neighbours: "dbias", and "dgain" or "dvalue". dx is one
+    of them if any of those is. The outputs of layout "sums" are partial sums.
+    """
+    _, factor, _, wide = neighbours
+    saved = "bits" if bits else saves(activation, noise, source, neighbours)
     alone = saved == "bits" and _bits_alone(activation, noise, source)
-    names = ("dy",) if saved is None or "dx" not in gradients else ("dy", saved)
-    formula = _slope(activation, noise, saved, alone, gradients)
+    through = noise.gradient or noise
+    names = {"apply": through.value, "second": (noise.second or DROPPED).value, **_names(activation)}
+    kept, dz, lines = _through(activation, through, saved, alone, neighbours)
+    inputs, outputs, results = [Slot("dy", dtype=wide or dtype)], [], []
+    if "dx" in gradients:
+        lines += (f"dx = apply({kept}, scale, shift, {dz}{f' * {factor}' if factor else ''}, dy)",)
+        inputs += [Slot("x", dtype=dtype)] * (saved == "x") + [Slot("y", dtype=dtype)] * (saved == "y")
+        inputs += _of_neighbours(neighbours, dtype) if saved == "x" else []
+        inputs += [Slot("bits", "bits")] * (saved == "bits")
+    else:
+        lines = ()
+    for name in gradients:
+        layout = "sums" if name in ("dbias", "dgain") else "full"
+        if name in ("dx", "dbias"):
+            results += ["dx"]
+        elif factor and name == f"d{factor}":
+            results += [f"apply(r, scale, shift, dy * {_activated(neighbours)}, dy)"]
+        else:
+            results += ["second(r, scale, shift, dy, dy)"]
+        outputs += [Slot(name, layout, "" if layout == "sums" else dtype)]
     if saved == "y" or alone:
         source = None
-    return _kernel("backward", activation, noise, dtype, source, names, gradients, formula)
+    return _kernel("backward", activation, noise, source, inputs, outputs, lines, results, names)
 
 
 @lru_cache(maxsize=1024)
 def drawing(drawn: str | None, dtype: str, source: Source) -> Kernel:
     """The kernel that writes random values. It has no full inputs."""
-    noise = DRAWN[drawn]
-    return _kernel("mask", None, noise, dtype, source, (), ("mask",), _drawn(noise))
+    noise, outputs = DRAWN[drawn], [Slot("mask", dtype=dtype)]
+    results = ["apply(r, scale, shift, 0, 0)"]
+    return _kernel("mask", None, noise, source, [], outputs, (), results, {"apply": noise.value})
 
 
-def saves(activation: Activation, noise: Noise, source: Source) -> str | None:
+def saves(activation: Activation, noise: Noise, source: Source, neighbours: Neighbours = NONE) -> str | None:
     """The array that the backward pass reads besides dy if it reads no bits: "x", "y" or None.
 
     It is "y" if the sign of y determines the slope and which elements were dropped. Then nothing is drawn again.
     """
+    if neighbours.factor:
+        return "x"
     if activation.slope_of == "output":
         counted = isinstance(source, Reads) and source.counted
         return "y" if noise.zeroes and not counted else "x"
@@ -73,172 +137,112 @@ def _bits_alone(activation: Activation, noise: Noise, source: Source) -> bool:
     return slopes is not None and slopes[0] == 0 and drops and not counted
 
 
+def _of_neighbours(neighbours: Neighbours, dtype: str) -> list[Slot]:
+    bias, factor, factor_dtype, _ = neighbours
+    slots = [Slot("value", dtype=dtype)] * (factor == "value") + [Slot("bias", "row", bias)] * bool(bias)
+    return slots + [Slot("gain", "row", factor_dtype)] * (factor == "gain")
+
+
+# Parts of formulas, as text. apply, second, activate and slope are formulas.
+
+
+def _names(activation: Activation) -> dict[str, Any]:
+    slopes = {} if activation.slopes is None else dict(zip(("zero", "one"), activation.slopes, strict=True))
+    return {"activate": activation.value, "slope": activation.slope, **slopes}
+
+
+def _activated(neighbours: Neighbours) -> str:
+    return f"activate(x{' + bias' if neighbours.bias else ''})"
+
+
+def _slope(activation: Activation, neighbours: Neighbours) -> str:
+    if activation.slope_of == "output":
+        return f"slope({_activated(neighbours)})"
+    return f"slope(x{' + bias' if neighbours.bias else ''})"
+
+
+def _through(
+    activation: Activation, noise: Noise, saved: str | None, alone: bool, neighbours: Neighbours
+) -> tuple[str, str, tuple[str, ...]]:
+    """The random value and the gradient dz that the noise takes, and the lines before it.
+
+    If the gradient of a dropped element is 0, so is that of an element whose slope is 0: an infinite dy has no effect.
+    """
+    selects = noise.zeroes and noise.drawn == "keep"
+    if saved == "bits":
+        if selects and activation.slopes is not None and activation.slopes[0] == 0:
+            return "bit" if alone else "r and bit", "dy * one", ()
+        return "r", "dy * (one if bit else zero)", ()
+    if saved == "y":
+        return "slope(y) != 0", "dy * slope(y)", ()
+    if activation.slope_of is None:
+        return "r", "dy", ()
+    if activation.slope_of == "output" and selects:
+        return "r and s != 0", "dy * s", (f"s = {_slope(activation, neighbours)}",)
+    return "r", f"dy * {_slope(activation, neighbours)}", ()
+
+
 def _kernel(
     direction: str,
     activation: Activation | None,
     noise: Noise,
-    dtype: str,
     source: Source,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    formula: Callable[..., Any],
+    inputs: list[Slot],
+    outputs: list[Slot],
+    lines: tuple[str, ...],
+    results: list[str],
+    names: dict[str, Any],
 ) -> Kernel:
     acting = (noise.gradient or noise) if direction == "backward" else noise
     if acting.drawn is None:
         source = None
+    # The kernel has the widest dtype of its elements. Other slots keep their own.
+    dtype = max((slot.dtype for slot in (*inputs, *outputs) if slot.layout == "full"), key=WIDTHS.__getitem__)
+    inputs, outputs = (
+        [slot._replace(dtype="" if slot.dtype == dtype else slot.dtype) for slot in slots]
+        for slots in (inputs, outputs)
+    )
     name = f"gpudrop_{'identity' if activation is None else activation.name}"
     name += "" if noise.name in ("dropout", "plain", "mask") else f"_{noise.name}"
+    beside = [slot for slot in inputs if slot.name in ("bias", "gain", "value")]
+    name += "".join(f"_{slot.name}{slot.dtype and '_'}{slot.dtype}" for slot in beside)
+    name += "_and_sums" * any(slot.layout == "sums" for slot in outputs)
+    narrow = {slot.dtype for slot in (*inputs, *outputs) if slot.layout == "full" and slot.dtype}
+    name += "".join(f"_of_{narrower}" for narrower in sorted(narrow))
     name += f"_{direction}_{source.bits if isinstance(source, Draws) else 0}"
-    slots, results = (tuple(Slot(n, "bits" if n == "bits" else "full") for n in names) for names in (inputs, outputs))
-    name += "_bits" * ("bits" in (*inputs, *outputs))
+    name += "_bits" * any(slot.layout == "bits" for slot in (*inputs, *outputs))
+    parameters = ["r: Drawn", "scale", "shift", *("bit: bool" if s.layout == "bits" else s.name for s in inputs)]
     if isinstance(source, Reads):
         name += "_masked" + "_counted" * source.counted
-        slots += (Slot("mask", "mask"),)
+        inputs += [Slot("mask", "mask")]
     elif source is not None:
         name += "_window" * source.window + "_stored" * source.stored
-    return Kernel(name, slots, results, formula, acting.drawn, source, dtype)
+    formula = assembled(tuple(parameters), lines, tuple(results), tuple(names.items()))
+    return Kernel(name, tuple(inputs), tuple(outputs), formula, acting.drawn, source, dtype)
 
 
-# Formulas. Each is created once, because a kernel's cache key contains its formula.
-
-
-@cache
-def _value(activation: Activation, noise: Noise) -> Callable[..., Any]:
-    act, value = noise.value, activation.value
-
-    def of_one(r: Drawn, scale, shift, x):
-        return act(r, scale, shift, value(x), x)
-
-    def of_two(r: Drawn, scale, shift, x, other):
-        return act(r, scale, shift, value(x), other)
-
-    return of_one if noise.second_input is None else of_two
-
-
-@cache
-def _recorded(activation: Activation, noise: Noise, alone: bool) -> Callable[..., Any]:
-    """`_value` and the bit that the backward pass reads."""
-    act, value, slope = noise.value, activation.value, activation.slope
-    zero = activation.slopes[0]  # type: ignore[index]
-    by_value = activation.slope_of == "output"
-
-    def is_one_of_input(x) -> bool:
-        return slope(x) != zero
-
-    def is_one_of_value(x) -> bool:
-        return slope(value(x)) != zero
-
-    is_one = is_one_of_value if by_value else is_one_of_input
-
-    def of_kept(r: Drawn, x):
-        return 1 if r and is_one(x) else 0
-
-    def of_all(r: Drawn, x):
-        return 1 if is_one(x) else 0
-
-    bit = of_kept if alone else of_all
-
-    def of_one(r: Drawn, scale, shift, x) -> Pair:
-        return act(r, scale, shift, value(x), x), bit(r, x)
-
-    def of_two(r: Drawn, scale, shift, x, other) -> Pair:
-        return act(r, scale, shift, value(x), other), bit(r, x)
-
-    return of_one if noise.second_input is None else of_two
-
-
-@cache
-def _drawn(noise: Noise) -> Callable[..., Any]:
-    act = noise.value
-
-    def element(r: Drawn, scale, shift):
-        return act(r, scale, shift, 0, 0)
-
-    return element
-
-
-@cache
-def _slope(
-    activation: Activation, noise: Noise, saved: str | None, alone: bool, gradients: tuple[str, ...]
-) -> Callable[..., Any]:
-    through, act = _through(activation, noise, saved, alone), (noise.second or DROPPED).value
-
-    def first(r: Drawn, scale, shift, dy):
-        return through(r, scale, shift, dy, dy)
-
-    def second(r: Drawn, scale, shift, dy):
-        return act(r, scale, shift, dy, dy)
-
-    def both(r: Drawn, scale, shift, dy) -> Pair:
-        return through(r, scale, shift, dy, dy), act(r, scale, shift, dy, dy)
-
-    def both_of_saved(r: Drawn, scale, shift, dy, saved) -> Pair:
-        return through(r, scale, shift, dy, saved), act(r, scale, shift, dy, dy)
-
-    def both_of_bit(r: Drawn, scale, shift, dy, bit: bool) -> Pair:
-        return through(r, scale, shift, dy, bit), act(r, scale, shift, dy, dy)
-
-    if gradients == ("dx",):
-        return first if saved is None else through
-    if "dx" not in gradients:
-        return second
-    return both if saved is None else both_of_bit if saved == "bits" else both_of_saved
-
-
-def _through(activation: Activation, noise: Noise, saved: str | None, alone: bool) -> Callable[..., Any]:
-    """The formula of the gradient of x.
-
-    If the gradient of a dropped element is 0, so is that of an element whose slope is 0: an infinite dy has no effect.
-    """
-    acting, value, slope = noise.gradient or noise, activation.value, activation.slope
-    act, selects = acting.value, acting.zeroes and acting.drawn == "keep"
-
-    def of_x(r: Drawn, scale, shift, dy, x):
-        return act(r, scale, shift, dy * slope(x), x)
-
-    def of_value(r: Drawn, scale, shift, dy, x):
-        return act(r, scale, shift, dy * slope(value(x)), x)
-
-    def of_value_if_kept(r: Drawn, scale, shift, dy, x):
-        s = slope(value(x))
-        return act(r and s != 0, scale, shift, dy * s, x)
-
-    def of_y(r: Drawn, scale, shift, dy, y):
-        return act(slope(y) != 0, scale, shift, dy * slope(y), y)
-
-    if saved == "bits":
-        return _through_bit(act, activation, selects, alone)
-    if saved == "y":
-        return of_y
-    return of_x if activation.slope_of != "output" else of_value_if_kept if selects else of_value
-
-
-def _through_bit(act: Any, activation: Activation, selects: bool, alone: bool) -> Callable[..., Any]:
-    zero, one = activation.slopes  # type: ignore[misc]
-
-    def of_bit(r: Drawn, scale, shift, dy, bit: bool):
-        return act(r, scale, shift, dy * (one if bit else zero), dy)
-
-    def of_bit_if_kept(r: Drawn, scale, shift, dy, bit: bool):
-        return act(r and bit, scale, shift, dy * one, dy)
-
-    def of_bit_alone(r: Drawn, scale, shift, dy, bit: bool):
-        return act(bit, scale, shift, dy * one, dy)
-
-    if not selects or zero != 0:
-        return of_bit
-    return of_bit_alone if alone else of_bit_if_kept
-
-
-def _packed(r: Drawn, scale, shift, mask):
-    return mask
+def _same(r: Drawn, scale, shift, x):
+    return x
 
 
 def _unpacked(r: Drawn, scale, shift, bit: bool):
     return 1 if bit else 0
 
 
-PACK = Kernel("gpudrop_pack", (Slot("mask"),), (Slot("bits", "bits"),), _packed, None, None, "bool")
+PACK = Kernel("gpudrop_pack", (Slot("mask"),), (Slot("bits", "bits"),), _same, None, None, "bool")
 """The kernel that writes a boolean array as bits."""
 UNPACK = Kernel("gpudrop_unpack", (Slot("bits", "bits"),), (Slot("mask"),), _unpacked, None, None, "bool")
 """The kernel that writes bits as a boolean array."""
+
+
+@cache
+def adding(dtype: str) -> Kernel:
+    """The kernel that adds up groups of rows of partial sums. dtype: that of the arithmetic."""
+    return Kernel(f"gpudrop_add_{dtype}", (Slot("x"),), (Slot("sums", "sums"),), _same, None, None, dtype)
+
+
+@cache
+def rounding(dtype: str, real: str) -> Kernel:
+    """The kernel that rounds sums to the dtype of their operand."""
+    outputs = (Slot("y", dtype="" if dtype == real else dtype),)
+    return Kernel(f"gpudrop_round_{dtype}", (Slot("x"),), outputs, _same, None, None, real)

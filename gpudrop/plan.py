@@ -18,17 +18,47 @@ from gpudrop.formulas.activations import ACTIVATIONS, Activation, find_activatio
 from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise, Scalars
 from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
-from gpudrop.kernels.spec import REAL, Draw, Draws, Kernel, Mask, Reads
+from gpudrop.kernels.spec import REAL, WIDTHS, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, GivenMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
 from gpudrop.signatures import Save
 
 
-def check_saved(save: Any, activation: Activation) -> Save:
-    """What a forward pass with this activation saves; a ValueError if save is unknown or needs another activation."""
+def check_saved(save: Any, activation: Activation, factor: str = "") -> Save:
+    """What a forward pass saves; a ValueError if save is unknown or is not possible with this activation and factor."""
     if check_save(save) == "bits" and activation.slopes is None:
         having = ", ".join(sorted(name for name, row in ACTIVATIONS.items() if row.slopes is not None))
         raise ValueError(f"save='bits' needs an activation with two slopes ({having}), got {activation.name!r}")
+    if save == "bits" and factor:
+        raise ValueError(f"save='bits' does not support {factor}, whose gradient needs the activation's input")
     return save
+
+
+class Call(NamedTuple):
+    """What a variant says about a call, before anything is checked.
+
+    Attributes
+    ----------
+    p : float
+        The strength of the noise.
+    noise, prediction : Noise
+        The operation in training, and wherever dropout is switched off.
+    mask, batch_axis, other, copies, bias, factor, packed
+        The fields of a `variants.Variation`.
+    names : tuple of str
+        The names of the array arguments, whose gradients backprop returns. Empty if it returns a single gradient.
+    """
+
+    p: Any
+    noise: Noise
+    prediction: Noise
+    mask: Any = None
+    batch_axis: int | None = 0
+    other: Any = None
+    copies: int | None = None
+    bias: Any = None
+    factor: Any = None
+    packed: bool | None = None
+    names: tuple[str, ...] = ()
 
 
 class _Plan(NamedTuple):
@@ -41,18 +71,17 @@ class _Plan(NamedTuple):
     mask: Kernel | None  # draws the mask that the others read
     scalars: Scalars
     draws: bool
+    neighbours: operations.Neighbours
     saves: str | None  # the array that the backward pass reads besides dy: "x", "y", "bits" or None
-    second_input: str  # the name of the second array, or ""
     with_bits: Any = None  # the _Plan of the same call whose backward pass reads bits, or None
 
-    def gradient(self, name: str) -> Kernel:
-        """The kernel of one gradient alone."""
-        if [slot.name for slot in self.backward.outputs] == [name]:
+    def gradient(self, names: tuple[str, ...]) -> Kernel:
+        """The kernel of some gradients."""
+        if tuple(slot.name for slot in self.backward.outputs) == names:
             return self.backward
-        forward = self.forward
-        return operations.backward(
-            self.activation, forward.dtype, forward.source, self.noise, (name,), self.saves == "bits"
-        )
+        of_x = self.forward.dtypes[0][0]
+        source, bits = self.forward.source, self.saves == "bits"
+        return operations.backward(self.activation, of_x, source, self.noise, names, bits, self.neighbours)
 
     def draw(self, rng: Source, origin: tuple[int, ...], module: Any, operand: Any, target: Any) -> Draw:
         """The Draw of one call; the generator moves on if anything is drawn."""
@@ -78,27 +107,26 @@ def _plan(
     window: bool,
     stored: bool,
     given: bool,
+    neighbours: operations.Neighbours,
 ) -> _Plan:
-    if dtype.name not in arrays.DTYPES or not dtype.isnative:
-        advice = "; convert it with x.astype(np.float32)" if dtype.kind in "biuf" else ""
-        raise TypeError(f"x must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
     p, bits = noise.check(p), noise.check_bits(bits)
-    gradients, second_input, scalars = noise.gradients, noise.second_input or "", noise.scalars(p, bits)
+    gradients, scalars = noise.gradients, noise.scalars(p, bits)
+    gradients += ("dbias",) * bool(neighbours.bias)
+    gradients += (f"d{neighbours.factor}",) if neighbours.factor else ()
     if scalars is None and given:
         scalars = Scalars()
     elif scalars is None:
         noise, scalars = noise.off or PLAIN, Scalars()
-    real = getattr(np, REAL[dtype.name])
+    real = getattr(np, REAL[neighbours.wide or dtype.name])
     with np.errstate(over="ignore"):
         scalars = scalars._replace(scale=float(real(scalars.scale)), shift=float(real(scalars.shift)))
     draws = None if noise.drawn is None else Draws(bits, window, stored)
     source = Reads(counted) if masked and draws else draws
     found: Any = None
-    for bits in (True, False) if activation.slopes is not None else (False,):
-        forward = operations.forward(activation, dtype.name, source, noise, bits)
-        backward = operations.backward(activation, dtype.name, source, noise, gradients, bits)
+    for bits in (True, False) if activation.slopes is not None and not neighbours.factor else (False,):
+        forward = operations.forward(activation, dtype.name, source, noise, bits, neighbours)
+        backward = operations.backward(activation, dtype.name, source, noise, gradients, bits, neighbours)
         mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
-        saves = "bits" if bits else operations.saves(activation, noise, source)
         found = _Plan(
             activation,
             noise,
@@ -107,8 +135,8 @@ def _plan(
             mask,
             scalars,
             source is not None and not given,
-            saves,
-            second_input,
+            neighbours,
+            "bits" if bits else operations.saves(activation, noise, source, neighbours),
             found,
         )
     return found
@@ -118,8 +146,9 @@ class Prepared(NamedTuple):
     """A checked call on x or on arrays like it. Nothing is allocated, drawn or launched yet."""
 
     x: arrays.Operand
-    inputs: tuple[Any, ...]  # x, and the second array of a noise that has one
-    copies: bool  # whether x is repeated
+    like: arrays.Operand  # what y is like: x, or the second array if its dtype is wider
+    inputs: dict[str, Any]  # the arrays that kernels may read, by the names of their slots
+    call: Call
     module: Any
     plan: _Plan
     mask: BroadcastMask | Blocks | GivenMask | None
@@ -136,12 +165,19 @@ class Prepared(NamedTuple):
         """The result of `forward`, and the function that computes the gradients; see `dropout_vjp` for save."""
         plan = self._saving(save)
         x, target = self.x, self._target(out)
-        if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):
-            raise ValueError(f"out must not overlap x, which the backward pass of {plan.activation.name!r} needs")
+        needed = [slot.name for slot in plan.backward.inputs if slot.name in self.inputs]
+        for name in needed if out is not None else ():
+            if arrays.overlap(target, self.inputs[name]):
+                name = self.name_of(name)
+                raise ValueError(
+                    f"out must not overlap {name}, which the backward pass of {plan.activation.name!r} needs"
+                )
         bits = arrays.empty_bits(target.size, x) if plan.saves == "bits" else None
         draw = self._launch(plan, target, bits)
         y = x.give_back(target) if out is None else out
-        return y, self._backprop(plan, draw, {"x": x.array, "y": target, "bits": bits, None: None}[plan.saves])
+        kept = {name: self.inputs[name] for name in needed}
+        kept |= {plan.saves: target if bits is None else bits} if plan.saves in ("y", "bits") else {}
+        return y, _Backprop(self, plan, draw, kept)
 
     def record(self, out: Any, bits: Any) -> None:
         """As `forward`, and write the bits that `gradient` can read.
@@ -150,79 +186,173 @@ class Prepared(NamedTuple):
         """
         self._launch(self._saving("bits"), self._target(out), bits)
 
-    def gradient(self, saved: Any, out: Any, name: str = "dx", bits: bool = False) -> None:
-        """Write a single gradient to out. The call was prepared with dy, which is like x.
+    def gradients(self, dy: arrays.Operand, outputs: dict[str, Any], saved: Any = None, bits: bool = False) -> None:
+        """Write gradients to arrays by their names: some of those of the plan, in its order.
 
-        saved: the array that `plan.saves` names, or None; or the bits that `record` has written.
+        The call was prepared with x, or with any array like x if `saved` is what the backward pass reads. dy is like y.
+        saved: the array that `plan.saves` names, or the bits that `record` has written. None if that is x, or nothing.
         """
-        x, _, _, module, plan, mask, rng, origin = self
-        target = arrays.target_of("out", out, x, "dy")
-        plan = plan.with_bits if bits else plan
-        kernel = plan.gradient(name)
-        buffers = _buffers(plan, mask, x, target) if kernel.masked else None
-        draw = plan.draw(rng, origin, module, x, target)
-        inputs = (x.array,) if len(kernel.inputs) - kernel.masked == 1 else (x.array, saved)
-        _run(module, plan, mask, x, kernel, inputs, (target,), draw, buffers)
+        plan = self.plan.with_bits if bits else self.plan
+        inputs = {**self.inputs, "dy": dy.array} | dict.fromkeys(("x", "y", "bits") * (saved is not None), saved)
+        if self.call.packed is not None:
+            outputs["dx"], outputs["dvalue"] = arrays.halves(outputs["dx"], self.call.packed)
+        draw = plan.draw(self.rng, self.origin, self.module, dy, next(iter(outputs.values())))
+        _write_gradients(self.module, plan, self.mask, dy, plan.gradient(tuple(outputs)), inputs, outputs, draw)
+
+    @property
+    def second(self) -> str:
+        """The name of the noise's second input, or an empty string."""
+        return self.plan.noise.second_input or ""
+
+    def name_of(self, slot: str) -> str:
+        """The name of the argument that is the slot's operand."""
+        return self.call.names[0] if slot == "x" and self.call.names else slot
 
     def _saving(self, save: str) -> _Plan:
         """The plan for a backward pass that reads what `save` says."""
         plan = self.plan
-        auto = check_saved(save, plan.activation) == "auto" and plan.with_bits is not None
+        auto = check_saved(save, plan.activation, plan.neighbours.factor) == "auto" and plan.with_bits is not None
         return plan.with_bits if save == "bits" or (auto and self.module.saves_bits(self.x.array)) else plan
 
     def _launch(self, plan: _Plan, target: Any, bits: Any = None) -> Draw:
         """Run the forward kernel of a plan. Return its Draw, which the backward pass needs."""
-        x, inputs, _, module, _, mask, rng, origin = self
-        buffers = None if plan.mask is None else _buffers(plan, mask, x, target)
-        draw = plan.draw(rng, origin, module, x, target)
-        if len(inputs) != plan.forward.num_inputs:  # with p = 0 the second array is not read
-            inputs = (x.array,)
-        outputs = (target,) if bits is None else (target, bits)
-        _run(module, plan, mask, x, plan.forward, inputs, outputs, draw, buffers)
+        x = self.x
+        buffers = None if plan.mask is None else _buffers(plan, self.mask, x, target)
+        draw = plan.draw(self.rng, self.origin, self.module, x, target)
+        outputs = {"y": target, "bits": bits}
+        _run(self.module, plan, self.mask, x, plan.forward, self.inputs, outputs, draw, buffers)
         return draw
 
     def _target(self, out: Any) -> Any:
         """The array that y is written to."""
-        x = self.x
+        like = self.like
         if out is not None:
-            target = arrays.target_of("out", out, x, "x")
-            if len(self.inputs) > 1:
-                arrays.check_apart("out", target, self.inputs[1], self.plan.second_input)
+            target = arrays.target_of("out", out, like, self.name_of("x" if like is self.x else self.second))
+            for name, array in self.inputs.items() if len(self.inputs) > 1 else ():
+                arrays.check_apart("out", target, array, self.name_of(name), itself=name not in ("bias", "gain"))
             return target
-        if self.copies:
-            return arrays.empty(x.array.shape, x.array.dtype, x)  # empty_like would make the samples the innermost axis
-        return arrays.empty_like(x)
+        if self.call.copies is not None:
+            # empty_like would make the samples the innermost axis.
+            return arrays.empty(like.array.shape, like.array.dtype, like)
+        return arrays.empty_like(like)
 
-    def _backprop(self, plan: _Plan, draw: Draw, saved: Any) -> Any:
-        """The function that computes the gradients. It keeps at most one array alive, so it must not keep self."""
-        module, mask, likeness = self.module, self.mask, self.x.likeness()
-        # Without a second output, the gradient of a second array is dy itself.
-        computed, of_two = len(plan.backward.outputs) == 2, plan.second_input and _gradients(plan.second_input)
 
-        def backprop(dy: Any, *, out: Any = None) -> Any:
-            """dx for dy = d cost / d y; see `dropout_vjp`."""
-            operand = arrays.as_operand("dy", dy)
-            arrays.check_like("dy", operand, likeness)
-            target = arrays.empty_like(operand) if out is None else arrays.target_of("out", out, operand, "dy")
-            if out is not None and plan.saves in ("x", "y") and arrays.overlap(target, saved):
-                name = plan.activation.name
-                raise ValueError(f"out must not overlap {plan.saves}, which the backward pass of {name!r} needs")
-            inputs = (operand.array,) if saved is None else (operand.array, saved)
-            outputs: tuple[Any, ...] = (target, arrays.empty_like(operand)) if computed else (target,)
-            if of_two and not computed and out is not None and arrays.overlap(target, operand.array):
-                dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy
-            buffers = _buffers(plan, mask, operand, target) if plan.backward.masked else None
-            _run(module, plan, mask, operand, plan.backward, inputs, outputs, draw, buffers)
-            dx = operand.give_back(target) if out is None else out
-            return of_two(dx, operand.give_back(outputs[1]) if computed else dy) if of_two else dx
+class _Backprop:
+    """The function that computes the gradients of a call. It keeps only those arrays alive that it reads."""
 
-        return backprop
+    def __init__(self, prepared: Prepared, plan: _Plan, draw: Draw, kept: dict[str, Any]) -> None:
+        """kept: the arrays that the backward pass reads besides dy, by the names of their slots."""
+        self.module, self.mask, self.plan, self.draw, self.kept = prepared.module, prepared.mask, plan, draw, kept
+        self.likeness, self.of_x, self.packed = prepared.like.likeness(), prepared.x.likeness(), prepared.call.packed
+        self.names, self.called = prepared.call.names, {name: prepared.name_of(name) for name in kept}
+        self.dtypes = {f"d{name}": prepared.inputs[name].dtype for name in ("bias", "gain") if name in prepared.inputs}
+
+    def __call__(self, dy: Any, *, out: Any = None) -> Any:
+        """dx for dy = d cost / d y; see `dropout_vjp`."""
+        operand, plan, kernel = arrays.as_operand("dy", dy), self.plan, self.plan.backward
+        arrays.check_like("dy", operand, self.likeness)
+        out, other = self._outs(out)
+        whole = self._target(operand, out)
+        outputs = {"dx": whole}
+        if self.packed is not None:
+            outputs["dx"], outputs["dvalue"] = arrays.halves(whole, self.packed)
+        for slot in kernel.outputs:
+            if slot.layout == "sums":
+                *_, columns = operand.array.shape
+                outputs[slot.name] = arrays.empty((columns,), self.dtypes[slot.name], operand)
+            elif slot.name not in outputs:
+                outputs[slot.name] = self._target(operand, other)
+                if other is not None and any(arrays.overlap(outputs[slot.name], x) for x in (whole, operand.array)):
+                    raise ValueError("out must be two arrays of which the second shares no memory with the first or dy")
+        second, kept = plan.noise.second_input, self.kept
+        if second is not None and out is not None and arrays.overlap(whole, operand.array):
+            dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy, which is returned
+        inputs = {"dy": operand.array, **kept}
+        _write_gradients(self.module, plan, self.mask, operand, kernel, inputs, outputs, self.draw)
+        dx = operand.give_back(whole) if out is None else out
+        if not self.names:
+            return dx
+        results = {"dx": dx} if second is None else {"dx": dx, f"d{second}": dy}  # dy itself, unless it is computed
+        for name, array in outputs.items():
+            if name != "dx" and self.packed is None:
+                results[name] = operand.give_back(array) if other is None or name in self.dtypes else other
+        return _gradients(self.names)(dx, *(results.get(f"d{name}") for name in self.names[1:]))
+
+    def _outs(self, out: Any) -> Any:
+        """The arrays for the gradients of the first argument and of the second one, each an array or None."""
+        outs, full = out if isinstance(out, tuple) else (out,), self.plan.backward.num_outputs
+        most = full if self.packed is None else 1
+        if not 0 < len(outs) <= most:
+            raise ValueError(f"out must be an array or a tuple of at most {most}, got a tuple of {len(outs)}")
+        return (*outs, None)[:2]
+
+    def _target(self, operand: arrays.Operand, out: Any) -> Any:
+        """The array for the gradient of an argument."""
+        kind, dtype, shape, device = self.of_x
+        if self.packed is not None:
+            *others, size = shape
+            shape = (*others, 2 * size)
+        if out is None:
+            like_dy = self.packed is None
+            return arrays.empty_like(operand, dtype) if like_dy else arrays.empty(shape, dtype, operand)
+        target = arrays.target_of("out", out, operand, "dy", (kind, dtype, shape, device))
+        for name, array in self.kept.items():
+            if name != "bits" and arrays.overlap(target, array):
+                raise ValueError(
+                    f"out must not overlap {self.called[name]}, which the backward pass of "
+                    f"{self.plan.activation.name!r} needs"
+                )
+        return target
 
 
 @cache
-def _gradients(second_input: str) -> Any:
-    """The type of the gradients of two arrays."""
-    return namedtuple("Gradients", ("dx", f"d{second_input}"))  # noqa: PYI024  (the names depend on the variant)
+def _gradients(names: tuple[str, ...]) -> Any:
+    """The type of the gradients of arrays with these names."""
+    return namedtuple("Gradients", [f"d{name}" for name in names])  # noqa: PYI024  (the names depend on the variant)
+
+
+def _write_gradients(
+    module: Any,
+    plan: _Plan,
+    mask: Any,
+    operand: arrays.Operand,
+    kernel: Kernel,
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    draw: Draw,
+) -> None:
+    """Run a backward kernel on arrays by the names of their slots, and add up the gradients of rows."""
+    rows = [slot.name for slot in kernel.outputs if slot.layout == "sums"]
+    sums = {name: _empty_sums(module, operand, outputs[name], kernel.real) for name in rows}
+    buffers = _buffers(plan, mask, operand, next(iter(outputs.values()))) if kernel.masked else None
+    _run(module, plan, mask, operand, kernel, inputs, {**outputs, **sums}, draw, buffers)
+    for name in rows:
+        _add_up(module, operand, sums[name], outputs[name])
+
+
+def _empty_sums(module: Any, operand: arrays.Operand, out: Any, real: Any) -> Any:
+    """The array for the partial sums of an array's columns: out itself if there is only one group to add up."""
+    *others, columns = operand.array.shape
+    groups = -(-math.prod(others) // module.ROWS)
+    if groups == 1 and columns and out.dtype == real:
+        return out.reshape(1, columns)
+    return (arrays.empty if operand.array.size else arrays.zeros)((max(1, groups), columns), np.dtype(real), operand)
+
+
+def _add_up(module: Any, operand: arrays.Operand, sums: Any, out: Any) -> None:
+    """Write the sums of the columns to out, from partial sums.
+
+    Each launch adds up groups of rows, always in the same order.
+    """
+    real, empty = sums.dtype.name, not operand.array.size
+    while sums.shape[0] > 1:
+        rows, operand = sums, operand._replace(array=sums)
+        sums = _empty_sums(module, operand, out, real)
+        backends.launch(module, operand, operations.adding(real), (rows,), (sums,), Draw())
+    if out.size and (empty or out.dtype != real):
+        sums = sums.reshape(out.size)
+        rounding = operations.rounding(out.dtype.name, real)
+        backends.launch(module, operand._replace(array=sums), rounding, (sums,), (out,), Draw())
 
 
 def _buffers(plan: Any, mask: Any, operand: arrays.Operand, target: Any) -> list[Any]:
@@ -237,16 +367,17 @@ def _run(
     mask: Any,
     operand: arrays.Operand,
     kernel: Kernel,
-    inputs: tuple[Any, ...],
-    outputs: tuple[Any, ...],
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
     draw: Draw,
     buffers: list[Any] | None,
 ) -> None:
-    """Run a kernel. If it reads a mask, first draw the mask into the buffers."""
+    """Run a kernel on arrays by the names of their slots. If it reads a mask, first draw the mask into the buffers."""
     if buffers is not None:
-        owner = arrays.stream_owner(operand, outputs[0])
-        inputs = (*inputs, _draw_mask(mask, module, owner, buffers, plan.mask, draw))
-    backends.launch(module, operand, kernel, inputs, outputs, draw)
+        owner = arrays.stream_owner(operand, outputs[kernel.outputs[0].name])
+        inputs = {**inputs, "mask": _draw_mask(mask, module, owner, buffers, plan.mask, draw)}
+    read, written = [inputs[slot.name] for slot in kernel.inputs], [outputs[slot.name] for slot in kernel.outputs]
+    backends.launch(module, operand, kernel, read, written, draw)
 
 
 def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], kernel: Any, draw: Draw) -> Mask:
@@ -282,7 +413,7 @@ def _draw_windows(module: Any, operand: arrays.Operand, kernel: Kernel, array: A
 
 def prepare(
     operand: arrays.Operand,
-    how: Any,
+    call: Call,
     activation: Any,
     training: bool,
     rng: RngLike,
@@ -293,10 +424,9 @@ def prepare(
 ) -> Prepared:
     """Check a call.
 
-    operand: x, or for a single gradient dy, which is like x. how: the fields of a `variants.Variation`: the strength,
-    the noise of training and of prediction, and so on. context: the call's Context, by default the current one.
+    operand: x, or for a single gradient dy, which is like x. context: the call's Context, by default the current one.
     """
-    strength, noise, prediction, mask, axis, other, copies = how
+    strength, noise, prediction, mask, axis, other, copies, bias, factor, packed, names = call
     context = current() if context is None else context
     if training is not True and training is not False:
         training = check_truth("training", training)
@@ -307,20 +437,89 @@ def prepare(
     noise = noise if acts else prediction
     if copies is not None:
         operand = arrays.repeated(operand, copies)
+    like, neighbours, called = operand, operations.NONE, names[0] if names else "x"
+    inputs: dict[str, Any] = {}
+    _check_dtype(called, operand.array.dtype)
+    if packed is not None:
+        _check_packed(called, operand)
+        first, inputs["value"] = arrays.halves(operand.array, packed)
+        like = operand = operand._replace(array=first)
+    if noise.second_input is not None:
+        second = arrays.as_operand(noise.second_input, other)
+        if noise.second is PLAIN and _is_wider(second, operand):
+            like, neighbours = second, operations.Neighbours(wide=second.array.dtype.name)
+        else:
+            arrays.check_like(noise.second_input, second, operand.likeness())
+        inputs[noise.second_input] = second.array
     x, kind, _ = operand
+    inputs["x"] = x
+    if bias is not None or factor is not None or packed is not None:
+        neighbours = _check_neighbours(called, operand, bias, factor, inputs, neighbours)
     activation, stream_source = find_activation(activation), rng_of(rng, context)
     counted, window, origin, given = False, False, (0, x.size, 0), isinstance(mask, GivenMask)
     if not given and (mask is not None or shard is not None or context.first):
         mask, origin = _locate(x, mask, axis, context.first, shard, copies)
         counted, window = (False, origin[1] < x.size) if mask is None else (mask.counted, mask.window)
-    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stream_source.stored, given)
-    module = backends.choose(kind, backend)
-    inputs: tuple[Any, ...] = (x,)
-    if noise.second_input is not None:
-        second = arrays.as_operand(noise.second_input, other)
-        arrays.check_like(noise.second_input, second, operand.likeness())
-        inputs = (x, second.array)
-    return Prepared(operand, inputs, copies is not None, module, plan, mask, stream_source, origin)
+    stored = stream_source.stored
+    plan = _plan(x.dtype, noise, p, activation, bits, mask is not None, counted, window, stored, given, neighbours)
+    return Prepared(operand, like, inputs, call, backends.choose(kind, backend), plan, mask, stream_source, origin)
+
+
+@lru_cache(maxsize=64)
+def _check_dtype(name: str, dtype: Any) -> None:
+    if dtype.name not in arrays.DTYPES or not dtype.isnative:
+        advice = f"; convert it with {name}.astype(np.float32)" if dtype.kind in "biuf" else ""
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
+
+
+def _is_wider(second: arrays.Operand, x: arrays.Operand) -> bool:
+    """Whether the second array is like x except for a wider dtype."""
+    kind, dtype, *rest = second.likeness()
+    alike = (kind, *rest) == (x.kind, *x.likeness()[2:])
+    return alike and dtype.name in arrays.DTYPES and dtype.isnative and WIDTHS[dtype.name] > WIDTHS[x.array.dtype.name]
+
+
+def _check_packed(name: str, operand: arrays.Operand) -> None:
+    shape = tuple(operand.array.shape)
+    if not shape or shape[-1] % 2:
+        raise ValueError(f"{name} without value must have an even number of elements along its last axis, got {shape}")
+
+
+def _check_neighbours(
+    called: str,
+    operand: arrays.Operand,
+    bias: Any,
+    factor: Any,
+    inputs: dict[str, Any],
+    neighbours: operations.Neighbours,
+) -> operations.Neighbours:
+    """Check the bias and the factor of a call, and add them to its inputs. called: the name of x."""
+    kind, dtype, shape, device = operand.likeness()
+    name, factor = factor if factor is not None else ("value" if "value" in inputs else "", inputs.get("value"))
+    if name == "value" and name not in inputs:
+        value = arrays.as_operand(name, factor)
+        arrays.check_like(name, value, operand.likeness())
+        inputs[name] = value.array
+    allowed = {dtype.name, REAL.get(neighbours.wide or dtype.name)}
+    for row, array in (("bias", bias), ("gain", factor if name == "gain" else None)):
+        if array is None:
+            continue
+        of_row = arrays.as_operand(row, array)
+        if (
+            of_row.array.dtype.name not in allowed
+            or not of_row.array.dtype.isnative
+            or of_row.likeness() != (kind, of_row.array.dtype, shape[-1:], device)
+            or not shape
+        ):
+            wanted = " or ".join(sorted(filter(None, allowed)))
+            raise ValueError(
+                f"{row} must have a value for each element of the last axis of {called}, "
+                f"{arrays.describe(kind, wanted, shape[-1:], device)}, for {called} of dtype {dtype} and shape "
+                f"{shape}, got {arrays.describe(*of_row.likeness())}"
+            )
+        inputs[row] = arrays.contiguous(of_row.array)
+    of_bias, of_factor = (inputs[each].dtype.name if each in inputs else "" for each in ("bias", name))
+    return neighbours._replace(bias=of_bias, factor=name, factor_dtype=of_factor)
 
 
 def _locate(

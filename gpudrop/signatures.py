@@ -47,21 +47,49 @@ if TYPE_CHECKING:
         dx: Array
         dprevious: Array
 
+    class BiasGradients(NamedTuple, Generic[Array]):
+        """The gradients of `gpudrop.dropout` with a bias."""
+
+        dx: Array
+        dbias: Array
+
     class ResidualGradients(NamedTuple, Generic[Array]):
-        """The gradients of `gpudrop.dropout_add`."""
+        """The gradients of `gpudrop.dropout_add`. Those of absent arguments are None."""
 
         dx: Array
         dresidual: Array
+        dbias: Any
+        dgain: Any
+
+    class GateGradients(NamedTuple, Generic[Array]):
+        """The gradients of `gpudrop.dropout_glu`. The last one is None without value."""
+
+        dgate: Array
+        dvalue: Any
 
     class BackpropOfTwo(Protocol):
         """The function that computes the gradients of `gpudrop.zoneout`."""
 
-        def __call__(self, dy: Array, *, out: Array | None = None) -> PreviousGradients[Array]: ...
+        def __call__(
+            self, dy: Array, *, out: Array | tuple[Array | None, ...] | None = None
+        ) -> PreviousGradients[Array]: ...
 
     class BackpropOfResidual(Protocol):
         """The function that computes the gradients of `gpudrop.dropout_add`."""
 
         def __call__(self, dy: Array, *, out: Array | None = None) -> ResidualGradients[Array]: ...
+
+    class BackpropOfBias(Protocol):
+        """The function that computes the gradients of `gpudrop.dropout` with a bias."""
+
+        def __call__(self, dy: Array, *, out: Array | None = None) -> BiasGradients[Array]: ...
+
+    class BackpropOfGate(Protocol):
+        """The function that computes the gradients of `gpudrop.dropout_glu`."""
+
+        def __call__(
+            self, dy: Array, *, out: Array | tuple[Array | None, ...] | None = None
+        ) -> GateGradients[Array]: ...
 
     class Common(TypedDict, total=False):
         """The keyword arguments of every variant: see `gpudrop.dropout`."""
@@ -87,6 +115,7 @@ if TYPE_CHECKING:
         time_axis: int
         samples: int | None
         block_size: int
+        gate_first: bool
 
     class LayerOptions(Own, total=False):
         """The keyword arguments of layers."""
@@ -148,19 +177,43 @@ if TYPE_CHECKING:
     class OfResidual(Prepares, Protocol):
         def __call__(
             self,
-            x: Array,
+            x: AnyArray,
             residual: Array,
             p: float = ...,
             *,
+            bias: AnyArray | None = ...,
+            gain: AnyArray | None = ...,
             mask_shape: MaskShape | None = ...,
             **common: Unpack[Common],
         ) -> Array: ...
         def vjp(
             self,
-            x: Array,
+            x: AnyArray,
             residual: Array,
             p: float = ...,
             *,
+            bias: AnyArray | None = ...,
+            gain: AnyArray | None = ...,
             mask_shape: MaskShape | None = ...,
             **common: Unpack[OfVjp],
         ) -> tuple[Array, BackpropOfResidual]: ...
+
+    class OfGate(Prepares, Protocol):
+        def __call__(
+            self,
+            gate: Array,
+            value: Array | None = ...,
+            p: float = ...,
+            *,
+            gate_first: bool = ...,
+            **common: Unpack[Common],
+        ) -> Array: ...
+        def vjp(
+            self,
+            gate: Array,
+            value: Array | None = ...,
+            p: float = ...,
+            *,
+            gate_first: bool = ...,
+            **common: Unpack[OfVjp],
+        ) -> tuple[Array, BackpropOfGate]: ...

@@ -20,7 +20,7 @@ from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shard, check_mask_shape
-from gpudrop.plan import prepare
+from gpudrop.plan import Call, prepare
 from gpudrop.signatures import AnyArray, MaskShape, Save
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ OPTIONS = {
     "channels_last": Option(functools.partial(check_truth, "channels_last")),
     "time_axis": Option(functools.partial(check_integer, "time_axis")),
     "samples": Option(lambda samples: None if samples is None else check_uint64("samples", samples), reshapes=True),
+    "gate_first": Option(functools.partial(check_truth, "gate_first")),
     "block_size": Option(functools.partial(check_count, "block_size")),
 }
 """Name -> Option, for the options of all variants."""
@@ -54,7 +55,10 @@ OPTIONS = {
 OF_DROPOUT_ALONE = frozenset({"keep"})
 """The names of the arguments of `dropout` that no other variant, no layer and no module has."""
 
-COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys() - OF_DROPOUT_ALONE
+ROWS = ("bias", "gain")
+"""The names of the optional array arguments, which have an element for each element of x's last axis."""
+
+COMMON = frozenset(inspect.signature(dropout).parameters) - OPTIONS.keys() - OF_DROPOUT_ALONE - {*ROWS}
 """The names of the arguments that every variant accepts."""
 
 
@@ -82,12 +86,18 @@ class Variant(NamedTuple):
         The name of the function.
     inputs : tuple of str
         The names of the array arguments.
+    least : int
+        The number of these that have no default.
+    rows : tuple of str
+        Those of `ROWS` that the function has.
     strength : str
         The name of the argument p: "std" for gaussian_noise.
     default : float
         The default of p.
     bits : int
         The default number of random bits per element.
+    activation : str or None
+        The default activation.
     options : dict
         The variant's own options and their defaults. `OPTIONS` has the checks.
     """
@@ -102,18 +112,22 @@ class Variant(NamedTuple):
     # Read once from the function's signature: reading a signature takes longer than a small call.
     name: str
     inputs: tuple[str, ...]
+    least: int
+    rows: tuple[str, ...]
     strength: str
     default: float
     bits: int
+    activation: str | None
     options: Mapping[str, Any]
 
     @property
     def by_sign(self) -> bool:
         """Whether the sign of y shows which elements were dropped, so that the gradient of relu does not need x.
 
-        False for DropBlock: the scale is counted over the whole mask and can't be read from y.
+        False for DropBlock: the scale is counted over the whole mask and can't be read from y. False for a gate too: y
+        has the sign of its product with a value.
         """
-        return self.noise.zeroes and not self.whole
+        return self.noise.zeroes and not self.whole and len(self.inputs) == 1
 
 
 def row_of(
@@ -128,9 +142,12 @@ def row_of(
     """Return a row of the table; the defaults are those of `dropout`."""
     parameters = inspect.signature(function).parameters
     *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-    others = COMMON | OF_DROPOUT_ALONE
+    others, rows = COMMON | OF_DROPOUT_ALONE | {*ROWS}, tuple(name for name in ROWS if name in parameters)
     own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in others}
-    read = function.__name__, tuple(inputs), strength, parameters[strength].default, parameters["bits"].default, own
+    activation = parameters["activation"].default if "activation" in parameters else None  # absent in a user's function
+    defaults = parameters[strength].default, parameters["bits"].default, activation
+    least = sum(parameters[name].default is inspect.Parameter.empty for name in inputs)
+    read = function.__name__, tuple(inputs), least, rows, strength, *defaults, own
     return Variant(layer, function, noise, prediction, whole, torchs, ndim, *read)
 
 
@@ -153,6 +170,13 @@ class Variation(NamedTuple):
         The second array that the noise reads. It has the kind, shape and dtype of x.
     copies : int, optional
         The number of times x is repeated along a new first axis.
+    bias : array, optional
+        The array that is added to x. It has an element for each element of x's last axis.
+    factor : (str, array), optional
+        The factor of activation(x): "gain" and an array like bias, or "value" and an array like x.
+    packed : bool, optional
+        Not None if x and its factor "value" are the halves of the first argument along its last axis: whether x comes
+        first.
     """
 
     p: float
@@ -160,34 +184,51 @@ class Variation(NamedTuple):
     batch_axis: int | None = 0
     other: Any = None
     copies: int | None = None
+    bias: Any = None
+    factor: tuple[str, Any] | None = None
+    packed: bool | None = None
 
 
-def variant(layer: str, *, noise: Noise = DROPOUT, prediction: Noise = PLAIN, bits: int = 16, **facts: Any) -> Any:
+def variant(
+    layer: str,
+    *,
+    noise: Noise = DROPOUT,
+    prediction: Noise = PLAIN,
+    bits: int = 16,
+    activation: str | None = None,
+    **facts: Any,
+) -> Any:
     """Return a decorator that adds a variant to the table and creates its public function.
 
     The decorated function is vary(x, p, ...) -> Variation, where x is an array of a supported kind. The arguments are
-    the attributes of `Variant`; bits is the default of the public function. The public function accepts the parameters
+    the attributes of `Variant`; bits and activation are the defaults of the public function. It accepts the parameters
     of vary, and as keywords those of `dropout`: activation, training, rng, bits, out, backend and shard.
     """
 
     def enter(vary: Callable[..., Variation]) -> Any:
-        row = row_of(layer, _public(vary, noise, prediction, bits), noise, prediction, **facts)
+        row = row_of(layer, _public(vary, noise, prediction, bits, activation), noise, prediction, **facts)
         FAMILY[row.name] = row
         return row.function
 
     return enter
 
 
-def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bits: int) -> Any:
+def _public(
+    vary: Callable[..., Variation], noise: Noise, prediction: Noise, bits: int, default_activation: str | None
+) -> Any:
     """Create the public function of a variant.
 
     Its `prepare` accepts a `context` too, which replaces the context of the running code.
     """
+    own, common = inspect.signature(vary), inspect.signature(dropout_vjp).parameters
+    names = frozenset(own.parameters)
+    first, *others = (a.name for a in own.parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
+    inputs = (first, *others[:-1], *(name for name in ROWS if name in names))
+    inputs = inputs if len(inputs) > 1 else ()
 
     def prepared(
-        x: Any,
         *args: Any,
-        activation: str | None = None,
+        activation: str | None = default_activation,
         training: bool = True,
         rng: RngLike = None,
         bits: int = bits,
@@ -199,10 +240,13 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
         for name in options:
             if name not in names:
                 raise unexpected(vary.__name__, options, forward.__signature__.parameters.keys() - {"out"})
-        operand = arrays.as_operand("x", x)
-        p, *rest = vary(operand.array, *args, **options)
-        how = (p, noise, prediction, *rest)
-        return prepare(operand, how, activation, training, rng, bits, backend, shard, context)
+        if not args and first in options:
+            args = (options.pop(first),)
+        operand: Any = arrays.as_operand(first, args[0]) if args else None
+        array = (operand.array,) if args else ()  # without x, vary raises Python's error
+        given = vary(*array, *args[1:], **options)
+        call = Call(given.p, noise, prediction, *given[1:], names=inputs)
+        return prepare(operand, call, activation, training, rng, bits, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
 
@@ -214,10 +258,9 @@ def _public(vary: Callable[..., Variation], noise: Noise, prediction: Noise, bit
     def vjp(*args: Any, out: AnyArray | None = None, save: Save = "auto", **options: Any) -> Any:
         return prepared(*args, **options).vjp(out, save)
 
-    own, common = inspect.signature(vary), inspect.signature(dropout_vjp).parameters
-    names = frozenset(own.parameters)
     named = [a for a in common.values() if a.name in COMMON and a.kind is a.KEYWORD_ONLY]
     own_way: dict[str, Any] = {"bits": {"default": bits}, "out": {"annotation": AnyArray | None}}
+    own_way["activation"] = {"default": default_activation}
     named = [a.replace(**own_way.get(a.name, {})) for a in named]
     forward.__signature__ = inspect.Signature([*own.parameters.values(), *named])
     vjp.__signature__ = inspect.Signature([*own.parameters.values(), *named, common["save"]])
@@ -242,6 +285,7 @@ if TYPE_CHECKING:
             noise: Noise = ...,
             prediction: Noise = ...,
             bits: int = ...,
+            activation: str | None = ...,
             whole: bool = ...,
             torchs: str | None = ...,
             ndim: int = ...,
@@ -256,6 +300,7 @@ of_maps = cast("_Declares[signatures.Maps]", variant)
 of_deviates = cast("_Declares[signatures.Deviates]", variant)
 of_two = cast("_Declares[signatures.OfTwo]", variant)
 of_residual = cast("_Declares[signatures.OfResidual]", variant)
+of_gate = cast("_Declares[signatures.OfGate]", variant)
 
 
 # Structured masks
@@ -773,7 +818,7 @@ def zoneout(x: AnyArray, previous: AnyArray, p: float = 0.5) -> Variation:
         The probability of keeping the previous state, from 0 to 1.
     activation, training, rng, bits, out, backend, shard
         As for `dropout`. The returned array and the errors are those of `dropout` too. backprop returns the gradients
-        with respect to x and to previous; its out receives the first.
+        with respect to x and to previous. Its out receives the first, or is a tuple of two arrays.
 
     Examples
     --------
@@ -799,30 +844,49 @@ def _check_ndim(x: AnyArray, least: int, what: str) -> None:
 
 
 @of_residual("DropoutAdd", noise=noises.ADD, prediction=noises.SUM)
-def dropout_add(x: AnyArray, residual: AnyArray, p: float = 0.5, *, mask_shape: MaskShape | None = None) -> Variation:
-    """Apply an activation and dropout, and add a residual, in one pass.
+def dropout_add(
+    x: AnyArray,
+    residual: AnyArray,
+    p: float = 0.5,
+    *,
+    bias: AnyArray | None = None,
+    gain: AnyArray | None = None,
+    mask_shape: MaskShape | None = None,
+) -> Variation:
+    """Add a bias, apply an activation and dropout, scale each column, and add a residual, in one pass.
 
-    In training, y = keep ? residual + activation(x) * scale : residual. At prediction time and with p = 0,
-    y = residual + activation(x). Dropout and an addition move 20 bytes per float32 element, and this function 12. Where
-    an element is dropped, y is exactly the residual.
+    In training, y = keep ? residual + gain * scale * activation(x + bias) : residual. At prediction time and with
+    p = 0, y = residual + gain * activation(x + bias). Without bias, x is used as it is; without gain, it is 1. Dropout
+    and an addition move 20 bytes per float32 element, and this function 12. Where an element is dropped, y is exactly
+    the residual, even if the gain is infinite.
 
     Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 5.4: dropout of the output of each
-    sub-layer, before it is added to the sub-layer's input.
+    sub-layer, before it is added to the sub-layer's input. The gain is LayerScale of Touvron, Cord, Sablayrolles,
+    Synnaeve and Jégou, "Going deeper with image transformers", ICCV 2021.
 
     Parameters
     ----------
     x : array of any shape
         The branch: the output of a sub-layer.
     residual : array
-        The input of the sub-layer. It has the kind, shape and dtype of x.
+        The input of the sub-layer. It has the kind and shape of x, and the dtype of x or a wider one.
     p : float
         The probability of dropping an element of the branch, from 0 to 1.
+    bias, gain : array, optional, shape (x.shape[-1],)
+        A value for each element of the last axis. They have the dtype of x or that of the arithmetic: float32, or
+        float64 if an array is float64.
     mask_shape : tuple of int and None, optional
         As for `dropout`. With (None, 1, 1), for example, whole samples of the branch are dropped: stochastic depth.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`. The returned array and the errors are those of `dropout` too. out may be x or residual. vjp
-        returns y and a function of dy that returns both gradients, dx and dresidual, as a named tuple. dresidual is dy
-        itself, or a copy if out overlaps dy.
+        As for `dropout`. out may be x or residual.
+
+    Returns
+    -------
+    array
+        y, with the dtype of residual. Everything else is as for `dropout`, the errors too. vjp returns y and a function
+        of dy that returns the gradients as a named tuple: dx, dresidual, dbias and dgain. The last two are None for
+        absent arguments. dresidual is dy itself, or a copy if out overlaps dy. dbias and dgain are sums over all axes
+        except the last, of numbers that are not rounded yet. Equal calls have equal sums.
 
     Examples
     --------
@@ -833,5 +897,64 @@ def dropout_add(x: AnyArray, residual: AnyArray, p: float = 0.5, *, mask_shape: 
     array([0., 3., 2., 5., 6.], dtype=float32)
     >>> backprop(np.ones(5, np.float32)).dx
     array([0., 2., 0., 2., 2.], dtype=float32)
+    >>> x, bias = np.ones((4, 2), np.float32), np.float32([1, -1])
+    >>> y, backprop = gpudrop.dropout_add.vjp(x, x, 0.5, bias=bias, activation="relu", rng=gpudrop.Stream(0, 1))
+    >>> y
+    array([[1., 1.],
+           [1., 1.],
+           [5., 1.],
+           [1., 1.]], dtype=float32)
+    >>> backprop(np.ones_like(y)).dbias
+    array([2., 0.], dtype=float32)
     """
-    return Variation(p, mask=mask_shape, other=residual)
+    factor = None if gain is None else ("gain", gain)
+    return Variation(p, mask=mask_shape, other=residual, bias=bias, factor=factor)
+
+
+@of_gate("DropoutGLU", activation="silu")
+def dropout_glu(gate: AnyArray, value: AnyArray | None = None, p: float = 0.5, *, gate_first: bool = True) -> Variation:
+    """Multiply an activated gate and a value, and apply dropout, in one pass: gated linear units.
+
+    y = keep ? scale * activation(gate) * value : 0. The default activation, silu, makes it SwiGLU.
+
+    Source: Shazeer, "GLU variants improve transformer", 2020 (arXiv:2002.05202), equation 5. Dauphin, Fan, Auli and
+    Grangier, "Language modeling with gated convolutional networks", ICML 2017, has the sigmoid.
+
+    Parameters
+    ----------
+    gate : array, shape (..., n), or (..., 2 * n) if there is no value
+        Without value, gate contains both: its halves along the last axis.
+    value : array, optional, shape (..., n)
+        It has the kind, shape and dtype of gate.
+    p : float
+        The probability of dropping an element of the product, from 0 to 1.
+    gate_first : bool
+        Whether the first half is the gate, if there is no value. With False, the order is that of
+        torch.nn.functional.glu, whose activation is "sigmoid".
+    activation, training, rng, bits, out, backend, shard
+        As for `dropout`. The default activation is "silu". The shard and the mask are those of y.
+
+    Returns
+    -------
+    array, shape (..., n)
+        Everything else is as for `dropout`, the errors too. vjp returns y and a function of dy that returns the
+        gradients as a named tuple: dgate and dvalue. dvalue is None if there is no value. One kernel computes both. Its
+        out may be a tuple of two arrays, for dgate and dvalue.
+
+    Examples
+    --------
+    >>> import numpy as np, gpudrop
+    >>> gate, value = np.float32([1, 2, 3, 4]), np.float32([1, -1, 1, -1])
+    >>> y, backprop = gpudrop.dropout_glu.vjp(gate, value, 0.5, activation="relu", rng=gpudrop.Stream(0, 1))
+    >>> y
+    array([ 0., -4.,  0., -8.], dtype=float32)
+    >>> backprop(np.ones(4, np.float32))
+    Gradients(dgate=array([ 0., -2.,  0., -2.], dtype=float32), dvalue=array([0., 4., 0., 8.], dtype=float32))
+    >>> packed = np.concatenate([gate, value])
+    >>> gpudrop.dropout_glu(packed, p=0.5, activation="relu", rng=gpudrop.Stream(0, 1))
+    array([ 0., -4.,  0., -8.], dtype=float32)
+    """
+    gate_first = OPTIONS["gate_first"].check(gate_first)
+    if value is None:
+        return Variation(p, packed=gate_first)
+    return Variation(p, factor=("value", value))

@@ -22,6 +22,7 @@ def warmup(
     dtypes: Sequence[str] = ("float32",),
     bits: int | None = None,
     variant: str = "dropout",
+    rows: Sequence[str] = (),
     backend: str = "cpu",
     progress: Callable[[list[Any]], Iterable[Any]] = list,
 ) -> None:
@@ -39,6 +40,8 @@ def warmup(
         Random bits per element; by default, those of the variant.
     variant : str
         "dropout" or the name of another variant, for example "dropout2d".
+    rows : sequence of str
+        The optional array arguments of the calls: "bias", "gain". By default, the calls have none.
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}
     progress : callable, optional
         Takes the list of the kernels to compile and yields its items, as a progress bar does.
@@ -59,19 +62,24 @@ def warmup(
 
     if variant not in NAMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(sorted(NAMES))}{hint(variant, NAMES, {})}")
-    for argument, names in (("activations", activations), ("dtypes", dtypes)):
+    for argument, names in (("activations", activations), ("dtypes", dtypes), ("rows", rows)):
         if isinstance(names, str):
             raise TypeError(f"{argument} must be a list of names, got {names!r}; pass [{names!r}]")
-    rows = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
+    table = [find_activation(name) for name in (ACTIVATIONS if activations is None else activations)]
     kind, function = FAMILY[variant], FAMILY[variant].function
+    for name in rows:
+        if name not in kind.rows:
+            raise ValueError(f"unknown row {name!r} of {variant}; known: {', '.join(kind.rows) or 'none'}")
     options: dict[str, Any] = {"rng": Stream(0, 0), "backend": backend} | ({} if bits is None else {"bits": bits})
     for p in (0.5, 0):
         keep_mask(1, p, like=backends.of(backend, np.zeros(1, np.float32)), packed=True, **options)
     # Prediction may need another kernel than p = 0: zoneout's prediction mixes two arrays.
     ways = ((0.5, True), (0, True), (0.5, False))
-    for row, dtype, (p, training) in progress([(row, dtype, way) for row in rows for dtype in dtypes for way in ways]):
+    for row, dtype, (p, training) in progress([(row, dtype, way) for row in table for dtype in dtypes for way in ways]):
         x = backends.of(backend, np.zeros((8,) * kind.ndim, dtype))
-        others = (x,) * (len(kind.inputs) - 1)
-        for save in ("output", *["bits"] * (row.slopes is not None)):
-            y, backprop = function.vjp(x, *others, p, activation=row, training=training, save=save, **options)
+        arrays = dict.fromkeys(kind.inputs[1:], x) | {name: backends.of(backend, np.zeros(8, dtype)) for name in rows}
+        for save in ("output", *["bits"] * (row.slopes is not None and not arrays.keys() & {"gain", "value"})):
+            y, backprop = function.vjp(
+                x, **{kind.strength: p}, activation=row, training=training, save=save, **arrays, **options
+            )
             backprop(y)

@@ -15,6 +15,7 @@ A backend is a module of this package that `gpudrop.backends.BACKENDS` lists. It
                         field, or a normal deviate.
                         Reads: it is the value for element i in the `spec.Mask`, which is then the last input.
                         None: it is True.
+    ROWS                The number of rows that a partial sum adds up: see `spec.Slot`.
     saves_bits(array)   Whether a backward pass that reads bits instead of an array like this is faster, the forward
                         pass that writes them included.
     put(array)          Copy a NumPy array to the current device's memory, in a dtype of the same item size. GPU only.
@@ -27,7 +28,7 @@ A backend is a module of this package that `gpudrop.backends.BACKENDS` lists. It
                         Copy state to stream, then add 1 to state[1]. Each is two unsigned 64-bit integers in GPU
                         memory. Launches on several CUDA streams at once get different values. GPU only.
 
-All full operands are of the backend's own kind and equal in shape and dtype. They may have any strides. The first
-output may be an input. Kernels check no arguments, contain no user-facing text and never synchronise.
+All operands are of the backend's own kind. Full operands are equal in shape and may have any strides. The first output
+may be an input. Kernels check no arguments, contain no user-facing text and never synchronise.
 `gpudrop.backends` chooses the module.
 """

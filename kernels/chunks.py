@@ -10,6 +10,7 @@ from gpudrop.formulas import indexing, philox
 from gpudrop.formulas.philox import Words
 
 WARP = int(indexing.WARP)
+ROWS = 32  # rows per partial sum: see `spec.Slot`
 
 
 class Chunks(NamedTuple):
@@ -23,7 +24,7 @@ class Chunks(NamedTuple):
     shares : int
         Number of chunks that share a Philox call.
     width : int
-        Bytes per memory access.
+        Bytes per memory access to an array of the kernel's dtype. Narrower arrays have narrower accesses.
     parts : int
         Memory accesses per chunk.
     exchanged : bool
@@ -48,7 +49,7 @@ class Chunks(NamedTuple):
 
 @functools.cache
 def chunks(kernel: Any) -> Chunks:
-    itemsize = np.dtype(kernel.storage).itemsize
+    itemsize = np.dtype(kernel.storage).itemsize  # the largest of all full operands
     if kernel.bits:
         size = min(philox.lanes(kernel.bits), 64 // itemsize)
         shares = philox.lanes(kernel.bits) // size
@@ -57,6 +58,7 @@ def chunks(kernel: Any) -> Chunks:
         shares = 1
     parts = max(1, size * itemsize // 16)
     exchanged = parts in (2, 4) and kernel.bits > 0 and shares == 1 and not kernel.window
+    exchanged = exchanged and not kernel.num_sums
     together = exchanged or (kernel.writes_bits and not kernel.window)
     return Chunks(
         size, shares, min(16, size * itemsize), parts, exchanged, together, size // parts if exchanged else size
@@ -77,6 +79,10 @@ def formulas_of(kernel: Any) -> dict[str, Any]:
         "chunk_bits": indexing.chunk_bits(size),
         "first_turn": indexing.first_turn,
         "next_turn": indexing.next_turn,
+        "next_column": indexing.next_column,
+        "remainder": indexing.remainder,
+        "column_of_chunk": indexing.column_of_chunk(size),
+        "column_before": indexing.column_before,
         "own_chunk": indexing.own_chunk(parts),
         "exchange": indexing.exchange(parts),
         "bits_of": indexing.bits_of(group),
@@ -124,11 +130,15 @@ def writes_all_words(kernel: Any, size: int, start: int, aligned: bool) -> bool:
     return aligned and not kernel.window and start % chunk == 0 and size % (WARP * chunk) == 0
 
 
-def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:
+def scalars(kernel: Any, size: int, draw: Any, mask: Any, columns: int = 1) -> tuple[Any, ...]:
     """The scalar arguments of a CUDA kernel for `size` elements, in this order; mask is a Mask or None.
+
+    columns is the size of the last axis, if the kernel has operands of layout "row" or "sums". A kernel with sums
+    processes a group of rows of a chunk of columns at a time.
 
     count, row, turns       number of chunks, elements per row, chunks per row
     period, repeat, run     from the Mask
+    columns, rows           columns, and size / columns
     pitch, start            from the Draw
     seed, call              from the Draw; 0 if the kernel draws nothing or reads them from memory
     scale, shift, limit     from the Draw
@@ -148,4 +158,8 @@ def scalars(kernel: Any, size: int, draw: Any, mask: Any) -> tuple[Any, ...]:
     else:
         row = size
         turns = count = -(-(size + start % chunk) // (WARP * chunk)) * WARP  # whole warps, because they exchange words
-    return count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit
+    rows = size // columns
+    if kernel.num_sums:
+        turns = -(-columns // chunk)
+        count = -(-rows // ROWS) * turns
+    return count, row, turns, period, repeat, run, columns, rows, pitch, start, seed, call, scale, shift, limit

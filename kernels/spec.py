@@ -12,6 +12,7 @@ import numpy as np
 
 # The dtypes in which elements are stored and computed. Kernels see 16-bit floats as their bits.
 STORAGE = {"float16": "uint16", "bfloat16": "uint16", "float32": "float32", "float64": "float64", "bool": "uint8"}
+WIDTHS = {dtype: np.dtype(storage).itemsize for dtype, storage in STORAGE.items()}
 REAL = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64", "bool": "float32"}
 
 
@@ -22,15 +23,28 @@ class Slot(NamedTuple):
     ----------
     name : str
         The operand's role in the operation: "x", "dy" or "previous", for example.
-    layout : {"full", "bits", "mask"}
-        full: one element for each element of the others. bits: one bit for each of them, in a contiguous array of
-        bytes. Bit e % 8 of byte e // 8 belongs to element e in C order, and unused bits of that byte are 0. This is
-        the order of numpy.packbits(..., bitorder="little"). An output of bits has whole words of 32 bits. mask: a
-        `Mask`, which was drawn before and is broadcast.
+    layout : {"full", "row", "bits", "mask", "sums"}
+        full: one element for each element of the others.
+
+        row: one element for each element of their last axis, in a contiguous array. It is an input.
+
+        bits: one bit for each element, in a contiguous array of bytes. Bit e % 8 of byte e // 8 belongs to element e
+        in C order, and unused bits of that byte are 0. This is the order of numpy.packbits(..., bitorder="little"). An
+        output of bits has whole words of 32 bits.
+
+        mask: a `Mask`, which was drawn before and is broadcast.
+
+        sums: an output of partial sums, in the dtype of the arithmetic. It is contiguous, of shape (groups, columns),
+        where columns is the size of the others' last axis. Group g has the rows from g * ROWS on, and fewer than ROWS
+        if it is the last one. ROWS is a constant of the backend. The sum of a group and a column is the sum of the
+        formula's results for its elements, before they are rounded. Equal calls have equal sums.
+    dtype : str
+        The dtype, if it is not that of the kernel. Empty for bits, masks and sums.
     """
 
     name: str
     layout: str = "full"
+    dtype: str = ""
 
 
 class Draws(NamedTuple):
@@ -81,7 +95,8 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
     name : str
         The name that a profiler shows.
     inputs, outputs : tuple of Slot
-        Full slots come first, then at most one of layout "bits". A slot of layout "mask" is always the last input.
+        Full slots come first, then rows, then at most one slot of layout "bits". A slot of layout "mask" is always the
+        last input. Outputs are full first, then either one slot of layout "bits" or slots of layout "sums".
     formula : function
         See `gpudrop.formulas`. It returns a number, or a tuple of numbers if there are several outputs. It takes a bit
         as a boolean. An output bit is 1 if its number is not 0.
@@ -90,7 +105,8 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
     source : Draws, Reads or None
         Where the random values come from; None if nothing is random.
     dtype : {"float16", "bfloat16", "float32", "float64", "bool"}
-        The dtype of all full slots.
+        The dtype of all slots without a dtype of their own: the widest dtype of all full slots. It also selects the
+        dtype of the arithmetic.
     """
 
     # Properties are cached, because every launch reads some.
@@ -113,6 +129,33 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
         return sum(slot.layout == "full" for slot in self.outputs)
 
     @cached_property
+    def num_rows(self) -> int:
+        """The number of inputs of layout "row"."""
+        return sum(slot.layout == "row" for slot in self.inputs)
+
+    @cached_property
+    def num_sums(self) -> int:
+        """The number of outputs of layout "sums"."""
+        return sum(slot.layout == "sums" for slot in self.outputs)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether full slots have several dtypes."""
+        return any(slot.dtype and slot.layout == "full" for slot in (*self.inputs, *self.outputs))
+
+    @cached_property
+    def dtypes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The dtypes of the full and row inputs, and of the full outputs."""
+        inputs, outputs = self.inputs[: self.num_inputs + self.num_rows], self.outputs[: self.num_outputs]
+        return tuple(slot.dtype or self.dtype for slot in inputs), tuple(slot.dtype or self.dtype for slot in outputs)
+
+    @cached_property
+    def storages(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The NumPy dtypes in which kernels see the operands of `dtypes`."""
+        inputs, outputs = self.dtypes
+        return tuple(STORAGE[dtype] for dtype in inputs), tuple(STORAGE[dtype] for dtype in outputs)
+
+    @cached_property
     def reads_bits(self) -> bool:
         """Whether an input has one bit per element."""
         return any(slot.layout == "bits" for slot in self.inputs)
@@ -120,7 +163,7 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
     @cached_property
     def writes_bits(self) -> bool:
         """Whether an output has one bit per element."""
-        return len(self.outputs) > self.num_outputs
+        return any(slot.layout == "bits" for slot in self.outputs)
 
     @cached_property
     def bits(self) -> int:
@@ -155,9 +198,10 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
         return STORAGE[self.dtype]
 
     @cached_property
-    def stored_dtype(self) -> Any:
-        """`storage` as a NumPy dtype."""
-        return np.dtype(self.storage)
+    def stored_dtypes(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """`storages` as NumPy dtypes."""
+        inputs, outputs = self.storages
+        return tuple(map(np.dtype, inputs)), tuple(map(np.dtype, outputs))
 
     @cached_property
     def real(self) -> str:
@@ -171,7 +215,7 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
 
     @cached_property
     def approximate(self) -> bool:
-        """Whether results are rounded to 16 bits. The rounding hides an error of a few ulps of a float32."""
+        """Whether all results are rounded to 16 bits. The rounding hides an error of a few ulps of a float32."""
         return self.dtype in ("float16", "bfloat16")
 
 
@@ -190,7 +234,8 @@ class Draw(NamedTuple):
     scale, shift : float
         The scalars of the noise. For dropout, scale is the factor of kept elements.
     row, pitch : int
-        For a window: the number of elements per row, and the distance in the mask between the starts of two rows.
+        For a window: the number of elements per row, and the distance in the mask between the starts of two rows. A row
+        of the window consists of whole rows of the arrays.
     """
 
     seed: Any = 0

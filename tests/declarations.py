@@ -6,6 +6,7 @@ __init__.py by hand. Otherwise nothing can be imported.
 """
 
 import argparse
+import inspect
 import re
 import sys
 
@@ -26,11 +27,18 @@ INIT = """
         ) -> None: ...
 """
 BACKWARD = """
-        # It returns one gradient for each input, unlike the other layers.
-        def backward(self, dy: Array) -> tuple[{gradients}]: ...  # type: ignore[override]
+        # It returns the gradients of several arrays, unlike the other layers.
+        def backward(self, dy: Array) -> {gradients}[Array]: ...  # type: ignore[override]
 """
+GRADIENTS = {"previous": "PreviousGradients", "residual": "ResidualGradients", "value": "GateGradients"}
 FORWARD = """
-        def forward(self, {tensors}) -> torch.Tensor: ...  # type: ignore[override]
+        def forward(self, {tensors}) -> torch.Tensor: ...{ignored}
+"""
+LONG_FORWARD = """
+        def forward({ignored}
+            self,
+            {tensors},
+        ) -> torch.Tensor: ...
 """
 
 
@@ -40,7 +48,7 @@ def layer(row):
     if row.strength != "p":
         text += INIT.format(strength=row.strength)
     if len(row.inputs) > 1:
-        text += BACKWARD.format(gradients=", ".join(["Array"] * len(row.inputs)))
+        text += BACKWARD.format(gradients=GRADIENTS[row.inputs[1]])
     return text
 
 
@@ -48,14 +56,26 @@ def module(row):
     bases = "Variant" if row.torchs is None else f"Variant, torch.nn.{row.torchs}"
     what = f"A module that applies `gpudrop.{row.name}`. `Variant` describes the common parameters."
     text = f'    class {row.layer}({bases}):\n        """{what}"""\n'
-    if len(row.inputs) > 1:
-        text += FORWARD.format(tensors=", ".join(f"{name}: torch.Tensor" for name in ("input", *row.inputs[1:])))
+    if len(row.inputs) > 1 or row.rows:
+        parameters = inspect.signature(row.function).parameters
+
+        def declared(name):
+            return f"{name}: torch.Tensor" + " | None = None" * (parameters[name].default is None)
+
+        tensors = ["input: torch.Tensor", *map(declared, row.inputs[1:]), *["*"] * bool(row.rows)]
+        tensors += map(declared, row.rows)
+        required = any(parameters[name].default is inspect.Parameter.empty for name in row.inputs[1:])
+        ignored = "  # type: ignore[override]" * required
+        short = FORWARD.format(tensors=", ".join(tensors), ignored=ignored)
+        long = LONG_FORWARD.format(tensors=f",\n{' ' * 12}".join(tensors), ignored=ignored)
+        text += short if len(short.strip("\n")) <= 120 else long
     return text
 
 
 def function(row):
-    kind = {None: "Function", "previous": "FunctionOfTwo", "residual": "FunctionOfResidual"}
-    return f"{row.name}: {kind[row.noise.second_input]}\n"
+    kind = {"previous": "FunctionOfTwo", "residual": "FunctionOfResidual", "value": "FunctionOfGate"}
+    alone = "FunctionWithBias" if row.rows else "Function"
+    return f"{row.name}: {kind[row.inputs[1]] if len(row.inputs) > 1 else alone}\n"
 
 
 def marked(text, declared):

@@ -58,7 +58,7 @@ RAISES = {
 # Errors that are allowed although each argument is correct: arguments conflict, or the layer has not been called.
 EXCUSES = ("must not overlap", "x must have", "x must be an array whose first axis", "backward needs a call")
 EXCUSES += ("does not support shards", "shard must have as many axes", "start and shard can't", "shard must contain")
-EXCUSES += ("keep and rng can't", "keep and shard can't", "keep must be a")
+EXCUSES += ("must have an even number of elements", "keep and rng can't", "keep and shard can't", "keep must be a")
 
 # The types of results, by the last part of a call's name. Classes return instances, and arrays have other checks.
 RETURNS = {
@@ -264,7 +264,7 @@ class Trial:
             problems.append("the same stream returned different results")
         if any(np.may_share_memory(array_of(array), placed.buffer) for array in again for placed in case.placed):
             problems.append("a new array shares memory with an input")
-        like = bound.get("x", bound.get("like"))
+        like = bound.get("x", bound.get("gate", bound.get("like")))
         foreign = isinstance(like, Foreign)
         if call.name != "mc_samples" and any(isinstance(array, Foreign) != foreign for array in again):
             problems.append(f"returned {type(again[0]).__name__} for {type(like).__name__}")
@@ -278,13 +278,17 @@ class Trial:
                 problems.append("the mask differs from the reference")
         if "training" not in bound:
             return
-        x, (y, *_) = array_of(bound["x"]), map(array_of, again)
+        name = FAMILY[call.variant].inputs[0] if call.variant in FAMILY else "x"
+        x, (y, *_) = array_of(bound[name]), map(array_of, again)
         shape = x.shape if bound.get("samples") is None else (int(bound["samples"]), *x.shape)
+        packed = name == "gate" and bound["value"] is None
+        shape = (*shape[:-1], shape[-1] // 2) if packed else shape
         if (y.shape, y.dtype) != (shape, x.dtype):
             problems.append(f"returned {y.shape} of {y.dtype} for {x.shape} of {x.dtype}")
         kept = self.kept(bound, shape, stream)
         self.judge_zeros("y", y, kept)
-        if kept is not None and bound["activation"] is None and not y[kept & (np.broadcast_to(x, shape) != 0)].all():
+        alone = bound.get("bias") is None and name != "gate" and bound["activation"] is None
+        if kept is not None and alone and not y[kept & (np.broadcast_to(x, shape) != 0)].all():
             problems.append("y is 0 at an element that the reference keeps")
         if isinstance(result, tuple):
             case.dtype, case.result = x.dtype, shape
@@ -299,7 +303,8 @@ class Trial:
         outcome, result = self.attempt(back, backprop, args, kwargs, wrong)
         if outcome == "returned":
             dx = arrays_of(result)[0]
-            self.judge_zeros("dx", array_of(dx), kept)
+            if kept is None or array_of(dx).shape == kept.shape:  # otherwise it has two gradients
+                self.judge_zeros("dx", array_of(dx), kept)
             if bits_of(arrays_of(backprop(dy))[0]) != bits_of(dx):
                 self.problems.append("backprop returned different results the second time")
 
@@ -324,9 +329,9 @@ class Trial:
         options = {number: int(bound[number]) for number in numbers if bound.get(number) is not None}
         options |= {"channels_last": True} if bound.get("channels_last") else {}
         seed = {"seed": stream.seed, "call": stream.call, "bits": int(bound["bits"])}
-        p, ones = float(bound.get("p", 0)), np.ones(np.shape(array_of(bound["x"])))
-        if name == "dropout":
-            mask = (None,) * ones.ndim if bound["mask_shape"] is None else tuple(bound["mask_shape"])
+        p, ones = float(bound.get("p", 0)), np.ones(shape if options.get("samples") is None else shape[1:])
+        if name in ("dropout", "dropout_glu"):
+            mask = (None,) * ones.ndim if bound.get("mask_shape") is None else tuple(bound["mask_shape"])
             return reference.structured(ones, p, mask, **seed)[0] != 0
         if name == "embedding_dropout" and ones.ndim != 2:
             return None

@@ -82,6 +82,7 @@ class Case:
         self.dtype, self.bits, self.activation = self.choose(SETTINGS)
         self.variant, self.shape, self.result = "", (), None  # result: the shape of y, if it is not x's
         self.inputs, self.placed, self.states, self.object = [], [], [], None  # object: the instance of a method
+        self.has_factor = False  # whether the call has a gain or a gate
 
     def likely(self, percent):
         return self.choose(range(100)) < percent
@@ -126,7 +127,7 @@ class Case:
 
     def argument(self, call, name, wrong):
         good, bad = POOLS.get(f"{call.name}.{name}") or POOLS[name]
-        if wrong and (bad is None or (name not in ("arrays", "options") and self.likely(50))):
+        if wrong and (bad is None or (name not in ("arrays", "options", "rows") and self.likely(50))):
             value = self.choose(JUNK)
             return value.copy() if isinstance(value, np.ndarray) else value
         return (bad if wrong else good)(self, call)
@@ -203,11 +204,45 @@ def bad_target(case, call):
 
 
 def inputs(case, call):
-    return [flat(case, call) for _ in FAMILY[case.variant].inputs]
+    return [flat(case, call) for _ in range(FAMILY[case.variant].least)]
 
 
 def bad_inputs(case, call):
     return case.choose([[], [unfit(case, call)], [flat(case, call), unfit(case, call)], inputs(case, call) * 3])
+
+
+def row(case, call):
+    """A bias or a gain: None, or a value for each element of the last axis."""
+    dtype = case.choose([case.dtype, np.float64 if case.dtype == np.float64 else np.float32])
+    return case.choose([None, case.array(case.shape[-1:], dtype)]) if case.shape else None
+
+
+def unfit_row(case, call):
+    return case.choose([case.array((*case.shape, 3)), case.array(case.shape[-1:], np.dtype(">f4")), [1.0], 0.5])
+
+
+def gain(case, call):
+    found = row(case, call)
+    case.has_factor = found is not None
+    return found
+
+
+def gate(case, call):
+    case.has_factor = True
+    return flat(case, call)
+
+
+def value(case, call):
+    """The value of a gate, or None: then it is half of the gate."""
+    if case.shape and case.shape[-1] % 2 == 0 and case.likely(50):
+        case.result = (*case.shape[:-1], case.shape[-1] // 2)
+        return None
+    return flat(case, call)
+
+
+def rows(case, call):
+    """The rows of a layer's call."""
+    return {"bias": row(case, call)} if "bias" in FAMILY[case.variant].rows else {}
 
 
 def batch(case, call):
@@ -241,7 +276,7 @@ def keep(case, call):
 
 
 def save(case, call):
-    return case.choose(["auto", "output", *["bits"] * (case.activation == "relu")])
+    return case.choose(["auto", "output", *["bits"] * (case.activation == "relu" and not case.has_factor)])
 
 
 def bits(case, call):
@@ -432,6 +467,12 @@ POOLS = {
     "x": (flat, unfit),
     "previous": (flat, unfit),
     "residual": (flat, unfit),
+    "bias": (row, unfit_row),
+    "gain": (gain, unfit_row),
+    "gate": (gate, unfit),
+    "dropout_glu.value": (value, unfit),
+    "dropout_glu.vjp.value": (value, unfit),
+    "rows": (rows, from_list([{"weight": None}, {"p": 0.5}, {"bias": [1.0]}])),
     "like": (flat, unfit),
     "dy": (lambda case, call: case.array(case.result), unfit),
     "out": (target, bad_target),
@@ -455,6 +496,7 @@ POOLS = {
     "backend": one_of(None, "cpu", bad=["cupy_elementwise", "numba_cuda", "gpu", "", ["cpu"], 3]),
     "options": (options, from_list([{"nonsense": 1}, {"p": 0.5, "std": 1}, {"bits": 12}, {"activation": "gelo"}])),
     "channels_last": one_of(False, True),
+    "gate_first": one_of(False, True),
     "time_axis": one_of(0, -1, 1, np.int8(1), bad=[5, -6, 1.5, "0", 2**70]),
     "samples": (samples, from_list([-1, 2.0, 2**64, 2**63, 2**62, 2**50])),
     "block_size": one_of(1, 2, 3, 7, 2**70, np.int64(4), bad=[0, -3, 2.5, "3", [3]]),

@@ -55,7 +55,9 @@ PHILOX = "gpudrop/formulas/philox.py"
 MASKS = "gpudrop/masks.py"
 CPU, LOOP = "kernels/cpu/__init__.py", "kernels/cpu/map.py"
 CUPY, MAP = "kernels/cupy_elementwise/launching.py", "kernels/cupy_elementwise/map.cuh"
+OPERANDS = "kernels/cupy_elementwise/operands.cuh"
 NUMBA, NUMBA_LAUNCH = "kernels/numba_cuda/map.py", "kernels/numba_cuda/launching.py"
+NUMBA_OPERANDS, NUMBA_SUMS = "kernels/numba_cuda/operands.py", "kernels/numba_cuda/sums.py"
 
 MUTANTS = [
     # The mapping
@@ -208,8 +210,8 @@ MUTANTS = [
     Mutant(
         "a gradient lacks the scale",
         "gpudrop/operations.py",
-        "return act(slope(y) != 0, scale, shift, dy * slope(y), y)",
-        "return dy * slope(y)",
+        'return "slope(y) != 0", "dy * slope(y)", ()',
+        'return "slope(y) != 0", "dy * slope(y) / scale", ()',
         "backends/test_masks.py",
     ),
     Mutant(
@@ -237,8 +239,8 @@ MUTANTS = [
     Mutant(
         "a call that raises draws a stream",
         "gpudrop/plan.py",
-        'if plan.saves == "x" and out is not None and arrays.overlap(target, x.array):',
-        'if plan.saves == "x" and out is not None and rng.next() and arrays.overlap(target, x.array):',
+        "            if arrays.overlap(target, self.inputs[name]):\n",
+        "            if self.rng.next() and arrays.overlap(target, self.inputs[name]):\n",
         "faults/test_arguments.py unit/test_api.py",
     ),
     Mutant(
@@ -351,7 +353,7 @@ MUTANTS = [
     Mutant(
         "a wrong call of PyTorch's functions draws a stream before the error",
         "gpudrop/torch/functional.py",
-        "        _check_tensors(name, call[1], (x.dtype, x.layout, x.shape), of_other)",
+        "        _check_tensors(name, call[1], of_x, _likeness(other), _likeness(bias), _likeness(gain))",
         "        pass",
         "torch/test_torch.py",
     ),
@@ -471,8 +473,8 @@ MUTANTS = [
     Mutant(
         "a new array is always in C order",
         "gpudrop/arrays.py",
-        "return np.empty_like(operand.array, subok=False)",
-        "return np.empty(operand.array.shape, operand.array.dtype)",
+        "return np.empty_like(array, dtype, subok=False)",
+        "return np.empty(array.shape, dtype or array.dtype)",
         "backends/test_masks.py",
     ),
     Mutant(
@@ -641,8 +643,8 @@ MUTANTS = [
     Mutant(
         "the forward pass is timed with the backward pass",
         "gpudrop/testing/benchmark/contenders.py",
-        "return lambda: (backprop(),)",
-        "return lambda: (vjp()[1](),)",
+        "return backprop",
+        "return lambda: vjp()[1]()",
         "bench/test_bench.py",
     ),
     Mutant(
@@ -985,8 +987,8 @@ MUTANTS = [
     Mutant(
         "a variant uses dropout's rule for prediction",
         "gpudrop/variants.py",
-        "        how = (p, noise, prediction, *rest)\n",
-        "        how = (p, noise, PLAIN, *rest)\n",
+        "        call = Call(given.p, noise, prediction, ",
+        "        call = Call(given.p, noise, PLAIN, ",
         "family/test_family.py",
     ),
     Mutant(
@@ -1287,14 +1289,14 @@ MUTANTS = [
     ),
     Mutant(
         "CuPy reads the other half of a word",
-        MAP,
+        OPERANDS,
         "word >> 16 * (lane & 1)",
         "word >> 16 * (~lane & 1)",
         "backends/test_masks.py",
     ),
     Mutant(
         "Numba's kernels always load the first half of a word",
-        NUMBA,
+        NUMBA_OPERANDS,
         "np.uint32(16 * (i & 1))",
         "np.uint32(0)",
         "backends/test_values.py",
@@ -1320,6 +1322,62 @@ MUTANTS = [
         "repeat, run)) - ahead",
         "repeat, run))",
         "family/test_family.py",
+    ),
+    Mutant(
+        "all parts of a chunk begin at one column of a row",
+        OPERANDS,
+        "      column = next_column(column, apart, n.columns);\n",
+        "",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "a row's last element is followed by its last one",
+        "gpudrop/formulas/indexing.py",
+        "later - columns if later >= columns",
+        "later - columns if later > columns",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "the columns at the end of a window's row are not skipped",
+        MAP,
+        "column = next_column(column, to_row, n.columns);",
+        "column = next_column(column, 0 * to_row, n.columns);",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "CuPy's wide accesses to rows are not aligned",
+        OPERANDS,
+        "n.columns % step == 0 && column % step == 0",
+        "true",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "a sum starts with the row before it",
+        "kernels/cupy_elementwise/sums.cuh",
+        "lanes.s##k[j] = 0;",
+        "if (e == column) lanes.s##k[j] = 0;",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "the random values of a row that begins within a chunk are moved too little",
+        "kernels/cupy_elementwise/sums.cuh",
+        "skip & by ?",
+        "skip & by && by > 1 ?",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "rows that are shorter than their distance in the mask are adjacent in it",
+        "kernels/cupy_elementwise/sums.cuh",
+        "in_window[0] * n.pitch + in_window[1]",
+        "in_window[0] * n.row + in_window[1]",
+        "backends/test_neighbours_cupy.py",
+    ),
+    Mutant(
+        "CuPy does not copy results back to arrays that are not contiguous",
+        CUPY,
+        "        array[...] = copy\n",
+        "        pass\n",
+        "backends/test_neighbours_cupy.py",
     ),
     Mutant(
         "CuPy ignores a window's pitch",
@@ -1387,7 +1445,7 @@ MUTANTS = [
     Mutant(
         "the last block's bits are not written",
         LOOP,
-        "    _pack(kernel, flags, packed, first - before, before, True)\n",
+        "    _pack(kernel, flags, others, first - before, before, True)\n",
         "",
         "backends/test_bits.py",
     ),
@@ -1408,8 +1466,8 @@ MUTANTS = [
     Mutant(
         "the saved bits ignore the mask",
         "gpudrop/operations.py",
-        "return 1 if r and is_one(x) else 0",
-        "return 1 if is_one(x) else 0",
+        "{'r and ' * alone}",
+        "",
         "backends/test_bits.py",
     ),
     Mutant(
@@ -1434,6 +1492,111 @@ MUTANTS = [
         "family/test_family.py",
     ),
     Mutant(
+        "the bias of a CPU kernel is off by one column",
+        LOOP,
+        "        column = first % columns\n",
+        "        column = (first + 1) % columns\n",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "a CPU kernel repeats a row from the first block's column",
+        LOOP,
+        '["if column != before:", *lines]',
+        '["if before < 0:", *lines]',
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "the gain is left out of dx",
+        "gpudrop/operations.py",
+        "{f' * {factor}' if factor else ''}",
+        "",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "the partial sums of the last group of rows are lost",
+        "gpudrop/plan.py",
+        "backends.launch(module, operand, operations.adding(real), (rows,), (sums,), Draw())",
+        "backends.launch(module, operand, operations.adding(real), (rows[:-1],), (sums,), Draw())",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "partial sums depend on the slices of the threads",
+        CPU,
+        "lo, hi = -(-lo // unit) * unit, min(-(-hi // unit) * unit, size)",
+        "pass",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "the terms of the last blocks are not added up",
+        LOOP,
+        "    _add_up(kernel, terms, others, columns, added, held)\n\n",
+        "\n",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "blocks of other columns are added up element by element",
+        LOOP,
+        " and (first - added) % columns == 0",
+        "",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "gate and value are exchanged",
+        "gpudrop/arrays.py",
+        "return both if first else both[::-1]",
+        "return both[::-1] if first else both",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "the gradient of a gain ignores the mask",
+        "gpudrop/operations.py",
+        'f"apply(r, scale, shift, dy * {_activated(neighbours)}, dy)"',
+        'f"scale * dy * {_activated(neighbours)}"',
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "y has the dtype of x and not that of a wider residual",
+        "gpudrop/plan.py",
+        "            like, neighbours = second, ",
+        "            neighbours = ",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "gradients of rows are not rounded to the dtype of the row",
+        "gpudrop/plan.py",
+        "    if out.size and (empty or out.dtype != real):",
+        "    if False:",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "sums of no rows are not set to zero",
+        "gpudrop/plan.py",
+        "(arrays.empty if operand.array.size else arrays.zeros)",
+        "arrays.empty",
+        "family/test_neighbours.py",
+    ),
+    Mutant(
+        "PyTorch's operators exchange gate and value",
+        "gpudrop/torch/operators.py",
+        'return halves if options_of(call[1])[0].get("gate_first", True) else halves[::-1]',
+        'return halves[::-1] if options_of(call[1])[0].get("gate_first", True) else halves',
+        "torch/test_transforms.py torch/test_torch.py",
+    ),
+    Mutant(
+        "PyTorch's second derivatives lose the gain",
+        "gpudrop/torch/operators.py",
+        "dx = _through(dz * factor, ",
+        "dx = _through(dz, ",
+        "torch/test_transforms.py torch/test_torch.py",
+    ),
+    Mutant(
+        "PyTorch's gradient of a bias has the dtype of the arithmetic",
+        "gpudrop/torch/operators.py",
+        "return (gradient.sum(axes) if axes else gradient).to(row.dtype)",
+        "return gradient.sum(axes) if axes else gradient",
+        "torch/test_transforms.py torch/test_torch.py",
+    ),
+    Mutant(
         "PyTorch's gradient of a residual is masked",
         "gpudrop/torch/operators.py",
         "return dy if FAMILY[call[0]].noise.second is PLAIN else BACKWARD(dy, None",
@@ -1443,8 +1606,8 @@ MUTANTS = [
     Mutant(
         "a saved bit selects the wrong slope",
         "gpudrop/operations.py",
-        "dy * (one if bit else zero), dy)",
-        "dy * (zero if bit else one), dy)",
+        '"dy * (one if bit else zero)"',
+        '"dy * (zero if bit else one)"',
         "backends/test_bits.py",
     ),
     Mutant(
@@ -1484,14 +1647,14 @@ MUTANTS = [
     ),
     Mutant(
         "CuPy's kernels write all words of a chunk to one address",
-        MAP,
+        OPERANDS,
         "n.marked[(m + g * apart) / 32] = word",
         "n.marked[m / 32] = word",
         "backends/test_bits.py",
     ),
     Mutant(
         "Numba's kernels read all bits of a chunk at one address",
-        NUMBA,
+        NUMBA_OPERANDS,
         "bits_of({packed}, m + g * apart)",
         "bits_of({packed}, m)",
         "backends/test_bits.py",
@@ -1508,8 +1671,8 @@ MUTANTS = [
     Mutant(
         "CuPy's second output is the first one",
         "kernels/cupy_elementwise/source.py",
-        '["pair.of[0]", "pair.of[1]"]',
-        '["pair.of[0]", "pair.of[0]"]',
+        'f"all.of[{k}]"',
+        '"all.of[0]"',
         "family/test_family.py",
     ),
     Mutant(
@@ -1582,10 +1745,66 @@ MUTANTS = [
     ),
     Mutant(
         "CuPy stores single elements",
-        MAP,
-        "*reinterpret_cast<Part*>(&n.outputs[k][m + s * apart]) = lanes.outputs[k][s];",
-        "for (int j = 0; j < step; ++j) n.outputs[k][m + s * apart + j] = lanes.outputs[k][s].lane[j];",
+        OPERANDS,
+        "*reinterpret_cast<Part<output_##k>*>(&n.y##k[m + s * apart]) = lanes.y##k[s];",
+        "for (int j = 0; j < step; ++j) n.y##k[m + s * apart + j] = lanes.y##k[s].lane[j];",
         "backends/test_cuda_compile.py",
+    ),
+    Mutant(
+        "Numba loads all parts of a row from the first one's columns",
+        NUMBA_OPERANDS,
+        'next_part = ["  column = next_column(column, apart, columns)"]',
+        'next_part = ["  pass"]',
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba ignores the columns at the end of a window's row",
+        NUMBA,
+        "column = next_column(column, to_row, columns)",
+        "column = next_column(column, 0 * to_row, columns)",
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba's wide accesses to rows begin anywhere",
+        NUMBA_OPERANDS,
+        'f"columns & {step - 1} == 0 and column & {step - 1} == 0"',
+        '"True"',
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba adds the sums of a group to those of the group before",
+        NUMBA_SUMS,
+        "            clear_sums(results)\n",
+        "",
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba's sums use whole chunks of the mask at any element",
+        NUMBA_SUMS,
+        "columns % size == 0 and start % chunk == 0",
+        "columns % size == 0",
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "Numba's sums draw one chunk for elements of two",
+        NUMBA_SUMS,
+        "np.uint64(number + np.uint64(1))",
+        "number",
+        "backends/test_neighbours_numba.py",
+        simulated=True,
+    ),
+    Mutant(
+        "a chunk's elements are in one column",
+        "gpudrop/formulas/indexing.py",
+        "c = next_column(c, c, columns)",
+        "c = next_column(c, int64(0), columns)",
+        "backends/test_neighbours_numba.py",
+        simulated=True,
     ),
     Mutant(
         "the simulator's threads receive their own words",

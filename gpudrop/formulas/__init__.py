@@ -65,6 +65,8 @@ Drawn = bool | float
 """The random value of an element: a boolean or a number, depending on the kernel."""
 Pair = tuple[float, float]
 """The result of a formula that returns two numbers."""
+Triple = tuple[float, float, float]
+"""The result of a formula that returns three numbers."""
 Location = tuple[np.int64, np.int64, np.int64, np.int64]
 """The location of a thread in the elements: four indices, which the formulas define."""
 MaskArray = Any
@@ -170,9 +172,26 @@ def text_of(file: str, namespace: dict[str, Any]) -> str:
     return "".join(linecache.getlines(file, namespace))
 
 
+@functools.cache
+def assembled(
+    parameters: tuple[str, ...], lines: tuple[str, ...], results: tuple[str, ...], names: tuple[tuple[str, Any], ...]
+) -> Any:
+    """The formula with these parameters, lines and results, all as text. Equal arguments have the same function.
+
+    names: pairs of a name in the text and its value, a number or a formula.
+    """
+    returned = ("float", "Pair", "Triple")[len(results) - 1]
+    header = f"def element({', '.join(parameters)}) -> {returned}:"
+    source = "\n    ".join([header, *lines, f"return {', '.join(results)}"]) + "\n"
+    namespace = {"Drawn": Drawn, "Pair": Pair, "Triple": Triple, **dict(names)}
+    exec(source, namespace)  # noqa: S102  (the text above)
+    namespace["element"].source = source
+    return namespace["element"]
+
+
 def _source(function: types.FunctionType) -> str:
     """The text of the whole file or notebook's cell in which a function is defined."""
-    source = text_of(function.__code__.co_filename, function.__globals__)
+    source = getattr(function, "source", "") or text_of(function.__code__.co_filename, function.__globals__)
     if source:
         return source
     if (function.__module__ or "").startswith("gpudrop."):

@@ -23,6 +23,7 @@ TYPES |= {
     "BitArray": "const uint8*",
     "Drawn": "drawn_t",
     "Pair": "Pair",
+    "Triple": "Triple",
 }
 """The C++ types of annotations. A parameter or result without an annotation is real."""
 INTEGERS = ("uint32", "uint64", "int64")
@@ -67,6 +68,9 @@ struct Location {{
 }};
 struct Pair {{
   real of[2];
+}};
+struct Triple {{
+  real of[3];
 }};
 """
 

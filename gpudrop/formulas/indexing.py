@@ -146,6 +146,39 @@ def next_turn(here: Location, by: Location, turns: int64) -> Location:
     return row, turn, int64(0), int64(0)
 
 
+# Operands of one element per column: the column of element e is e % columns.
+
+
+def next_column(column: int64, by: int64, columns: int64) -> int64:
+    """The column of a later element. `by` is the column of the element at the same distance from element 0."""
+    later = column + by
+    return later - columns if later >= columns else later
+
+
+def remainder(i: int64, columns: int64) -> int64:
+    """i % columns, for i below 2**32. A remainder of 64 bits is a call, and kernels with calls use more registers."""
+    return i if i < columns else int64(uint32(i) % uint32(columns))
+
+
+@cache
+def column_of_chunk(chunk: int) -> Any:
+    """A formula that returns the column of the first element of chunk i, where i is below 2**32."""
+    doublings = chunk.bit_length() - 1
+
+    def column(i: int64, columns: int64) -> int64:
+        c = remainder(i, columns)
+        for _ in range(doublings):
+            c = next_column(c, c, columns)
+        return c
+
+    return column
+
+
+def column_before(column: int64, skip: int64, columns: int64) -> int64:
+    """The column of the element `skip` elements earlier, where skip is below 2**32."""
+    return next_column(column, columns - remainder(skip, columns), columns)
+
+
 # Warps that exchange words: see `gpudrop.kernels.chunks`.
 
 

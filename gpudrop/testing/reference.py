@@ -139,14 +139,18 @@ def masked(x, kept, scale, activation):
     return scale * np.where(kept, z, 0.0), backprop
 
 
-def structured(x, p, mask_shape, seed=0, call=0, bits=16, activation="identity"):
-    """Inverted dropout (Srivastava et al., JMLR 2014, section 10) with one decision per element of the mask.
+def kept_of(shape, p, mask_shape, seed, call, bits):
+    """Return the mask of an array of this shape. mask_shape is broadcast against it from the right.
 
-    mask_shape is broadcast against x from the right. None means the size of x along that axis."""
-    ends = np.shape(x)[np.ndim(x) - len(mask_shape) :]
+    None in mask_shape means the size of the array along that axis."""
+    ends = shape[len(shape) - len(mask_shape) :]
     mask_shape = [own if size is None else size for size, own in zip(mask_shape, ends, strict=True)]
-    kept = np.broadcast_to(keep_mask(mask_shape, p, seed, call, bits), np.shape(x))
-    return masked(x, kept, quantize(p, bits)[1], activation)
+    return np.broadcast_to(keep_mask(mask_shape, p, seed, call, bits), shape)
+
+
+def structured(x, p, mask_shape, seed=0, call=0, bits=16, activation="identity"):
+    """Inverted dropout (Srivastava et al., JMLR 2014, section 10) with one decision per element of the mask."""
+    return masked(x, kept_of(np.shape(x), p, mask_shape, seed, call, bits), quantize(p, bits)[1], activation)
 
 
 def dropout_channels(spatial, x, p, channels_last, **options):
@@ -366,13 +370,43 @@ def zoneout_expected(x, previous, p, bits=16, activation="identity"):
     return (1 - p) * z + p * np.asarray(previous, np.float64), backprop
 
 
-def dropout_add(x, residual, p, mask_shape=None, seed=0, call=0, bits=16, activation="identity"):
-    """A residual and the result of dropout; backprop returns both gradients, (dx, dresidual).
+def dropout_add(x, residual, p, mask_shape=None, bias=None, gain=None, seed=0, call=0, bits=16, activation="identity"):
+    """A residual and the result of dropout, with a bias and a gain for each element of the last axis.
 
-    Vaswani et al., Attention is all you need, NeurIPS 2017, section 5.4."""
-    mask_shape = (None,) * np.ndim(x) if mask_shape is None else mask_shape
-    dropped, of_dropped = structured(x, p, mask_shape, seed, call, bits, activation)
-    return np.asarray(residual, np.float64) + dropped, lambda dy: (of_dropped(dy), np.asarray(dy, np.float64))
+    backprop returns (dx, dresidual, dbias, dgain), with None for an absent argument. Vaswani et al., Attention is all
+    you need, NeurIPS 2017, section 5.4; Touvron et al., Going deeper with image transformers, ICCV 2021, equation 4."""
+    x, residual = np.asarray(x, np.float64), np.asarray(residual, np.float64)
+    others, scale = tuple(range(x.ndim - 1)), quantize(p, bits)[1]
+    kept = kept_of(x.shape, p, (None,) * x.ndim if mask_shape is None else mask_shape, seed, call, bits)
+    z, slope = activated(x if bias is None else x + np.asarray(bias, np.float64), activation)
+    factor = np.float64(1) if gain is None else np.asarray(gain, np.float64)
+
+    def backprop(dy):
+        dy = np.asarray(dy, np.float64)
+        dx, dfactor = (scale * np.where(kept, dy * by, 0.0) for by in (factor * slope, z))
+        dbias, dgain = None if bias is None else dx.sum(others), None if gain is None else dfactor.sum(others)
+        return dx, dy, dbias, dgain
+
+    return np.where(kept, residual + factor * scale * z, residual), backprop
+
+
+def dropout_glu(gate, value=None, p=0.5, gate_first=True, seed=0, call=0, bits=16, activation="silu"):
+    """A gated linear unit and dropout; backprop returns (dgate, dvalue), or (dgate, None) if gate contains the value.
+
+    Shazeer, GLU variants improve transformer, 2020, equation 5."""
+    packed = value is None
+    if packed:
+        halves = np.split(np.asarray(gate), 2, -1)
+        gate, value = halves if gate_first else halves[::-1]
+    (z, slope), value = activated(gate, activation), np.asarray(value, np.float64)
+    kept, scale = keep_mask(z.shape, p, seed, call, bits), quantize(p, bits)[1]
+
+    def backprop(dy):
+        dy = np.asarray(dy, np.float64)
+        both = scale * np.where(kept, dy * value * slope, 0.0), scale * np.where(kept, dy * z, 0.0)
+        return (np.concatenate(both if gate_first else both[::-1], -1), None) if packed else both
+
+    return scale * np.where(kept, z * value, 0.0), backprop
 
 
 VARIANTS = (  # the variants with one input array

@@ -1,11 +1,12 @@
 """The dropout variants as functions of tensors, with gpudrop's names and torch's arguments.
 
-The positional arguments are (input, p, training, inplace), as in torch. For zoneout and dropout_add they are (input,
-previous, p, training, inplace) and (input, residual, p, training, inplace). Each function accepts the options of
-`gpudrop.NAME` as keywords, and these keywords:
+The positional arguments are (input, p, training, inplace), as in torch. Three functions take a second tensor, after
+input: zoneout takes previous, dropout_add takes residual, and dropout_glu takes value, which may be None. Each function
+accepts the options of `gpudrop.NAME` as keywords, such as the bias of dropout and the gain of dropout_add, and these
+keywords:
 
     activation : str, optional
-        The activation that is applied before dropout, in the same pass.
+        The activation that is applied before dropout, in the same pass. The default of dropout_glu is "silu".
     generator : torch.Generator, optional
         A CPU generator. By default it is torch's own, so torch.manual_seed, fork_rng and the preserve_rng_state of
         checkpoints apply. The masks are the same on every device.
@@ -18,8 +19,9 @@ previous, p, training, inplace) and (input, residual, p, training, inplace). Eac
         "bits", one bit per element is saved, and the input and the result may be changed in place. "bits" raises a
         ValueError for other activations.
 
-With training=False the function computes the variant's prediction. With p = 0 it applies the activation alone. With
-inplace=True it writes the result to input and returns input.
+With training=False the function computes the variant's prediction. With p = 0 nothing is dropped: the activation, the
+bias, the gain, the residual and the gate remain. With inplace=True the function writes the result to input and returns
+input, which must have the shape and the dtype of the result. All tensors have gradients.
 
 Examples
 --------
@@ -54,9 +56,11 @@ from gpudrop import variants
 from gpudrop.arrays import DTYPES as NAMES_OF_DTYPES
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
+from gpudrop.formulas import noises
 from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
 from gpudrop.hints import name_of, unexpected
+from gpudrop.kernels.spec import REAL, WIDTHS
 from gpudrop.masks import check_mask_shape
 from gpudrop.plan import check_saved
 from gpudrop.torch import operators
@@ -93,7 +97,13 @@ def _on_by_default(torchs: Callable[..., Any]) -> bool:
 OFF_BY_DEFAULT = tuple(name for name in REPLACED if not _on_by_default(getattr(torch.nn.functional, name)))
 """The functions whose default in torch is training=False."""
 
+WITH_VALUE = tuple(filter(operators.has_value, FAMILY))
+"""The functions whose second tensor is a factor. It may be missing: then the input contains both."""
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+_Likeness = tuple[Any, ...]
+"""The properties of a tensor that `_check_tensors` checks: its dtype, layout, shape and device."""
 
 DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
@@ -222,13 +232,13 @@ def _know_tracers() -> None:
 
 @_constant_in_graphs
 def _text(
-    name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], save: Save
+    name: str, training: bool, activation: str | None, bits: int, options: tuple[Any, ...], save: Save, factor: str
 ) -> tuple[Any, ...]:
     """Check a call except for p, and return (options as JSON, activation, bits); the given options are pairs."""
     bits, row = check_bits(bits), find_activation(activation)
     given = {o: v.item() if isinstance(v, np.generic) else v for o, v in options if v is not None}
     given |= {} if training else {"training": False}
-    given |= {} if check_saved(save, row) == "auto" else {"save": save}
+    given |= {} if check_saved(save, row, factor) == "auto" else {"save": save}
     return json.dumps(given), row.name, bits
 
 
@@ -241,31 +251,69 @@ def _checked(
     bits: int,
     options: tuple[Any, ...],
     save: Save = "auto",
+    factor: str = "",
 ) -> tuple[Any, ...]:
     """Check a call and return its numbers and texts for the operators."""
     noise = FAMILY[name].noise
     p = noise.check(p)
-    text, activation, bits = _text(name, training, activation, bits, options, save)
+    text, activation, bits = _text(name, training, activation, bits, options, save, factor)
     return (name, text, p, activation, bits), training and noise.scalars(p, noise.check_bits(bits)) is not None
 
 
 @functools.lru_cache(maxsize=1024)
-def _check_tensors(name: str, text: str, x: tuple[Any, ...], other: tuple[Any, ...] | None) -> None:
-    """Raise an error if the variant does not support tensors of these dtypes, layouts and shapes.
+def _check_tensors(
+    name: str, text: str, x: _Likeness, other: _Likeness | None, bias: _Likeness | None, gain: _Likeness | None
+) -> None:
+    """Raise an error if the variant does not support tensors of these dtypes, layouts, shapes and devices.
 
     The operators check them too, but only after a stream was drawn.
     """
-    dtype, layout, shape = x
+    rows = {"bias": bias, "gain": gain}
+    dtype, layout, shape, device = x
     if dtype not in DTYPES or layout is not torch.strided:
         advice = "; convert it with input.float()" if layout is torch.strided and not dtype.is_complex else ""
         dtypes = ", ".join(NAMES_OF_DTYPES)
         raise TypeError(f"input must be a strided tensor of dtype {dtypes}, got {dtype} and {layout}{advice}")
+    wide, row = dtype, FAMILY[name]
     if other is not None and other != x:
-        second = FAMILY[name].inputs[1]
-        raise ValueError(f"{second} must have the dtype and shape of input, {dtype} and {tuple(shape)}, got {other}")
-    array = np.broadcast_to(np.zeros((), NAMES_OF_DTYPES[DTYPES.index(dtype)]), shape)
-    arrays = (array,) if other is None else (array, array)
-    FAMILY[name].function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **operators.options_of(text)[0])
+        second, adds = row.inputs[1], row.noise.second is noises.PLAIN
+        wide, *rest = other
+        if not (adds and rest == [layout, shape, device] and wide in DTYPES and _width(wide) > _width(dtype)):
+            what = "the shape of input, and its dtype or a wider one" if adds else "the dtype and shape of input"
+            raise ValueError(f"{second} must have {what}, {_described(x)}, got {_described(other)}")
+    real = getattr(torch, REAL[_known(wide)])
+    for each, of_row in rows.items():
+        if of_row is not None and (of_row[0] not in (dtype, real) or of_row[1:] != (layout, shape[-1:], device)):
+            dtypes = " or ".join(sorted({str(dtype), str(real)}))
+            raise ValueError(
+                f"{each} must have a value for each element of the last axis of input: dtype {dtypes} and shape "
+                f"{tuple(shape[-1:])} for an input with {_described(x)}, got {_described(of_row)}"
+            )
+    arrays = [None if each is None else _zeros(each) for each in (x, other)[: len(row.inputs)]]
+    keywords = operators.options_of(text)[0] | {each: _zeros(of) for each, of in rows.items() if of is not None}
+    row.function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **keywords)
+
+
+def _likeness(tensor: torch.Tensor | None) -> _Likeness | None:
+    return None if tensor is None else (tensor.dtype, tensor.layout, tensor.shape, tensor.device)
+
+
+def _described(likeness: _Likeness) -> str:
+    dtype, layout, shape, device = likeness
+    return f"{dtype} and {tuple(shape)}" + f", {layout}" * (layout is not torch.strided) + f" on {device}"
+
+
+def _known(dtype: torch.dtype) -> str:
+    return NAMES_OF_DTYPES[DTYPES.index(dtype)]
+
+
+def _width(dtype: torch.dtype) -> int:
+    return WIDTHS[_known(dtype)]
+
+
+def _zeros(likeness: _Likeness) -> Any:
+    """Return an array of zeros, of one element in memory."""
+    return np.broadcast_to(np.zeros((), _known(likeness[0])), likeness[2])
 
 
 @_constant_in_graphs
@@ -287,12 +335,18 @@ def apply(
     bits: int,
     save: Save,
     options: Mapping[str, Any],
+    bias: torch.Tensor | None = None,
+    gain: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a variant to x."""
     if type(x) not in PLAIN:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input must be a torch.Tensor, got {name_of(type(x))}; gpudrop.{name} takes arrays")
         _know_sharded_tensors()
+    factor = "gain" if gain is not None else "value" if name in WITH_VALUE else ""
+    fused = factor != "" or bias is not None
+    if fused or other is not None:
+        fused = _check_neighbours(name, x, other, bias, gain, inplace) or fused
     if name == "dropout2d" and x.dim() == 3:  # torch takes this for samples, channels and length,
         _torchs_dropout2d(x, training=False)  # and warns
         name = "dropout1d"
@@ -302,33 +356,48 @@ def apply(
         training = check_truth("training", training)
     training = training and context.on
     if compiling:
-        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), save)
+        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), save, factor)
         call: tuple[Any, ...] = name, text, p, row, bits  # p may be symbolic: the operators check it when they run
         drawn = training and p != 0
     else:
         p, pairs = p if type(p) is float else _number(p), tuple(options.items())
         try:
-            call, drawn = _checked(name, p, training, activation, bits, pairs, save)
+            call, drawn = _checked(name, p, training, activation, bits, pairs, save, factor)
         except TypeError:
             _check_as_numpys(name, x, options)
             raise
     if not drawn and (rng is not None or generator is not None):
         _source(generator, rng, False)  # raises for a wrong rng
-    if not drawn and other is None:
+    if not drawn and other is None and not fused:
         if activation is None or activation == "identity":
             return x
         if activation in TORCHS and save != "bits":  # torch's activations save x or y
             y = TORCHS[activation].value(x)
             return x.copy_(y) if inplace else y
     if type(x) in PLAIN and not compiling:
-        of_other = None if other is None else (other.dtype, other.layout, other.shape)
-        _check_tensors(name, call[1], (x.dtype, x.layout, x.shape), of_other)
+        of_x: Any = _likeness(x)
+        _check_tensors(name, call[1], of_x, _likeness(other), _likeness(bias), _likeness(gain))
     if drawn:
         stream = _stream_in_graph(x, generator, rng) if compiling else _stream(x, generator, rng, context)
     else:
         stream = torch.zeros(2, dtype=torch.int64, device="cpu")
-    y = operators.FORWARD(x, other, stream, *call, context.first)
+    if fused:
+        y = operators.FUSED(x, other, bias, gain, stream, *call, context.first, False)[0]
+    else:
+        y = operators.FORWARD(x, other, stream, *call, context.first)
     return x.copy_(y) if inplace else y
+
+
+def _check_neighbours(name: str, x: Any, other: Any, bias: Any, gain: Any, inplace: bool) -> bool:
+    """Check the types of the tensors besides x. Return whether the second one has another dtype than x."""
+    for argument, tensor in (("bias", bias), ("gain", gain), (FAMILY[name].inputs[-1], other)):
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{argument} must be a torch.Tensor, got {name_of(type(tensor))}")
+    mixed = other is not None and other.dtype != x.dtype
+    if inplace and (mixed or operators.is_packed(name, other)):
+        what = "dtype" if mixed else "shape"
+        raise ValueError(f"inplace=True needs an input with the {what} of the result")
+    return mixed
 
 
 def _number(p: Any) -> Any:
@@ -378,6 +447,21 @@ class FunctionOfTwo(Protocol):
     ) -> torch.Tensor: ...
 
 
+class FunctionWithBias(Protocol):
+    """The type of dropout."""
+
+    def __call__(
+        self,
+        input: torch.Tensor,
+        p: float = ...,
+        training: bool = ...,
+        inplace: bool = ...,
+        *,
+        bias: torch.Tensor | None = ...,
+        **keywords: Unpack[WithOptions],
+    ) -> torch.Tensor: ...
+
+
 class FunctionOfResidual(Protocol):
     """The type of dropout_add."""
 
@@ -388,6 +472,23 @@ class FunctionOfResidual(Protocol):
         p: float = ...,
         training: bool = ...,
         inplace: bool = ...,
+        *,
+        bias: torch.Tensor | None = ...,
+        gain: torch.Tensor | None = ...,
+        **keywords: Unpack[WithOptions],
+    ) -> torch.Tensor: ...
+
+
+class FunctionOfGate(Protocol):
+    """The type of dropout_glu."""
+
+    def __call__(
+        self,
+        input: torch.Tensor,
+        value: torch.Tensor | None = ...,
+        p: float = ...,
+        training: bool = ...,
+        inplace: bool = ...,
         **keywords: Unpack[WithOptions],
     ) -> torch.Tensor: ...
 
@@ -395,6 +496,7 @@ class FunctionOfResidual(Protocol):
 def _function(name: str) -> Any:
     """Create the function of a variant."""
     row, defaults = FAMILY[name], own_options(name)
+    names_of_rows, optional = row.rows, row.least < len(row.inputs)
 
     def call(
         input: torch.Tensor,
@@ -409,19 +511,22 @@ def _function(name: str) -> Any:
         options: dict[str, Any],
         other: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        tensors = (input,) if other is None else (input, other)
+        rows = {name: options.pop(name, None) for name in names_of_rows}
+        tensors = (input, other, *rows.values())
         if has_torch_function_variadic(*tensors):
             named = {"activation": activation, "generator": generator, "rng": rng, "bits": bits, "save": save} | options
+            named |= {name: tensor for name, tensor in rows.items() if tensor is not None}
+            positional = (input,) if len(row.inputs) == 1 else (input, other)
             handle: Any = handle_torch_function
-            return handle(made, tensors, *tensors, p, training, inplace, **named)
+            return handle(made, tensors, *positional, p, training, inplace, **named)
         for option in options:
             if option not in defaults:
-                raise unexpected(name, options, ("p", *defaults, *made.__kwdefaults__))
+                raise unexpected(name, options, ("p", *defaults, *names_of_rows, *made.__kwdefaults__))
         if options.get("mask_shape") is not None:
             options["mask_shape"] = check_mask_shape(options["mask_shape"])
-        return apply(name, input, other, p, training, inplace, activation, generator, rng, bits, save, options)
+        return apply(name, input, other, p, training, inplace, activation, generator, rng, bits, save, options, **rows)
 
-    p_default, bits_default, on = row.default, row.bits, name not in OFF_BY_DEFAULT
+    p_default, bits_default, on, activated = row.default, row.bits, name not in OFF_BY_DEFAULT, row.activation
 
     def function(
         input: torch.Tensor,
@@ -429,7 +534,7 @@ def _function(name: str) -> Any:
         training: bool = on,
         inplace: bool = False,
         *,
-        activation: str | None = None,
+        activation: str | None = activated,
         generator: torch.Generator | None = None,
         rng: RngLike = None,
         bits: int = bits_default,
@@ -445,7 +550,7 @@ def _function(name: str) -> Any:
         training: bool = True,
         inplace: bool = False,
         *,
-        activation: str | None = None,
+        activation: str | None = activated,
         generator: torch.Generator | None = None,
         rng: RngLike = None,
         bits: int = bits_default,
@@ -453,26 +558,23 @@ def _function(name: str) -> Any:
         **options: Any,
     ) -> torch.Tensor:
         other = options.pop(row.inputs[1], other)
-        if other is None:
+        if other is None and not optional:
             raise TypeError(f"{row.inputs[1]} must be a torch.Tensor, got None")
         return call(input, p, training, inplace, activation, generator, rng, bits, save, options, other)
 
-    made: Any = function
+    made: Any = function_of_two if len(row.inputs) > 1 else function
+    *named, keywords = inspect.signature(made).parameters.values()
+    named += [inspect.Parameter(row, inspect.Parameter.KEYWORD_ONLY, default=None) for row in names_of_rows]
     if len(row.inputs) > 1:
-        made = function_of_two
-        of_two = inspect.signature(made)
-        named = [
-            a.replace(name=row.inputs[1], default=a.empty) if a.name == "other" else a
-            for a in of_two.parameters.values()
-        ]
-        made.__signature__ = of_two.replace(parameters=named)
+        named[1] = named[1].replace(name=row.inputs[1], default=None if optional else inspect.Parameter.empty)
+    made.__signature__ = inspect.Signature([*named, keywords])
     made.__name__ = made.__qualname__ = name
     made.__doc__ = f"Apply `gpudrop.{name}` to a tensor. The module's docstring describes the common arguments."
     return made
 
 
 # Generated by python -m tests.declarations.
-dropout: Function
+dropout: FunctionWithBias
 dropout1d: Function
 dropout2d: Function
 dropout3d: Function
@@ -491,6 +593,7 @@ uniform_dropout: Function
 gaussian_noise: Function
 zoneout: FunctionOfTwo
 dropout_add: FunctionOfResidual
+dropout_glu: FunctionOfGate
 
 # End of what is generated.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from gpudrop.signatures import Own, Save
+
+    class Options(Own, total=False):
+        """The keyword arguments of modules that depend on the variant."""
+
+        activation: str | None
 
 
 def proxy_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +70,7 @@ class Variant(torch.nn.Module):
     inplace : bool
         Whether the result is written to the input.
     activation : str, optional
-        The activation that is applied before dropout, in the same pass.
+        The activation that is applied before dropout, in the same pass. The default is that of the function.
     generator : torch.Generator, optional
         A CPU generator. By default it is torch's own.
     bits : int, optional
@@ -113,7 +119,7 @@ class Variant(torch.nn.Module):
         super().__init_subclass__(**options)
         if of is not None:
             cls.variant, cls.torchs = of, next(iter(cls.__bases__[1:]), None)
-            cls.bits, cls.options = FAMILY[of].bits, functional.own_options(of)
+            cls.bits, cls.options, cls.activation = FAMILY[of].bits, functional.own_options(of), FAMILY[of].activation
             cls.__doc__ = f"A module that applies `gpudrop.{of}`. `Variant` describes the common parameters."
 
     def __init__(
@@ -121,14 +127,14 @@ class Variant(torch.nn.Module):
         p: float | Schedule | None = None,
         inplace: bool = False,
         *,
-        activation: str | None = None,
         generator: torch.Generator | None = None,
         bits: int | None = None,
         save: Save = "auto",
-        **options: Unpack[Own],
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
         row, own = FAMILY[self.variant], type(self).options
+        activation = options.pop("activation", type(self).activation)
         for name, value in options.items():
             if name not in own:
                 known = ("p", "activation", "generator", "bits", "save", *own)
@@ -158,16 +164,19 @@ class Variant(torch.nn.Module):
 
     def apply_to(
         self,
-        *inputs: torch.Tensor,
+        input: torch.Tensor,
+        other: torch.Tensor | None = None,
+        *,
         activation: str | None = None,
         inplace: bool | None = None,
         save: Save | None = None,
+        **rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Apply the variant to the inputs; the defaults are the module's attributes."""
+        """Apply the variant to its tensors; the defaults are the module's attributes. rows: the bias and the gain."""
         return functional.apply(
             self.variant,
-            inputs[0],
-            inputs[1] if len(inputs) > 1 else None,
+            input,
+            other,
             self.probability(),
             self.training,
             (self.inplace if inplace is None else inplace) and self.overwrites,
@@ -177,6 +186,7 @@ class Variant(torch.nn.Module):
             self.bits,
             self.save if save is None else save,
             self.options,
+            **rows,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -198,7 +208,7 @@ class Variant(torch.nn.Module):
         text = f"p={self.p}, inplace={self.inplace}"
         own = type(self).options
         shown = {name: value for name, value in self.options.items() if value != own[name]}
-        if self.activation is not None:
+        if self.activation != type(self).activation:
             shown["activation"] = self.activation
         if self.save != "auto":
             shown["save"] = self.save
@@ -209,24 +219,40 @@ IGNORES_INPLACE = ("AlphaDropout", "FeatureAlphaDropout")
 """Torch's modules that ignore inplace and never write to their input."""
 
 
-def _forward_of_two(second: str) -> Any:
-    """Create the forward of a module with two inputs; second is the name of the second one."""
+def _forward_of(row: variants.Variant) -> Any:
+    """Create the forward of a module with more tensors than input; its signature has their names."""
+    keywords: Any = inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(getattr(functional, row.name)).parameters
+    second = [parameters[name] for name in row.inputs[1:]]
+    rows = [parameters[name].replace(kind=keywords) for name in row.rows]
+    names, required = [a.name for a in (*second, *rows)], [a.name for a in second if a.default is a.empty]
 
-    def forward(self: Variant, input: torch.Tensor, *others: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
-        if len(others) + len(named) != 1 or named.keys() - {second}:
-            raise TypeError(f"{type(self).__name__} takes input and {second}")
-        (other,) = (*others, *named.values())
-        traced = proxy_of(self, input, other)
-        return self.apply_to(input, other) if traced is None else traced
+    def forward(self: Variant, input: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        if not (second or named):
+            return Variant.forward(self, input, *others)
+        given = dict(zip(row.inputs[1:], others, strict=False)) | named
+        wrong = len(others) > len(second) or len(others) + len(named) != len(given) or given.keys() - {*names}
+        if wrong or not given.keys() >= {*required}:
+            optional = [name for name in names if name not in required]
+            takes = " and ".join(["input", *required]) + f", and optionally {' and '.join(optional)}" * bool(optional)
+            raise TypeError(f"{type(self).__name__} takes {takes}")
+        if (traced := proxy_of(self, input, *others, **named)) is not None:
+            return traced
+        if not second and all(tensor is None for tensor in named.values()):
+            return Variant.forward(self, input)
+        return self.apply_to(input, *(given.pop(a.name, None) for a in second), **given)
 
+    shown: Any = forward
+    own = inspect.signature(Variant.forward).parameters.values()
+    shown.__signature__ = inspect.Signature([*own, *second, *rows])
     return forward
 
 
 def _module_of(row: variants.Variant) -> type[Variant]:
     """Create the module class of a variant, with the name of its layer; torch's equivalent class is the second base."""
     body: dict[str, Any] = {"__module__": __name__, "overwrites": row.torchs not in IGNORES_INPLACE}
-    if len(row.inputs) > 1:
-        body["forward"] = _forward_of_two(row.inputs[1])
+    if len(row.inputs) > 1 or row.rows:
+        body["forward"] = _forward_of(row)
     bases = (Variant,) if row.torchs is None else (Variant, getattr(torch.nn, row.torchs))
     return type(row.layer, bases, body, of=row.name)
 
@@ -240,6 +266,8 @@ if TYPE_CHECKING:
     # Generated by python -m tests.declarations.
     class Dropout(Variant, torch.nn.Dropout):
         """A module that applies `gpudrop.dropout`. `Variant` describes the common parameters."""
+
+        def forward(self, input: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor: ...
 
     class Dropout1d(Variant, torch.nn.Dropout1d):
         """A module that applies `gpudrop.dropout1d`. `Variant` describes the common parameters."""
@@ -297,7 +325,19 @@ if TYPE_CHECKING:
     class DropoutAdd(Variant):
         """A module that applies `gpudrop.dropout_add`. `Variant` describes the common parameters."""
 
-        def forward(self, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor: ...  # type: ignore[override]
+        def forward(  # type: ignore[override]
+            self,
+            input: torch.Tensor,
+            residual: torch.Tensor,
+            *,
+            bias: torch.Tensor | None = None,
+            gain: torch.Tensor | None = None,
+        ) -> torch.Tensor: ...
+
+    class DropoutGLU(Variant):
+        """A module that applies `gpudrop.dropout_glu`. `Variant` describes the common parameters."""
+
+        def forward(self, input: torch.Tensor, value: torch.Tensor | None = None) -> torch.Tensor: ...
 
     # End of what is generated.
 

@@ -1,4 +1,4 @@
-"""The torch operators: one draws a stream, three are the fused forward and backward passes, as pure functions.
+"""The torch operators: two for streams, and the fused forward and backward passes as pure functions.
 
     gpudrop::stream(Tensor? base, *, Generator? generator, SymInt[] batch, int site, bool block, Device device)
         -> Tensor
@@ -6,6 +6,9 @@
     gpudrop::forward(Tensor x, Tensor? other, Tensor stream, CALL) -> Tensor
     gpudrop::recorded(Tensor x, Tensor? other, Tensor stream, CALL) -> (Tensor, Tensor)
     gpudrop::backward(Tensor dy, Tensor? saved, Tensor stream, CALL, bool second) -> Tensor
+    gpudrop::fused(Tensor x, Tensor? other, Tensor? bias, Tensor? gain, Tensor stream, CALL, bool records) -> Tensor[]
+    gpudrop::gradients(Tensor dy, Tensor? saved, Tensor? value, Tensor? bias, Tensor? gain, Tensor stream, CALL,
+        ScalarType dtype, str[] names) -> Tensor[]
 
 CALL is the rest of a call, as numbers and text: the variant, its options as JSON, p, activation, bits, and the index of
 the first sample. The options may have two more keys. "shard" is set if x is a part of a tensor: the shape of the tensor
@@ -14,6 +17,11 @@ and the index of the part's first element. "save" is what `gpudrop.dropout_vjp` 
 `recorded` is forward and also returns the bits that backward accepts as saved: uint8, in whole words of 32 bits. If
 forward needs a gradient and `save` selects bits, its derivative calls recorded instead. All else, such as graphs that
 are exported without a backward pass, has forward alone.
+
+`fused` is forward with a bias, a gain or a value, or with a residual of a wider dtype. If records is true, it returns
+the bits too. `gradients` returns the gradients with the given names, from one kernel. dtype is that of x. Second
+derivatives, forward mode, transforms of torch.func and sharded tensors use other operators instead: `composed` and
+`composed_gradients` compute the same from forward, backward and torch's own operators.
 
 A mask is a function of the stream and CALL. The backward pass therefore needs only these, and running either pass again
 draws the same mask. All randomness is in `stream`. vmap calls it for one stream per sample, and compilers that
@@ -61,12 +69,20 @@ library.define("placed(Tensor stream, *, Device device) -> Tensor", tags=(torch.
 library.define(f"forward(Tensor x, Tensor? other, Tensor stream, {CALL}) -> Tensor")
 library.define(f"recorded(Tensor x, Tensor? other, Tensor stream, {CALL}) -> (Tensor, Tensor)")
 library.define(f"backward(Tensor dy, Tensor? saved, Tensor stream, {CALL}, bool second) -> Tensor")
+library.define(
+    f"fused(Tensor x, Tensor? other, Tensor? bias, Tensor? gain, Tensor stream, {CALL}, bool records) -> Tensor[]"
+)
+library.define(
+    f"gradients(Tensor dy, Tensor? saved, Tensor? value, Tensor? bias, Tensor? gain, Tensor stream, {CALL}, "
+    "ScalarType dtype, str[] names) -> Tensor[]"
+)
 
 
 # The overloads: calling them directly is faster.
 STREAM, PLACED = torch.ops.gpudrop.stream.default, torch.ops.gpudrop.placed.default
 FORWARD, BACKWARD = torch.ops.gpudrop.forward.default, torch.ops.gpudrop.backward.default
 RECORDED = torch.ops.gpudrop.recorded.default
+FUSED, GRADIENTS = torch.ops.gpudrop.fused.default, torch.ops.gpudrop.gradients.default
 
 
 def drawn(generator=None):
@@ -188,15 +204,15 @@ def _allocate(device, size):
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(memory.data_ptr(), size, memory, device.index or 0), 0)
 
 
-def _prepare(x, other, stream, call):
-    """Return the checked call for x, or for dy in a backward pass."""
+def _prepare(x, other, stream, call, **rows):
+    """Return the checked call for x, or for dy in a backward pass. rows: the bias and the gain, if there are any."""
     variant, options, p, activation, bits, first = call
-    inputs = (as_array(x),) if other is None else (as_array(x), as_array(other))
+    row = FAMILY[variant]
+    inputs = (as_array(x), None if other is None else as_array(other))[: len(row.inputs)]
     keywords = {"activation": activation, "bits": bits} | options_of(options)[0]
+    keywords |= {name: as_array(row) for name, row in rows.items() if row is not None}
     # The context of the forward call, because a backward pass may run in another one.
-    return FAMILY[variant].function.prepare(
-        *inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords
-    )
+    return row.function.prepare(*inputs, p, rng=_to_stream(stream), context=Context(first=first), **keywords)
 
 
 def _result(tensor):
@@ -238,11 +254,73 @@ def backward(dy, saved, stream, *call, out=None):
         prepared, bits = _prepare(dy, dy if len(FAMILY[call[0]].inputs) > 1 else None, stream, numbers), has_bits(saved)
         if saved is not None:
             saved = as_array(saved.flatten() if bits else saved)  # bits of sharded tensors have more dimensions
-        prepared.gradient(saved, _result(dx), f"d{FAMILY[call[0]].inputs[1]}" if second else "dx", bits)
+        name = f"d{FAMILY[call[0]].inputs[1]}" if second else "dx"
+        prepared.gradients(prepared.x, {name: as_array(dx)}, saved, bits)
     return dx
 
 
-for name, implementation in (("forward", forward), ("recorded", recorded), ("backward", backward)):
+def _empty_fused(x, other, call, records):
+    """Return memory for the results of `fused`: y has the dtype of a residual, and the size of half a packed gate."""
+    dtype = x.dtype if other is None else other.dtype
+    like = x.chunk(2, -1)[0] if is_packed(call[0], other) else x
+    y = torch.empty_like(like, dtype=dtype)
+    return [y, _empty_bits(y)] if records else [y]
+
+
+def is_packed(variant, other):
+    """Whether x contains the second input as well: one that the noise does not read."""
+    return other is None and has_value(variant)
+
+
+def has_value(variant):
+    """Whether the variant's second input is a factor, and not an input of the noise."""
+    row = FAMILY[variant]
+    return len(row.inputs) > 1 and row.noise.second_input is None
+
+
+def fused(x, other, bias, gain, stream, *call):
+    *numbers, records = call
+    with on_stream_of(x):
+        prepared = _prepare(x, other, stream, numbers, bias=bias, gain=gain)
+        y, *bits = results = _empty_fused(x, other, numbers, records)
+        if records:
+            bits[0][-4:] = 0  # as in `recorded`
+            prepared.record(_result(y), as_array(bits[0]))
+        else:
+            prepared.forward(_result(y))
+    return results
+
+
+def _empty_gradients(dy, saved, value, bias, gain, call):
+    """Return memory for the results of `gradients`."""
+    *numbers, dtype, names = call
+    likes = {"dvalue": value, "dbias": bias, "dgain": gain}
+    likes["dx"] = saved if is_packed(numbers[0], value) else dy
+    dtypes = {"dx": dtype}
+    return [torch.empty_like(likes[name], dtype=dtypes.get(name)) for name in names]
+
+
+def gradients(dy, saved, value, bias, gain, stream, *call):
+    *numbers, _, names = call
+    results = dict(zip(names, _empty_gradients(dy, saved, value, bias, gain, call), strict=True))
+    bits, other = has_bits(saved), value if has_value(numbers[0]) else dy
+    # x also has the shape and the dtype of dx, which the kernel does not read.
+    x = saved if gain is not None or has_value(numbers[0]) else results["dx"]
+    kept = None if saved is None or saved is x else as_array(saved.flatten() if bits else saved)
+    with on_stream_of(dy):
+        prepared = _prepare(x, other, stream, numbers, bias=bias, gain=gain)
+        outputs = {name: as_array(result) for name, result in results.items()}
+        prepared.gradients(_result(dy), outputs, kept, bits)
+    return list(results.values())
+
+
+for name, implementation in (
+    ("forward", forward),
+    ("recorded", recorded),
+    ("backward", backward),
+    ("fused", fused),
+    ("gradients", gradients),
+):
     for device in ("CPU", "CUDA"):
         library.impl(name, implementation, device)
 library.impl("stream", stream, "CompositeExplicitAutograd")
@@ -272,6 +350,16 @@ def _(x, other, stream, *call):
 @torch.library.register_fake("gpudrop::backward", lib=library)
 def _(dy, saved, stream, *call):
     return torch.empty_like(dy)
+
+
+@torch.library.register_fake("gpudrop::fused", lib=library)
+def _(x, other, bias, gain, stream, *call):
+    return _empty_fused(x, other, call[:-1], call[-1])
+
+
+@torch.library.register_fake("gpudrop::gradients", lib=library)
+def _(dy, saved, value, bias, gain, stream, *call):
+    return _empty_gradients(dy, saved, value, bias, gain, call)
 
 
 # Gradients
@@ -460,6 +548,133 @@ def _tangent_of_gradient(operator, primals, tangents, stream, *call):
     dx = operator(dy, saved, stream, *call)
     return dx if ddy is None else forward_ad.make_dual(dx, operator(ddy, saved, stream, *call))
 
+
+# Dropout with neighbours
+
+
+class _Fused(torch.autograd.Function):
+    """The pass of `fused` and its first derivative."""
+
+    @staticmethod
+    def forward(ctx, keyset, x, other, bias, gain, stream, *call):
+        records = call[-1] or (not _has_factor(call, gain) and _saves_bits(x, call))
+        y, *bits = results = _below(FUSED, keyset, x, other, bias, gain, stream, *call[:-1], records)
+        kept = bits[0] if records else x if _has_factor(call, gain) else _kept(call, x, y)
+        value = other if has_value(call[0]) else None
+        ctx.save_for_backward(kept, value, bias, gain)
+        ctx.stream, ctx.call, ctx.dtype = stream, call[:-1], x.dtype
+        return tuple(results) if call[-1] else y
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        saved, value, bias, gain = ctx.saved_tensors
+        of_x, of_other, of_bias, of_gain = ctx.needs_input_grad[1:5]
+        wanted = {"dx": True, "dbias": of_bias, "dgain": of_gain, "dvalue": of_other and value is not None}
+        found, names = {}, [name for name, needed in wanted.items() if needed]
+        if of_x or len(names) > 1:
+            compute = composed_gradients if torch.is_grad_enabled() else GRADIENTS
+            computed = compute(dy, saved, value, bias, gain, ctx.stream, *ctx.call, ctx.dtype, names)
+            found = dict(zip(names, computed, strict=True))
+        dother = dy if of_other and value is None else found.get("dvalue")
+        results = found.get("dx"), dother, found.get("dbias"), found.get("dgain")
+        return None, *results, *(None,) * (2 + len(ctx.call))
+
+
+def _has_factor(call, gain):
+    """Whether the activation's result is multiplied, by a gain or a value."""
+    return gain is not None or has_value(call[0])
+
+
+ALONE = "dropout", json.dumps({"training": False}), 0.0
+"""The beginning of a call that applies an activation alone."""
+
+
+def _noise_of(call):
+    """Return the call of the noise alone, without an activation, for a variant whose neighbours are computed apart."""
+    variant, options, p, _, *rest = call
+    if has_value(variant):
+        own = FAMILY[variant].options
+        options = json.dumps({name: value for name, value in json.loads(options).items() if name not in own})
+        variant = "dropout"
+    return variant, options, p, "identity", *rest
+
+
+def _activation_of(call):
+    """Return the call of the activation alone."""
+    return *ALONE, *call[3:5], 0
+
+
+def _halves(x, call):
+    """Return the gate and the value that are the halves of x, as views."""
+    halves = x.chunk(2, -1)
+    return halves if options_of(call[1])[0].get("gate_first", True) else halves[::-1]
+
+
+def composed(x, other, bias, gain, stream, *call):
+    """Compute `fused` from operators that have all derivatives, transforms and shardings."""
+    *numbers, records = call
+    dtype = x.dtype if other is None else other.dtype
+    real = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
+    if is_packed(numbers[0], other):
+        x, other = _halves(x, numbers)
+    z, other = x.to(real), None if other is None else other.to(real)
+    z = z if bias is None else z + bias
+    if not _has_factor(numbers, gain):
+        y, *bits = RECORDED(z, other, stream, *numbers) if records else (FORWARD(z, other, stream, *numbers),)
+        return [y.to(dtype), *bits]
+    factor, residual = (other, None) if gain is None else (gain, other)
+    z = FORWARD(z, None, stream, *_activation_of(numbers)) * factor
+    return [FORWARD(z, residual, stream, *_noise_of(numbers)).to(dtype)]
+
+
+def composed_gradients(dy, saved, value, bias, gain, stream, *call):
+    """Compute `gradients` from operators that have derivatives, transforms and shardings."""
+    *numbers, dtype, names = call
+    real = torch.float64 if torch.float64 in (dtype, dy.dtype) else torch.float32
+    again, packed = torch.is_grad_enabled(), is_packed(numbers[0], value)
+    kept, value = _halves(saved, numbers) if packed else (saved, value)
+    reads_x = _has_factor(numbers, gain) or _kept(numbers, "x", "y") == "x"
+    if kept is not None and not has_bits(kept):
+        kept = kept.to(real) + (bias if bias is not None and reads_x else 0)
+    if _has_factor(numbers, gain):
+        activation, factor = _activation_of(numbers), value if gain is None else gain
+        activated = FORWARD(kept, None, stream, *activation)
+        dz = BACKWARD(dy.to(real), None, stream, *_noise_of(numbers), False)
+        dfactor = dz * activated
+        dx = _through(dz * factor, _kept(activation, kept, activated), stream, activation, again)
+    else:
+        dfactor, dx = None, _through(dy.to(real), kept, stream, numbers, again)
+    found = {"dx": dx, "dvalue": dfactor, "dbias": dx, "dgain": dfactor}
+    if packed:
+        first = options_of(numbers[1])[0].get("gate_first", True)
+        found["dx"] = torch.cat((dx, dfactor) if first else (dfactor, dx), -1)
+    rows = {"dbias": bias, "dgain": gain}
+    return [_summed(found[name], rows[name]) if name in rows else found[name].to(dtype) for name in names]
+
+
+def _summed(gradient, row):
+    """Return the sums over all axes except the last, in the dtype of the row."""
+    axes = tuple(range(gradient.dim() - 1))
+    return (gradient.sum(axes) if axes else gradient).to(row.dtype)
+
+
+def _fused_autograd(keyset, *arguments):
+    """The derivatives of `fused`. See `_differentiable` for the reasons."""
+    tensors = [tensor for tensor in arguments[:4] if tensor is not None]
+    if torch._C._are_functorch_transforms_active() or any(
+        forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        return composed(*arguments)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return _below(FUSED, keyset, *arguments)
+    results = super(torch.autograd.Function, _Fused).apply(keyset, *arguments)
+    return list(results) if arguments[-1] else [results]
+
+
+library.impl("fused", _fused_autograd, "Autograd", with_keyset=True)
+library.impl("fused", composed, "FuncTorchBatched")
+for key in ("FuncTorchBatched", "Batched"):  # the latter is that of is_grads_batched
+    library.impl("gradients", composed_gradients, key)
 
 _differentiable(FORWARD, _Forward, _tangent)
 _differentiable(RECORDED, _Forward, _tangent)

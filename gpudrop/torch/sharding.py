@@ -62,3 +62,16 @@ def _placement(variant):
 
 for _operator in (operators.FORWARD, operators.RECORDED, operators.BACKWARD):
     _sharded(_operator)
+
+
+def _composed(operator, function):
+    """Register the rule of an operator that is computed from those above and torch's own."""
+
+    def rule(cls, operator, types, args=(), kwargs=None):
+        return function(*args)
+
+    torch.library.register_torch_dispatch(operator, DTensor, rule)
+
+
+_composed(operators.FUSED, operators.composed)
+_composed(operators.GRADIENTS, operators.composed_gradients)

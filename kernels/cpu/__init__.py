@@ -8,7 +8,7 @@ import numpy as np
 from gpudrop.kernels import threads
 from gpudrop.kernels.cpu import pages, processors, tiles
 from gpudrop.kernels.cpu.compiling import entry, when_compiled
-from gpudrop.kernels.cpu.map import GROUP, draw_fields, drawn_dtype
+from gpudrop.kernels.cpu.map import GROUP, ROWS, draw_fields, drawn_dtype
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import jit
 
@@ -41,31 +41,37 @@ def saves_bits(array):
 
 
 def launch(kernel, inputs, outputs, draw):
-    compiled, stored, packed, operands = entry(kernel), kernel.stored_dtype, (), (inputs, outputs)
+    compiled, others, operands, columns = entry(kernel), (), (inputs, outputs), 1
+    read, written = kernel.stored_dtypes
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
     if kernel.masked:
         *inputs, (mask, period, repeat, share, kept) = inputs
         mask = mask.view(np.uint8) if kernel.keeps else mask
         start = pitch = 0
-    if kernel.reads_bits:
-        *inputs, given = inputs
-        packed = (given,)
-    if kernel.writes_bits:
-        *outputs, marked = outputs
-        packed += (marked,)
+    if len(inputs) > kernel.num_inputs:
+        inputs, others = inputs[: kernel.num_inputs], tuple(inputs[kernel.num_inputs :])
+        if kernel.num_rows:
+            columns = others[0].size
+            dtypes = (*read[kernel.num_inputs :], np.dtype(np.uint8))
+            others = tuple([array.view(dtype) for array, dtype in zip(others, dtypes, strict=False)])
+    if len(outputs) > kernel.num_outputs:
+        outputs, others = outputs[: kernel.num_outputs], (*others, *outputs[kernel.num_outputs :])
+        if kernel.num_sums:
+            columns = others[-1].shape[1]
+            others = (*others[: -kernel.num_sums], *[sums.reshape(-1) for sums in others[-kernel.num_sums :]])
     size = (outputs or inputs)[0].size
     if kernel.counted:
         scale = size / max(1, int(kept[0]))
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here
-    for array in inputs:
+    for array, dtype in zip(inputs, read, strict=False):
         flags = array.flags
         contiguous = contiguous and flags.c_contiguous and flags.aligned
-        sources += (array if array.dtype is stored else array.view(stored),)
-    for out in outputs:
+        sources += (array if array.dtype is dtype else array.view(dtype),)
+    for out, dtype in zip(outputs, written, strict=True):
         contiguous = contiguous and out.flags.carray
-        targets += (out if out.dtype is stored else out.view(stored),)
-    if packed and not contiguous:
+        targets += (out if out.dtype is dtype else out.view(dtype),)
+    if not contiguous and (others or kernel.mixed):
         _launch_on_copies(kernel, *operands, draw)
         return
     any_array = (targets or sources)[0]
@@ -75,15 +81,19 @@ def launch(kernel, inputs, outputs, draw):
             sources, targets = tuple([a.reshape(-1) for a in sources]), tuple([a.reshape(-1) for a in targets])
             any_array = (targets or sources)[0]
         row, values = row if kernel.window else max(1, size), any_array if mask is None else mask
-        numbers = streamed, start, seed, call, row, pitch, period, repeat, share
-        threads.share_out(
-            lambda lo, hi: compiled(None, limit, scale, shift, sources, targets, packed, values, lo, hi, *numbers), size
-        )
+        numbers, unit = (streamed, start, seed, call, row, pitch, period, repeat, share), max(1, ROWS * columns)
+
+        def part(lo, hi):
+            if kernel.num_sums:  # whole groups of rows
+                lo, hi = -(-lo // unit) * unit, min(-(-hi // unit) * unit, size)
+            compiled(None, limit, scale, shift, sources, targets, others, columns, values, lo, hi, *numbers)
+
+        threads.share_out(part, size)
         return
 
     def run(sources, targets, lo, hi, start, row, pitch):
         values, where = targets[0] if mask is None else mask, (start, seed, call, row, pitch, period, repeat, share)
-        compiled(None, limit, scale, shift, sources, targets, packed, values, lo, hi, False, *where)
+        compiled(None, limit, scale, shift, sources, targets, (), 1, values, lo, hi, False, *where)
 
     def rows():
         run_rows = entry(kernel, True)
@@ -102,7 +112,7 @@ def launch(kernel, inputs, outputs, draw):
 
 
 def _launch_on_copies(kernel, inputs, outputs, draw):
-    """Compute a kernel with operands of one bit per element. Their bytes belong to elements of several rows."""
+    """Compute a kernel for strided arrays whose tiles are not supported: other operands than full ones, or dtypes."""
     full, others = inputs[: kernel.num_inputs], inputs[kernel.num_inputs :]
     results = [np.empty(out.shape, out.dtype) for out in outputs[: kernel.num_outputs]]
     launch(kernel, [*(array.copy() for array in full), *others], [*results, *outputs[kernel.num_outputs :]], draw)

@@ -101,22 +101,26 @@ def specialised(kernel, rows=False):
     function = FunctionType(code, vars(loop), f"{kernel.name}{name}_{kernel.dtype}_{digest}")
     function.__qualname__ = function.__name__
     loop.KERNELS[function.__name__] = kernel
-    drawn = loop.drawn_dtype(kernel)
-    dtypes = kernel.storage, drawn, loop.FIELD[kernel.bits], kernel.real
-    storage, drawn, limit, real = (loop.numba_dtype(dtype) for dtype in dtypes)
+    drawn, limit, real = map(loop.numba_dtype, (loop.drawn_dtype(kernel), loop.FIELD[kernel.bits], kernel.real))
+    read, written = (list(map(loop.numba_dtype, storages)) for storages in kernel.storages)
 
     def array(dtype, readonly=False):
         return types.Array(dtype, 1, "C", readonly=readonly)
 
     layout = {"ndim": 2, "layout": "A"} if rows else {}
-    source, target = array(storage, True).copy(**layout), array(storage).copy(**layout)
-    operands = types.UniTuple(source, kernel.num_inputs), types.UniTuple(target, kernel.num_outputs)
-    packed = () if rows else (types.UniTuple(array(types.uint8), kernel.reads_bits + kernel.writes_bits),)
-    mask = array(drawn if kernel.masked else storage, True)
+    sources = types.Tuple([array(of, True).copy(**layout) for of in read[: kernel.num_inputs]])
+    targets = types.Tuple([array(of).copy(**layout) for of in written])
+    any_dtype = (written or read)[0]
+    mask = array(drawn if kernel.masked else any_dtype, True)
     number, natural = types.int64, types.uint64
-    block = (array(storage), array(drawn), number, number, types.boolean) if rows else (number, number)
     mapping = (*(natural,) * 3, *(() if rows else (number,)), natural, *(number,) * 3)
-    numbers = limit, real, real
+    if rows:
+        others, block = (), (array(any_dtype), array(drawn), number, number, types.boolean)
+    else:
+        others = [array(of, True) for of in read[kernel.num_inputs :]]
+        others += [array(types.uint8)] * (kernel.reads_bits + kernel.writes_bits) + [array(real)] * kernel.num_sums
+        others, block = (types.Tuple(others), number), (number, number)
     return function, types.void(
-        loop.KernelType(function.__name__), *numbers, *operands, *packed, mask, *block, types.boolean, *mapping
-    )
+        loop.KernelType(function.__name__), limit, real, real, sources, targets, *others, mask, *block, types.boolean,
+        *mapping,
+    )  # fmt: skip

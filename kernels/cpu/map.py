@@ -21,6 +21,7 @@ from gpudrop.kernels.cpu.memory import LINE, at, copy
 from gpudrop.kernels.cpu.processors import SHAPE
 from gpudrop.kernels.host_math import inner, jit
 
+ROWS = 128  # rows per partial sum: a sum of so many numbers in a row is still exact enough
 BLOCK = threads.BLOCK  # elements per block: their words and results stay in the L1 cache together
 GROUP, SMALL = SHAPE.chunks, SHAPE.chunks // 4  # Philox calls per group; small ones are for the rest of a row
 
@@ -74,6 +75,7 @@ def _constant(of):
 
 _draws = _constant(lambda kernel: bool(kernel.bits))
 _lanes = _constant(lambda kernel: philox.lanes(kernel.bits or 16))
+_adds = _constant(lambda kernel: kernel.num_sums > 0)
 _is_random = _constant(lambda kernel: kernel.source is not None)
 
 
@@ -101,9 +103,22 @@ def _values(typingctx, kernel, words):
 
 @intrinsic
 def _results(typingctx, kernel):
-    """The buffers of a block's results, one output after the other, and before each a cache line: see `stream`."""
+    """The buffers of a block's results. Before each there is memory for a cache line: see `stream`."""
+    return memory.buffers(list(map(numba_dtype, KERNELS[kernel.name].storages[1])), BLOCK + LINE, kernel)
+
+
+@intrinsic
+def _tiles(typingctx, kernel):
+    """The buffers of a block's elements of rows, which are repeated there."""
     of = KERNELS[kernel.name]
-    return memory.buffer(numba_dtype(of.storage), (BLOCK + _line(of)) * of.num_outputs, kernel)
+    return memory.buffers(list(map(numba_dtype, of.storages[0][of.num_inputs :])), BLOCK, kernel)
+
+
+@intrinsic
+def _terms(typingctx, kernel):
+    """The buffers of a block's results that are added up."""
+    of = KERNELS[kernel.name]
+    return memory.buffers([numba_dtype(of.real)] * of.num_sums, BLOCK, kernel)
 
 
 def _flags(used):
@@ -171,17 +186,43 @@ def _lines(arrays, steps, row, column, buffers, first):
     """Pointers to a row of a rectangle of each array, or of its buffer."""
 
 
-def _pack(kernel, flags, packed, first, count, is_last):
+def _pack(kernel, flags, others, first, count, is_last):
     """Write the bits of a block, if the kernel writes bits: see `bits.pack`."""
 
 
+def _repeat_rows(kernel, others, tiles, columns, column, before):
+    """Fill the buffers of rows with repetitions, beginning with a column, unless they begin with it from before."""
+
+
+def _add_up(kernel, terms, others, columns, first, count):
+    """Add a block's results to the partial sums, if the kernel has any."""
+
+
 def _apply(
-    kernel, drawn, limit, scale, shift, inputs, results, outputs, packed, flags, first, count, streamed, begin, end
+    kernel,
+    drawn,
+    limit,
+    scale,
+    shift,
+    inputs,
+    tiles,
+    results,
+    outputs,
+    others,
+    flags,
+    terms,
+    more,
+    first,
+    count,
+    streamed,
+    begin,
+    end,
 ):
     """Run the formula over a block.
 
-    packed: the operands of one bit per element. flags: the buffers of those that are read and of those that are
-    written. begin, end: the range that consecutive blocks write, see `memory.stream`.
+    others: the rows, the operands of bits and the sums. flags: the buffers of the bits that are read and of those that
+    are written. terms: the buffers of results that are added up. more: whether they have the results of blocks before,
+    to which those of this block are added. begin, end: the range that consecutive blocks write, see `memory.stream`.
     """
 
 
@@ -298,48 +339,67 @@ def _function(arguments, lines, names):
 
 
 @_overload(_pack)
-def _overload_pack(kernel, flags, packed, first, count, is_last):
-    lines = ["pack(flags[1], packed[-1], first, count, is_last)"] * KERNELS[kernel.name].writes_bits
-    return _function("kernel, flags, packed, first, count, is_last", lines or ["pass"], {"pack": bits.pack})
+def _overload_pack(kernel, flags, others, first, count, is_last):
+    lines = ["pack(flags[1], others[-1], first, count, is_last)"] * KERNELS[kernel.name].writes_bits
+    return _function("kernel, flags, others, first, count, is_last", lines or ["pass"], {"pack": bits.pack})
+
+
+@_overload(_repeat_rows)
+def _overload_repeat_rows(kernel, others, tiles, columns, column, before):
+    # The whole buffer, whatever the size of the block: then equal blocks that follow each other fill it once.
+    lines = [f"    tile(others[{k}], columns, column, tiles[{k}], {BLOCK})" for k in range(tiles.count)]
+    lines = ["if column != before:", *lines] if lines else ["pass"]
+    return _function("kernel, others, tiles, columns, column, before", lines, {"tile": _tile})
+
+
+@_overload(_add_up)
+def _overload_add_up(kernel, terms, others, columns, first, count):
+    lines = [f"add(terms[{k}], others[{k - terms.count}], columns, first, count)" for k in range(terms.count)]
+    return _function("kernel, terms, others, columns, first, count", lines or ["pass"], {"add": _add_rows})
 
 
 @_overload(_apply)
 def _overload_apply(
-    kernel, drawn, limit, scale, shift, inputs, results, outputs, packed, flags, first, count, streamed, begin, end
-):
+    kernel, drawn, limit, scale, shift, inputs, tiles, results, outputs, others, flags, terms, more,
+    first, count, streamed, begin, end
+):  # fmt: skip
     of = KERNELS[kernel.name]
-    widen, narrow = _CONVERSIONS[of.dtype]
     formula = compiled(of.formula, getattr(np, of.real), host_math.HOST_MATH[of.real], inner())
-    names = {"widen": widen, "narrow": narrow, "formula": formula, "real": getattr(np, of.real), "wide": _wide}
+    names = {"formula": formula, "real": getattr(np, of.real), "wide": _wide}
     names |= {"at": at, "address": memory.address, "copy": copy, "stream": memory.stream}
     names |= {"unpack": bits.unpack, "uint8": np.uint8}
-    line = _line(of)
+    read, written = of.dtypes
+    names |= {f"widen{k}": _CONVERSIONS[dtype][0] for k, dtype in enumerate(read)}
+    names |= {f"narrow{k}": _CONVERSIONS[dtype][1] for k, dtype in enumerate(written)}
+    names |= {f"real{k}": np.float64 if dtype == "float64" else np.float32 for k, dtype in enumerate(written)}
     drawn = "drawn[i] > limit" if of.bits else "True"
     drawn = "real(drawn[i])" if not of.keeps else "drawn[i] != 0" if of.masked else drawn
-    inputs, outputs = range(of.num_inputs), range(of.num_outputs)
-    arguments = [drawn, "scale", "shift", *(f"widen(a{k}[i])" for k in inputs), *["given[i] != 0"] * of.reads_bits]
+    inputs, outputs, sums = range(of.num_inputs), range(of.num_outputs), range(of.num_sums)
+    elements = [f"real(widen{k}(a{k}[i]))" for k in range(len(read))]
+    arguments = [drawn, "scale", "shift", *elements, *["given[i] != 0"] * of.reads_bits]
     values = ", ".join(f"value{k}" for k in range(len(of.outputs)))
     # Where a result replaces an input in place, it goes to a buffer first: otherwise LLVM's loop would not vectorise.
     replaced = [f"address(a{j}) == address(at(outputs[{k}], first))" for j in inputs for k in outputs]
+    given = f"unpack(others[{of.num_rows}], flags[0], first, count)", "given = at(flags[0], first & 7)"
     lines = [
         "wide()",
-        *["unpack(packed[0], flags[0], first, count)", "given = at(flags[0], first & 7)"] * of.reads_bits,
+        *given * of.reads_bits,
         *["marked = at(flags[1], first & 7)"] * of.writes_bits,
         *(f"a{k} = at(inputs[{k}], first)" for k in inputs),
+        *(f"a{of.num_inputs + k} = tiles[{k}]" for k in range(of.num_rows)),
+        *(f"term{k} = terms[{k}]" for k in sums),
         f"buffered = {' or '.join(['streamed', *replaced])}",
-        *(
-            f"y{k} = at(results, {k * BLOCK + (k + 1) * line}) if buffered else at(outputs[{k}], first)"
-            for k in outputs
-        ),
+        *(f"y{k} = at(results[{k}], {LINE}) if buffered else at(outputs[{k}], first)" for k in outputs),
         "for i in range(count):",
         f"    {values} = formula({', '.join(arguments)})",
-        *(f"    y{k}[i] = narrow(value{k})" for k in outputs),
+        *(f"    y{k}[i] = narrow{k}(real{k}(value{k}))" for k in outputs),
+        *(f"    term{k}[i] = value{len(outputs) + k} + (term{k}[i] if more else real(0))" for k in sums),
         *[f"    marked[i] = uint8(value{len(outputs)} != 0)"] * of.writes_bits,
     ]
     if outputs:
         lines += ["if streamed:", *(f"    stream(y{k}, outputs[{k}], first, count, begin, end)" for k in outputs)]
         lines += ["elif buffered:", *(f"    copy(y{k}, at(outputs[{k}], first), count)" for k in outputs)]
-    operands = "inputs, results, outputs, packed, flags"
+    operands = "inputs, tiles, results, outputs, others, flags, terms, more"
     arguments = f"kernel, drawn, limit, scale, shift, {operands}, first, count, streamed, begin, end"
     return _function(arguments, lines, names)
 
@@ -380,6 +440,22 @@ def _tile(source, period, first, target, count):
         more = min(filled - head, count - filled)
         copy(at(target, head), at(target, filled), more)
         filled += more
+
+
+@inner()
+def _add_rows(terms, sums, columns, first, count):
+    """Add the terms of elements first to first + count to the partial sums of their columns."""
+    row = first // columns
+    column, done = first - row * columns, 0
+    while done < count:
+        more = min(columns - column, count - done)
+        source, target = at(terms, done), at(sums, row // ROWS * columns + column)
+        if row % ROWS == 0:
+            copy(source, target, more)
+        else:
+            for i in range(more):
+                target[i] += source[i]
+        done, row, column = done + more, row + 1, 0
 
 
 @inner()
@@ -436,17 +512,21 @@ def _random(kernel, words, values, mask, inputs, apart, first, m, count, seed, c
 
 # fmt: off
 def run(
-    kernel, limit, scale, shift, inputs, outputs, packed, mask, lo, hi, streamed,
+    kernel, limit, scale, shift, inputs, outputs, others, columns, mask, lo, hi, streamed,
     start, seed, call, row, pitch, period, repeat, run
 ):
-    """Compute outputs[lo:hi] of contiguous arrays. lo is a multiple of 8."""
+    """Compute outputs[lo:hi] of contiguous arrays. lo is a multiple of 8, and of ROWS rows if the kernel has sums.
+
+    others: the rows, the operands of bits and the sums. columns: the number of elements of a row.
+    """
     # fmt: on
     lanes = _lanes(kernel)
     sources, targets, (stored,) = memory.pointers(inputs), memory.pointers(outputs), memory.pointers((mask,))
-    words, packed, flags = _words(kernel), memory.pointers(packed), (_given(kernel), _marked(kernel))
-    values, results = _values(kernel, words), _results(kernel)
+    words, others, flags = _words(kernel), memory.pointers(others), (_given(kernel), _marked(kernel))
+    values, results, tiles, terms = _values(kernel, words), _results(kernel), _tiles(kernel), _terms(kernel)
     further, apart = _further(kernel, sources)
-    first, before = lo, 0
+    first, before, repeated = lo, 0, -1
+    group, added, held = ROWS * columns, lo, 0  # the terms have the results of `held` elements from `added` on
     while first < hi:
         index = first // row
         m = np.uint64(start + np.uint64(index) * pitch + np.uint64(first - index * row))
@@ -455,15 +535,28 @@ def run(
         # must not depend on an address: LLVM may fuse products and sums in another way for the last elements, and
         # equal calls must have equal results.
         count = min(BLOCK - skip, hi - first, (index + 1) * row - first)
+        more = False
+        if _adds(kernel):
+            # Where groups begin and how they are divided into blocks must not depend on the slice either. Blocks of
+            # the same columns are added up element by element, which needs no loop of its own.
+            count = min(count, group - first % group)
+            more = held == count and first % group != 0 and (first - added) % columns == 0
+            if not more:
+                _add_up(kernel, terms, others, columns, added, held)
+                added = first
+            held = count
         _random(kernel, words, values, stored, further, apart, first, m, count, seed, call, period, repeat, run)
         # Only now, because the flags of the block before are still in the processor's store buffer when it ends.
-        _pack(kernel, flags, packed, first - before, before, False)
+        _pack(kernel, flags, others, first - before, before, False)
+        column = first % columns
+        _repeat_rows(kernel, others, tiles, columns, column, repeated)
         _apply(
-            kernel, at(values, skip), limit, scale, shift, sources, results, targets, packed, flags, first, count,
-            streamed, lo, hi,
+            kernel, at(values, skip), limit, scale, shift, sources, tiles, results, targets, others, flags, terms, more,
+            first, count, streamed, lo, hi,
         )  # fmt: skip
-        first, before = first + count, count
-    _pack(kernel, flags, packed, first - before, before, True)
+        first, before, repeated = first + count, count, column
+    _pack(kernel, flags, others, first - before, before, True)
+    _add_up(kernel, terms, others, columns, added, held)
 
 
 BLOCK_ROWS, BLOCK_COLUMNS = 256, 512  # of a block whose rows lie across those of the mask: it fits in the L2 cache
@@ -543,7 +636,10 @@ def run_rows(
                     further, apart = _next(kernel, sources, source_steps, r, c, next_r, next_c, k, h, w)
                     _random(kernel, words, values, stored, further, apart, 0, m, w, seed, call, period, repeat, run)
                     drawn = at(values, skip)
-                _apply(kernel, drawn, limit, scale, shift, ins, results, outs, (), (), 0, w, streamed, begin, end)
+                _apply(
+                    kernel, drawn, limit, scale, shift, ins, (), results, outs, (), (), (), False,
+                    0, w, streamed, begin, end,
+                )  # fmt: skip
             _store(kernel, written, width, targets, target_steps, r, c, h, w)
 
 

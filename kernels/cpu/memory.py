@@ -17,11 +17,11 @@ LINE = 64  # bytes per cache line
 @intrinsic
 def pointers(typingctx, arrays):
     """The pointers to the first elements of a tuple of arrays."""
-    found = types.UniTuple(types.CPointer(arrays.dtype.dtype), arrays.count)
+    found = types.Tuple([types.CPointer(array.dtype) for array in arrays.types])
 
     def emit(context, builder, signature, args):
-        members = cgutils.unpack_tuple(builder, args[0], arrays.count)
-        data = [context.make_array(arrays.dtype)(context, builder, member).data for member in members]
+        members = zip(arrays.types, cgutils.unpack_tuple(builder, args[0], arrays.count), strict=True)
+        data = [context.make_array(array)(context, builder, member).data for array, member in members]
         return context.make_tuple(builder, found, data)
 
     return found(arrays), emit
@@ -69,13 +69,23 @@ def buffer(of, count, *arguments):
     The buffer is aligned to a cache line and not initialised. arguments: the types of the intrinsic's arguments.
     """
     pointer = types.CPointer(of)
+    return pointer(*arguments), lambda context, builder, signature, args: _allocated(context, builder, of, count)
+
+
+def buffers(of, count, *arguments):
+    """As `buffer`, for a tuple of buffers: one for each of the Numba types in a list."""
+    found = types.Tuple([types.CPointer(each) for each in of])
 
     def emit(context, builder, signature, args):
-        memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_data_type(of), count))
-        memory.align = LINE
-        return builder.bitcast(memory, context.get_value_type(pointer))
+        return context.make_tuple(builder, found, [_allocated(context, builder, each, count) for each in of])
 
-    return pointer(*arguments), emit
+    return found(*arguments), emit
+
+
+def _allocated(context, builder, of, count):
+    memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_data_type(of), count))
+    memory.align = LINE
+    return builder.bitcast(memory, context.get_value_type(types.CPointer(of)))
 
 
 def prefetcher(level):

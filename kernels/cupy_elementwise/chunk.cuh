@@ -1,4 +1,5 @@
-// The random values of a chunk, for both kinds of kernels. The formulas and the kernel's constants precede this text.
+// The random values of a chunk, and one element of each operand, for both kinds of kernels. The formulas, the kernel's
+// constants and the lists of operands precede this text.
 
 // The source of a chunk's random values: words of Philox, or a location in a mask.
 struct Chunk {
@@ -25,3 +26,20 @@ __device__ inline drawn_t next_drawn(
     return drawn_of(chunk.words, chunk.first_lane + j, limit);
   }
 }
+
+// One element of each operand. INPUTS(of) is of(0) of(1) for two full inputs, for example, and ROWS(of) continues their
+// numbers. Operand k has the type input_k or output_k.
+struct Inputs {
+#define MEMBER(k) input_##k a##k;
+  INPUTS(MEMBER)
+  ROWS(MEMBER)
+#undef MEMBER
+};
+struct Results {
+#define MEMBER(k) output_##k y##k;
+  OUTPUTS(MEMBER)
+#undef MEMBER
+#define MEMBER(k) real s##k;
+  SUMS(MEMBER)
+#undef MEMBER
+};

@@ -1,7 +1,7 @@
 // The body of an ElementwiseKernel for arrays with any strides. Index i counts chunks. It computes the same as map.cuh,
 // one element at a time.
 //
-// INPUTS(e) lists element e of each input. OUTPUTS(e) assigns y to element e of each output.
+// Rows are passed as addresses.
 using namespace gpudrop;  // `real` is qualified nevertheless: a header of CuPy has a function of that name
 const uint64* const numbers = reinterpret_cast<const uint64*>(stream);
 const mask_t* const drawn = reinterpret_cast<const mask_t*>(mask);
@@ -28,11 +28,19 @@ for (int j = 0; j < size; ++j) {
   if (inner + j >= 0 && inner + j < row) {
     const int64 e = here[0] * row + inner + j;
     const drawn_t r = next_drawn(chunk, j, drawn, period, repeat, run, limit);
-    const storage x[] = {INPUTS(e)};
-    storage y[num_outputs > 0 ? num_outputs : 1];
+    Inputs x;
+    Results y;
+#define TAKE(k) x.a##k = a##k[e];
+    INPUTS(TAKE)
+#undef TAKE
+#define TAKE(k) x.a##k = reinterpret_cast<const input_##k*>(a##k)[e % columns];
+    ROWS(TAKE)
+#undef TAKE
     const bool bit = reads_bits && bit_of(reinterpret_cast<const uint8*>(given), e) != 0;
     const bool mark = compute(r, factor, shift, x, bit, y);
-    OUTPUTS(e)
+#define KEEP(k) y##k[e] = y.y##k;
+    OUTPUTS(KEEP)
+#undef KEEP
     if (writes_bits && mark) atomicOr(&words[e / 32], 1u << e % 32);
   }
 }

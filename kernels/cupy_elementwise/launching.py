@@ -1,7 +1,8 @@
 """Compiles and launches CuPy's kernels.
 
 Contiguous arrays use RawKernels, with 16-byte accesses and all arguments in one structure. Other arrays use
-ElementwiseKernels of the same formulas. Calling one takes the CPU three times as long.
+ElementwiseKernels of the same formulas. Calling one takes the CPU three times as long. Kernels with sums are always
+RawKernels: other arrays are copied.
 """
 
 import functools
@@ -50,7 +51,8 @@ def put(array):
 def packer(kernel):
     """The function that packs addresses and scalars into the bytes of the structure Arguments."""
     reals = {"float32": "2f", "float64": "2d"}[kernel.real]
-    return struct.Struct(f"{max(1, kernel.num_inputs) + max(1, kernel.num_outputs) + 5}P6q4Q{reals}I4x").pack
+    addresses = sum(slot.layout in ("full", "row", "sums") for slot in (*kernel.inputs, *kernel.outputs)) + 5
+    return struct.Struct(f"{addresses}P8q4Q{reals}I4x").pack
 
 
 @functools.cache
@@ -71,14 +73,14 @@ def run(kernel, addresses, of):
 @functools.cache
 def elementwise(kernel):
     """The ElementwiseKernel, whose index counts chunks. Addresses are passed as integers, 0 if a kernel has none."""
-    operation, inputs, outputs = source.operation(kernel)
-    storage, real = kernel.storage, kernel.real
-    parameters = [f"raw {storage} {name}" for name in inputs]
-    parameters += [f"uint64 {name}" for name in ("mask", "kept", "stream", "given", "marked")]
-    parameters += [f"int64 {name}" for name in ("row", "turns", "period", "repeat", "run")]
+    operation, inputs, rows, outputs = source.operation(kernel)
+    (read, written), real = kernel.storages, kernel.real
+    parameters = [f"raw {storage} {name}" for storage, name in zip(read, inputs, strict=False)]
+    parameters += [f"uint64 {name}" for name in (*rows, "mask", "kept", "stream", "given", "marked")]
+    parameters += [f"int64 {name}" for name in ("row", "turns", "period", "repeat", "run", "columns", "rows")]
     parameters += [f"uint64 {name}" for name in ("pitch", "start", "seed", "call")]
     parameters += [f"{real} scale", f"{real} shift", "uint32 limit"]
-    results = ", ".join(f"raw {storage} {name}" for name in outputs)
+    results = ", ".join(f"raw {storage} {name}" for storage, name in zip(written, outputs, strict=True))
     return cupy.ElementwiseKernel(
         ", ".join(parameters), results, operation, kernel.name, preamble=source.preamble(kernel), options=OPTIONS
     )
@@ -94,8 +96,12 @@ def saves_bits(array):
 
 
 def launch(kernel, inputs, outputs, draw):
-    size = inputs[0].size if kernel.num_inputs else outputs[0].size
+    full = inputs[0] if kernel.num_inputs else outputs[0]
+    size = full.size
     if size == 0:
+        return
+    if kernel.num_sums and any(address(array) is None for array in (*inputs[: kernel.num_inputs], *outputs)):
+        _launch_copies(kernel, inputs, outputs, draw)
         return
     mask, drawn, kept, stream, given, marked = None, 0, 0, 0, 0, 0
     if kernel.masked:
@@ -106,7 +112,8 @@ def launch(kernel, inputs, outputs, draw):
     if kernel.reads_bits:
         *inputs, bits = inputs
         given = address(bits)
-    of, addresses, contiguous = scalars(kernel, size, draw, mask), [] if inputs else [0], raw_kernels
+    of = scalars(kernel, size, draw, mask, full.shape[-1] if kernel.num_rows or kernel.num_sums else 1)
+    addresses, contiguous = [], raw_kernels or kernel.num_sums > 0
     if kernel.writes_bits:
         *outputs, bits = outputs
         marked = address(bits)
@@ -114,29 +121,41 @@ def launch(kernel, inputs, outputs, draw):
         begin = address(array)
         contiguous = contiguous and begin is not None
         addresses.append(begin)
-    if not outputs:
-        addresses.append(0)
-    if marked and not writes_all_words(kernel, size, of[7], contiguous and all(begin % 16 == 0 for begin in addresses)):
+    if marked and not writes_all_words(kernel, size, of[9], contiguous and all(begin % 16 == 0 for begin in addresses)):
         bits.fill(0)
     others = drawn, kept, stream, given, marked
     if contiguous:
         run(kernel, (*addresses, *others), of)
     else:
-        _launch_elementwise(kernel, inputs, outputs, others, of)
+        rows = addresses[kernel.num_inputs : len(inputs)]
+        _launch_elementwise(kernel, inputs[: kernel.num_inputs], outputs, (*rows, *others), of)
+
+
+def _launch_copies(kernel, inputs, outputs, draw):
+    """Launch a kernel with sums on contiguous copies of its arrays, and copy the results back."""
+    (read, written), num_inputs = kernel.storages, kernel.num_inputs
+    arrays = [array.view(storage) for array, storage in zip(outputs, written, strict=False)]
+    copies = [array.copy() for array in arrays]
+    given = [array.view(storage).copy() for array, storage in zip(inputs[:num_inputs], read, strict=False)]
+    launch(kernel, [*given, *inputs[num_inputs:]], [*copies, *outputs[len(arrays) :]], draw)
+    for array, copy in zip(arrays, copies, strict=True):
+        array[...] = copy
 
 
 def _launch_elementwise(kernel, inputs, outputs, others, of):
-    """others: the addresses of the mask, its count, the stream and the bits; of: the scalars."""
-    inputs, outputs = ([array.view(kernel.storage) for array in arrays] for arrays in (inputs, outputs))
+    """others: the addresses of the rows, the mask, its count, the stream and the bits; of: the scalars."""
+    arrays = (*inputs, *outputs)
+    storages = (*kernel.storages[0][: len(inputs)], *kernel.storages[1])
+    arrays = [array.view(storage) for array, storage in zip(arrays, storages, strict=True)]
     count, *integers, scale, shift, limit = of
-    types = (np.int64,) * 5 + (np.uint64,) * 4
+    types = (np.int64,) * 7 + (np.uint64,) * 4
     elementwise(kernel)(
-        *inputs,
+        *arrays[: len(inputs)],
         *map(np.uint64, others),
         *(of_type(integer) for of_type, integer in zip(types, integers, strict=True)),
         *map(getattr(np, kernel.real), (scale, shift)),
         np.uint32(limit),
-        *outputs,
+        *arrays[len(inputs) :],
         size=count,
     )
 

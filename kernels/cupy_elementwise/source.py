@@ -10,15 +10,17 @@ import importlib.resources
 from gpudrop.formulas import philox
 from gpudrop.formulas.cuda_cpp import CudaSource, prelude
 from gpudrop.kernels import device_math
-from gpudrop.kernels.chunks import WARP, chunks, formulas_of
+from gpudrop.kernels.chunks import ROWS, WARP, chunks, formulas_of
+from gpudrop.kernels.spec import STORAGE
 
 CONVERSIONS = {
     "float16": ("__half2float(__ushort_as_half(x))", "__half_as_ushort(__float2half_rn(x))"),
     "bfloat16": ("__uint_as_float(static_cast<uint32>(x) << 16)", "__bfloat16_as_ushort(__float2bfloat16_rn(x))"),
-    "float32": ("x", "x"),
-    "float64": ("x", "x"),
-    "bool": ("x", "static_cast<storage>(x)"),
+    "float32": ("x", "static_cast<float>(x)"),
+    "float64": ("static_cast<real>(x)", "x"),
+    "bool": ("x", "static_cast<unsigned char>(x)"),
 }
+"""The C++ expressions that convert a stored element to a real number, and back."""
 HEADERS = {"float16": "#include <cuda_fp16.h>", "bfloat16": "#include <cuda_bf16.h>"}
 C_TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "float32": "float", "float64": "double"}
 
@@ -31,16 +33,22 @@ def file(name):
 
 def raw(kernel):
     """The program of a kernel for contiguous arrays."""
-    return f"{preamble(kernel)}#define KERNEL {kernel.name}\n{file('map.cuh')}#undef KERNEL\n"
+    loop = file("sums.cuh" if kernel.num_sums else "map.cuh")
+    text = f"{preamble(kernel)}namespace gpudrop {{\n{file('operands.cuh')}}}\n"
+    return f"{text}#define KERNEL {kernel.name}\n{loop}#undef KERNEL\n{END}"
 
 
 def operation(kernel):
-    """The body of an ElementwiseKernel, and the names of its input arrays and output arrays."""
-    inputs, outputs = [f"a{k}" for k in range(kernel.num_inputs)], [f"y{k}" for k in range(kernel.num_outputs)]
-    elements = ", ".join(f"{name}[e]" for name in inputs) or "storage()"
-    assignments = " ".join(f"{name}[e] = y[{k}];" for k, name in enumerate(outputs))
-    text = f"\n#define INPUTS(e) {elements}\n#define OUTPUTS(e) {assignments}\n{file('elementwise.cuh')}"
-    return f"{text}#undef INPUTS\n#undef OUTPUTS\n", inputs, outputs
+    """The body of an ElementwiseKernel, and the names of its input arrays, its rows and its output arrays."""
+    inputs, rows, outputs, _ = operands(kernel)
+    names = [f"a{k}" for k in inputs], [f"a{k}" for k in rows], [f"y{k}" for k in outputs]
+    return f"\n{file('elementwise.cuh')}{END}", *names
+
+
+def operands(kernel):
+    """The numbers of the full inputs, of the rows, of the full outputs and of the sums."""
+    inputs, rows = kernel.num_inputs, kernel.num_rows
+    return range(inputs), range(inputs, inputs + rows), range(kernel.num_outputs), range(kernel.num_sums)
 
 
 def preamble(kernel):
@@ -52,17 +60,17 @@ def preamble(kernel):
             source.names[replaced] = source.add(by)
     for name, formula in formulas.items():
         source.add(formula, name)
-    widen, narrow = CONVERSIONS[kernel.dtype]
     mask = "unsigned char" if kernel.keeps else C_TYPES[kernel.real]
+    dtypes = sorted({kernel.dtype, *kernel.dtypes[0], *kernel.dtypes[1]})
+    headers = "\n".join(HEADERS[dtype] for dtype in dtypes if dtype in HEADERS)
     return f"""
-{HEADERS.get(kernel.dtype, "")}
+{headers}
 namespace gpudrop {{
 {prelude(C_TYPES[kernel.real], "bool" if kernel.keeps else "real")}
-typedef {C_TYPES[kernel.storage]} storage;
 typedef {mask} mask_t;
 {constants(kernel)}
-__device__ inline real widen(storage x) {{ return {widen}; }}
-__device__ inline storage narrow(real x) {{ return {narrow}; }}
+{types(kernel)}
+{"".join(map(conversions, dtypes))}
 {file("device.cuh")}
 {source.text}
 {file("chunk.cuh")}
@@ -71,11 +79,34 @@ __device__ inline storage narrow(real x) {{ return {narrow}; }}
 """
 
 
+LISTS = ("INPUTS", "ROWS", "OUTPUTS", "SUMS")
+END = "".join(f"#undef {name}\n" for name in LISTS)
+
+
+def types(kernel):
+    """The type of each operand's elements, and the lists of operands as macros: see chunk.cuh."""
+    lists = "".join(
+        f"#define {name}(of) {' '.join(f'of({k})' for k in numbers)}\n"
+        for name, numbers in zip(LISTS, operands(kernel), strict=True)
+    )
+    kinds = zip(("input", "output"), kernel.storages, strict=True)
+    return lists + "".join(
+        f"typedef {C_TYPES[storage]} {kind}_{k};\n" for kind, storages in kinds for k, storage in enumerate(storages)
+    )
+
+
+def conversions(dtype):
+    """The C++ functions that convert stored elements of a dtype."""
+    (widen, narrow), storage = CONVERSIONS[dtype], C_TYPES[STORAGE[dtype]]
+    text = f"__device__ inline real widen_{dtype}({storage} x) {{ return {widen}; }}\n"
+    return f"{text}__device__ inline {storage} narrow_{dtype}(real x) {{ return {narrow}; }}\n"
+
+
 def constants(kernel):
     """The constants of a kernel, with the names of numba_cuda/map.py."""
-    size, shares, width, parts, exchanges, together, group = chunks(kernel)
-    numbers = {"num_inputs": kernel.num_inputs, "num_outputs": kernel.num_outputs, "size": size, "width": width}
-    numbers |= {"group": group, "parts": parts, "step": size // parts, "shares": shares, "warp": WARP}
+    size, shares, _, parts, exchanges, together, group = chunks(kernel)
+    numbers = {"num_rows": kernel.num_rows, "size": size, "group": group, "parts": parts, "step": size // parts}
+    numbers |= {"shares": shares, "warp": WARP, "group_rows": ROWS}
     flags = {"draws": kernel.bits > 0, "stored": kernel.stored, "masked": kernel.masked, "counted": kernel.counted}
     flags |= {"windowed": kernel.window, "bits_of_mask": kernel.masked and kernel.keeps, "exchanges": exchanges}
     flags |= {"reads_bits": kernel.reads_bits, "writes_bits": kernel.writes_bits, "works_together": together}
@@ -86,11 +117,14 @@ def constants(kernel):
 
 def compute(kernel):
     """The C++ function that applies the formula to stored elements. It takes the element's bit and returns another."""
-    inputs = "".join(f", widen(x[{k}])" for k in range(kernel.num_inputs)) + ", bit" * kernel.reads_bits
-    lines, results = [], [f"element(r, scale, shift{inputs})"]
+    inputs, outputs = kernel.dtypes
+    values = "".join(f", widen_{dtype}(x.a{k})" for k, dtype in enumerate(inputs)) + ", bit" * kernel.reads_bits
+    lines, results = [], [f"element(r, scale, shift{values})"]
     if len(kernel.outputs) > 1:
-        lines, results = [f"const Pair pair = {results[0]};"], ["pair.of[0]", "pair.of[1]"]
-    lines += [f"y[{k}] = narrow({results[k]});" for k in range(kernel.num_outputs)]
+        lines = [f"const {'Pair' if len(kernel.outputs) == 2 else 'Triple'} all = {results[0]};"]
+        results = [f"all.of[{k}]" for k in range(len(kernel.outputs))]
+    lines += [f"y.y{k} = narrow_{dtype}({results[k]});" for k, dtype in enumerate(outputs)]
+    lines += [f"y.s{k} = {result};" for k, result in enumerate(results[len(outputs) :]) if kernel.num_sums]
     lines += [f"return {results[-1]} != 0;" if kernel.writes_bits else "return false;"]
-    header = "__device__ inline bool compute(drawn_t r, real scale, real shift, const storage* x, bool bit, storage* y)"
+    header = "__device__ inline bool compute(drawn_t r, real scale, real shift, const Inputs& x, bool bit, Results& y)"
     return "\n  ".join([f"{header} {{", *lines]) + "\n}"

@@ -2,6 +2,7 @@
 
 import numba_cuda  # noqa: F401  (first: otherwise old versions of Numba import their own numba.cuda)
 
+from gpudrop.kernels.chunks import ROWS
 from gpudrop.kernels.numba_cuda.launching import (
     advance,
     current_device,
@@ -14,4 +15,15 @@ from gpudrop.kernels.numba_cuda.launching import (
     unavailable,
 )
 
-__all__ = ["advance", "current_device", "devices", "grow", "launch", "on_device", "put", "saves_bits", "unavailable"]
+__all__ = [
+    "ROWS",
+    "advance",
+    "current_device",
+    "devices",
+    "grow",
+    "launch",
+    "on_device",
+    "put",
+    "saves_bits",
+    "unavailable",
+]

@@ -11,7 +11,9 @@ from numba import config, cuda
 from numba.cuda import types
 
 from gpudrop.kernels.chunks import scalars, thread_count, writes_all_words
-from gpudrop.kernels.numba_cuda.map import SIMULATED, body
+from gpudrop.kernels.numba_cuda.map import body
+from gpudrop.kernels.numba_cuda.operands import SIMULATED
+from gpudrop.kernels.numba_cuda.sums import body as body_with_sums
 
 if not SIMULATED:
     from cuda.bindings import driver
@@ -66,29 +68,34 @@ def put(array):
     return cuda.to_device(array.view(f"u{array.itemsize}"))  # as integers, because the buffer protocol has no bfloat16
 
 
+def _body(kernel):
+    return body_with_sums if kernel.num_sums else body
+
+
 @functools.cache
 def any_kernel(kernel, contiguous, native=True):
     """A kernel that Numba compiles at the first launch, for the types of its arrays."""
-    return cuda.jit(body(kernel, contiguous, native))
+    return cuda.jit(_body(kernel)(kernel, contiguous, native))
 
 
 def strided_signature(kernel, ndim):
     """The Numba signature of a kernel for arrays that are not contiguous, to compile it without a GPU."""
-    real, flat_bits = getattr(types, kernel.real), {"ndim": 1, "layout": "C"}
+    real, flat_array = getattr(types, kernel.real), {"ndim": 1, "layout": "C"}
     arrays = (
-        types.Array(of, **(flat_bits if is_bits else {"ndim": ndim, "layout": "A"}))
-        for of, is_bits in _operands(kernel)
+        types.Array(of, **({"ndim": ndim, "layout": "A"} if is_full else flat_array))
+        for of, is_full in _operands(kernel)
     )
     others = (types.Array(of, 1, "C") for of in _others(kernel))
-    scalars = (*(types.int64,) * 6, *(types.uint64,) * 4, real, real, types.uint32)
+    scalars = (*(types.int64,) * 8, *(types.uint64,) * 4, real, real, types.uint32)
     return types.void(*arrays, *others, *scalars)
 
 
 def _operands(kernel):
-    """For each operand, the Numba type of its elements and whether these are bits: read as bytes, written as words."""
-    storage = getattr(types, kernel.storage)
-    found = [(storage, False)] * kernel.num_inputs + [(types.uint8, True)] * kernel.reads_bits
-    return found + [(storage, False)] * kernel.num_outputs + [(types.uint32, True)] * kernel.writes_bits
+    """For each operand, the Numba type of its elements and whether it is full. Bits are read as bytes."""
+    inputs, outputs = ([getattr(types, storage) for storage in of] for of in kernel.storages)
+    found = [(of, k < kernel.num_inputs) for k, of in enumerate(inputs)] + [(types.uint8, False)] * kernel.reads_bits
+    found += [(of, True) for of in outputs] + [(types.uint32, False)] * kernel.writes_bits
+    return found + [(getattr(types, kernel.real), False)] * kernel.num_sums
 
 
 def _others(kernel):
@@ -104,8 +111,8 @@ def flat_kernel(kernel, native=True):
     """
     pointers = (types.CPointer(of) for of in (*(of for of, _ in _operands(kernel)), *_others(kernel)))
     bits = types.int64 if kernel.real == "float64" else types.int32
-    function = body(kernel, True, native, flat, from_bits[kernel.real])
-    return function, types.void(*pointers, *(types.int64,) * 10, bits, bits, types.int64)
+    function = _body(kernel)(kernel, True, native, flat, from_bits[kernel.real])
+    return function, types.void(*pointers, *(types.int64,) * 12, bits, bits, types.int64)
 
 
 @functools.cache
@@ -140,11 +147,14 @@ def launch(kernel, inputs, outputs, draw):
         return
     for array in operands:
         contiguous = contiguous and array.is_c_contiguous()
-    of, stream = scalars(kernel, size, draw, mask), operands[0].stream or outputs[0].stream
+    columns = 1
+    if kernel.num_rows or kernel.num_sums:
+        columns = operands[0].shape[operands[0].ndim - 1]  # the simulator's shapes have no index -1
+    of, stream = scalars(kernel, size, draw, mask, columns), operands[0].stream or outputs[0].stream
     stored = draw.seed if kernel.stored else None
     if kernel.writes_bits:
         aligned = contiguous and all(_address(array) % 16 == 0 for array in operands)
-        if not writes_all_words(kernel, size, of[7], aligned):
+        if not writes_all_words(kernel, size, of[-6], aligned):
             _clear(outputs[-1], stream)
     if contiguous and not SIMULATED:
         _launch_flat(kernel, operands, mask, stored, of, stream)
@@ -199,10 +209,10 @@ def _configured(blocks):
 def _launch_any(kernel, operands, mask, stored, of, stream, contiguous):
     """Use Numba's own launch: for arrays with any strides, and for all arrays in the simulator."""
 
-    storages = [of.name for of, _ in _operands(kernel)]
-    operands = [array.view(storage) for array, storage in zip(operands, storages, strict=True)]
-    if contiguous:
-        operands = [array.reshape(-1) for array in operands]
+    described = list(zip(operands, _operands(kernel), strict=True))
+    operands = [array.view(of.name) for array, (of, _) in described]
+    flat = [contiguous or not is_full for _, (_, is_full) in described]
+    operands = [array.reshape(-1) if is_flat else array for array, is_flat in zip(operands, flat, strict=True)]
     drawn = kept = nothing = operands[0]
     if mask is not None:
         drawn = mask.array.view(np.uint8) if kernel.keeps else mask.array
@@ -212,7 +222,7 @@ def _launch_any(kernel, operands, mask, stored, of, stream, contiguous):
     function = any_kernel(kernel, contiguous, _converts())
     _over(function, _blocks(thread_count(kernel, of[0], _wave())), THREADS, stream)(
         *operands, drawn, kept, nothing if stored is None else stored,
-        *map(np.int64, integers[:6]), *map(np.uint64, integers[6:]), real(scale), real(shift), np.uint32(limit),
+        *map(np.int64, integers[:8]), *map(np.uint64, integers[8:]), real(scale), real(shift), np.uint32(limit),
     )  # fmt: skip
 
 

@@ -9,130 +9,23 @@ or not aligned. If the kernel reads a mask, a thread's location in it advances w
 """
 
 import numpy as np
-from numba import config, cuda
 
-from gpudrop.formulas import compiled
-from gpudrop.kernels import device_math
-from gpudrop.kernels.chunks import WARP, chunks, formulas_of
+from gpudrop.kernels.chunks import WARP, chunks
+from gpudrop.kernels.numba_cuda.operands import (
+    all_threads,
+    device,
+    entry,
+    functions_of,
+    itself,
+    operands_of,
+    this_thread,
+)
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
-if SIMULATED:
-    from gpudrop.kernels.numba_cuda import simulator as processor
-else:
-    from gpudrop.kernels.numba_cuda import intrinsics as processor  # type: ignore[no-redef]
-
-device, NOWHERE = processor.device, (np.int64(0),) * 4
-
-
-def functions_of(kernel):
-    """The formulas of a kernel as compiled functions, by name."""
-    functions, own = processor.MATH_FUNCTIONS, dict(processor.OWN_FORMULAS)
-    real = getattr(np, kernel.real)
-    if kernel.approximate:
-        functions, own = functions | processor.FAST_FUNCTIONS, own | processor.FAST_FORMULAS
-        for replaced, by in device_math.FORMULAS.items():
-            own[replaced] = compiled(by, real, functions, device, own)
-    return {name: compiled(formula, real, functions, device, own) for name, formula in formulas_of(kernel).items()}
-
-
-@device
-def itself(x):
-    return x
-
-
-@device
-def lane_of(lanes, i):
-    return lanes[i]
-
-
-@device
-def half_of(lanes, i):
-    """Element i of words that contain two elements each. While random words are drawn, a thread keeps whole words."""
-    return np.uint16(lanes[i >> 1] >> np.uint32(16 * (i & 1)) & np.uint32(0xFFFF))
-
-
-def operands_of(kernel, contiguous, native, as_array, formulas):
-    """The functions of a kernel that name each operand, generated as text because Numba does not unroll tuples.
-
-    load, store             copy a chunk of each input to the lanes, and the results to each output
-    read_bits, write_bits   the same for bits, which are in one integer; each does nothing without such an operand
-    compute                 compute the results of lane j, and return its bit
-    compute_one             compute element e of each output
-    aligned                 whether element i of every operand is aligned for a wide access
-    """
-    size, _, width, parts, _, _, group = chunks(kernel)
-    load, store = processor.vector_access(width)
-    widen, narrow = processor.conversions(native)[kernel.dtype]
-    halved = int(kernel.storage == "uint16")  # see `half_of`
-    names = {
-        "load_part": load, "store_part": store, "widen": widen, "narrow": narrow, "element": formulas["element"],
-        "aligned_at": processor.aligned, "as_array": as_array, "size": size, "width": width,
-        "parts": parts, "step": size // parts, "group": group, "mask": np.uint32((1 << group) - 1),
-        "bits_of": formulas["bits_of"], "bit_of": formulas["bit_of"], "word_of": formulas["word_of"],
-        "lane_of": half_of if halved else lane_of,
-        "first_lane": device(lambda k, s: (k * size + s * (size // parts)) >> halved),
-        "uint32": np.uint32, "set_bits": processor.set_bits,
-    }  # fmt: skip
-    inputs, outputs = range(kernel.num_inputs), range(kernel.num_outputs)
-    results, at = ", ".join(f"value{k}" for k in range(len(kernel.outputs))), "[e]" if contiguous else ".flat[e]"
-    packed, marked = f"as_array(inputs[{len(inputs)}])", f"as_array(outputs[{len(outputs)}])"
-    reads, writes = kernel.reads_bits, kernel.writes_bits
-    given, mark = ["bit != uint32(0)"] * reads, f"uint32(value{len(outputs)} != 0)" if writes else "uint32(0)"
-    arrays = [f"{of}[{k}]" for of, ks in (("inputs", inputs), ("outputs", outputs)) for k in ks]
-    lanes = ", ".join(["r, scale, shift", *(f"widen(lane_of(lanes, {k} * size + j))" for k in inputs), *given])
-    elements = ", ".join(["r, scale, shift", *(f"widen(as_array(inputs[{k}]){at})" for k in inputs), *given])
-    alignments = [f"aligned_at(as_array({array}), i, width)" for array in arrays]
-    alignments += ["i & (group - 1) == 0"] * reads + ["i & 31 == 0"] * writes
-    made = {
-        "load(inputs, m, apart, lanes)": [
-            "for s in range(parts):",
-            *(f"  load_part(as_array(inputs[{k}]), m + s * apart, lanes, first_lane({k}, s))" for k in inputs),
-            "  pass",
-        ],
-        "store(results, outputs, m, apart)": [
-            "for s in range(parts):",
-            *(f"  store_part(results, {k} * size + s * step, as_array(outputs[{k}]), m + s * apart)" for k in outputs),
-            "  pass",
-        ],
-        "read_bits(inputs, m, apart)": [
-            "bits = uint32(0)",
-            *["for g in range(size // group):"] * reads,
-            *[f"  bits = uint32(bits | (bits_of({packed}, m + g * apart) << uint32(g * group)))"] * reads,
-            "return bits",
-        ],
-        "write_bits(bits, outputs, m, apart, lane)": [
-            f"for g in range({int(writes)} * (size // group)):",
-            "  word = word_of(uint32((bits >> uint32(g * group)) & mask), uint32(lane))",
-            "  if lane % (32 // group) == 0:",
-            f"    {marked}[(m + g * apart) >> 5] = word" if writes else "    pass",
-        ],
-        "compute(r, scale, shift, lanes, bits, results, j)": [
-            "bit = uint32(bits & uint32(uint32(1) << uint32(j)))",
-            f"{results} = element({lanes})",
-            *(f"results[{k} * size + j] = narrow(value{k})" for k in outputs),
-            f"return uint32({mark} << uint32(j))",
-        ],
-        "compute_one(r, scale, shift, inputs, outputs, e)": [
-            *[f"bit = bit_of({packed}, e)"] * reads,
-            f"{results} = element({elements})",
-            *(f"as_array(outputs[{k}]){at} = narrow(value{k})" for k in outputs),
-            *[f"if {mark} != uint32(0):", f"  set_bits({marked}, e >> 5, uint32(uint32(1) << uint32(e & 31)))"]
-            * writes,
-        ],
-        "aligned(inputs, outputs, i)": [f"return {' and '.join(alignments)}"],
-    }
-    return {header[: header.index("(")]: device(_function(header, lines, names)) for header, lines in made.items()}
-
-
-def _function(header, lines, names):
-    """The function that a header and its lines define."""
-    found = {}
-    exec("".join([f"def {header}:", *(f"\n  {line}" for line in lines)]), names, found)  # noqa: S102  (text from this file)
-    return found.popitem()[1]
+NOWHERE = (np.int64(0),) * 4
 
 
 def chunk_functions(kernel, formulas, of):
-    """The functions compute_chunk and compute_ends.
+    """The functions compute_chunk, compute_ends and next_drawn.
 
     compute_chunk computes a chunk in registers; all of its elements are inside the arrays. It takes and returns the
     chunk's bits. compute_ends computes one element at a time. n contains their kernel arguments: mask, period, repeat,
@@ -141,6 +34,7 @@ def chunk_functions(kernel, formulas, of):
     size, masked = chunks(kernel).size, kernel.masked
     bits_of_mask = masked and kernel.keeps
     drawn_of, index_of, next_element = formulas["drawn_of"], formulas["index_of"], formulas["next_element"]
+    next_column, has_rows = formulas["next_column"], kernel.num_rows > 0
     chunk_bits, read = formulas["chunk_bits"], truth if kernel.keeps else number
     compute, compute_one = of["compute"], of["compute_one"]
 
@@ -166,14 +60,16 @@ def chunk_functions(kernel, formulas, of):
         return marks
 
     @device
-    def compute_ends(n, words, first_lane, at, inputs, outputs, begin, inner):
+    def compute_ends(n, words, first_lane, at, inputs, outputs, results, begin, inner, column, columns):
         _, _, _, _, scale, shift, _, row = n
         for j in range(size):
             if inner + j >= 0 and inner + j < row:
                 r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
-                compute_one(r, scale, shift, inputs, outputs, begin + inner + j)
+                compute_one(r, scale, shift, inputs, outputs, results, begin + inner + j, column, j)
+            if has_rows:
+                column = next_column(column, np.int64(1), columns)
 
-    return compute_chunk, compute_ends
+    return compute_chunk, compute_ends, next_drawn
 
 
 @device
@@ -194,21 +90,24 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     as_array, as_real: functions that convert arguments to arrays, and to scale and shift.
     """
     size, shares, _, parts, exchanged, cooperating, _ = chunks(kernel)
-    real, storage = getattr(np, kernel.real), getattr(np, kernel.storage)
+    real, has_rows = getattr(np, kernel.real), kernel.num_rows > 0
     draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
     windowed, shares = kernel.window, np.uint64(shares)
     exchanged, cooperating, step = exchanged and contiguous, cooperating and contiguous, size // parts
-    lanes_in, lanes_out = size * max(1, kernel.num_inputs), size * max(1, kernel.num_outputs)
-    loaded, writes_bits = np.uint32 if kernel.storage == "uint16" else storage, kernel.writes_bits  # see `half_of`
+    whole_warps = kernel.writes_bits or (exchanged and has_rows)  # whether other warps compute one element at a time
     f = functions_of(kernel)
     draw, own_chunk, exchange, locate, advance = (
         f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
     )  # fmt: skip
-    first_turn, next_turn = f["first_turn"], f["next_turn"]
+    first_turn, next_turn, next_column, remainder = f["first_turn"], f["next_turn"], f["next_column"], f["remainder"]
+    column_of_chunk, column_before = f["column_of_chunk"], f["column_before"]
     of = operands_of(kernel, contiguous, native, as_array, f)
     load, store, aligned = of["load"], of["store"], of["aligned"]
-    read_bits, write_bits = of["read_bits"], of["write_bits"]
-    compute_chunk, compute_ends = chunk_functions(kernel, f, of)
+    load_rows, aligned_rows, read_bits, write_bits = (
+        of["load_rows"], of["aligned_rows"], of["read_bits"], of["write_bits"]
+    )  # fmt: skip
+    new_lanes, new_results = of["new_lanes"], of["new_results"]
+    compute_chunk, compute_ends, _ = chunk_functions(kernel, f, of)
 
     @device
     def begins(straight, row):
@@ -218,18 +117,18 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     @device
     def run_chunks(
         inputs, outputs, mask, kept, stream,
-        count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit,
+        count, row, turns, period, repeat, run, columns, rows, pitch, start, seed, call, scale, shift, limit,
     ):  # fmt: skip
         mask, kept, stream = as_array(mask), as_array(kept), as_array(stream)
         pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
         scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
-        lanes, results = cuda.local.array(lanes_in, loaded), cuda.local.array(lanes_out, storage)
+        lanes, results = new_lanes(), new_results()
         if stored:
             seed, call = stream[0], stream[1]
         if counted:
             scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
         n = mask, period, repeat, run, scale, shift, limit, row
-        threads, i = np.int64(cuda.gridsize(1)), np.int64(cuda.grid(1))
+        threads, i = all_threads(), this_thread()
         lane = i % WARP if cooperating else np.int64(0)
         to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws
         here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
@@ -245,6 +144,25 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         if contiguous and not windowed:
             straight = aligned(inputs, outputs, -skip)
         wholes = begins(straight, row)
+        # The column of the first element that the thread loads, if the chunks of a window skipped none. Distances in
+        # columns: to its next chunk, from the end of a window's row to the next row, from one part of a chunk to the
+        # next, and to the chunk whose words it draws.
+        column, further_columns, to_row, apart_columns = NOWHERE
+        own_columns, wide_rows = np.int64(0), False
+        if has_rows:
+            apart_columns = remainder(np.int64(WARP * step if exchanged else step), columns)
+            if windowed:
+                column = (here[0] * row + here[1] * size) % columns
+                further_columns = (further[0] * row + further[1] * size) % columns
+                to_row = (row + columns - turns * size % columns) % columns
+            else:
+                column = column_before(column_of_chunk(i - lane if exchanged else i, columns), skip, columns)
+                further_columns = column_of_chunk(threads, columns)
+            if exchanged:
+                column = next_column(column, remainder(lane * step, columns), columns)
+                own_columns = column_before(remainder((lane + to_own) * size, columns), lane * step, columns)
+            if not windowed:
+                wide_rows = aligned_rows(inputs, column, columns)
         while i < count:
             if windowed:
                 origin = start + np.uint64(here[0]) * pitch
@@ -261,13 +179,19 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             if cooperating:
                 tile = (turn - lane) * size - skip
                 together = straight and tile >= 0 and tile + WARP * size <= row
-                if together and exchanged:
+                if exchanged and (together or has_rows):  # with rows, other warps do not use m
                     m, apart = begin + tile + lane * step, np.int64(WARP * step)
-            if writes_bits:
+            if whole_warps:
                 whole = together
+            first_column = column
+            if has_rows and windowed:
+                first_column = column_before(column, skip, columns)
+                wide_rows = aligned_rows(inputs, first_column, columns)
             bits = np.uint32(0)
             if whole:
                 load(inputs, m, apart, lanes)
+                if has_rows:
+                    load_rows(inputs, first_column, apart_columns, columns, wide_rows, lanes)
                 bits = read_bits(inputs, m, apart)
             words, first_lane = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)), np.uint32(0)
             if draws:
@@ -281,30 +205,19 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
                 store(results, outputs, m, apart)
                 write_bits(bits, outputs, m, apart, lane)
             else:
-                compute_ends(n, words, first_lane, in_mask, inputs, outputs, begin, inner)
+                if has_rows and exchanged:
+                    first_column = next_column(column, own_columns, columns)
+                compute_ends(
+                    n, words, first_lane, in_mask, inputs, outputs, results, begin, inner, first_column, columns
+                )
             if masked:
                 in_mask = advance(in_mask, further_in_mask, period, repeat, run)
+            if has_rows:
+                column = next_column(column, further_columns, columns)
+                if windowed and here[1] + further[1] >= turns:
+                    column = next_column(column, to_row, columns)
             i += threads
             if windowed:
                 here = next_turn(here, further, turns)
 
-    return _kernel(kernel, run_chunks)
-
-
-SCALARS = "count, row, turns, period, repeat, run, pitch, start, seed, call, scale, shift, limit"
-
-
-def _kernel(kernel, run_chunks):
-    """A function with the kernel's name that takes each operand separately and calls `run_chunks`."""
-    inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs + kernel.reads_bits))
-    outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
-    text = f"""
-def make(run_chunks):
-    def {kernel.name}({inputs}{outputs}mask, kept, stream, {SCALARS}):
-        run_chunks(({inputs}), ({outputs}), mask, kept, stream, {SCALARS})
-
-    return {kernel.name}
-"""
-    found = {}
-    exec(text, globals(), found)  # noqa: S102  (as above; the simulator needs the globals)
-    return found["make"](run_chunks)
+    return entry(kernel, run_chunks)

@@ -75,11 +75,11 @@ def replace_launches(replace):
         replace(launching, name, globals()[name])
 
 
-def run(kernel, addresses, of):
-    """Run a kernel with one warp if its threads work together, otherwise with one thread."""
+def run(kernel, addresses, of, threads=1):
+    """Run a kernel with one warp if its threads work together, otherwise with as many threads as requested."""
     if kernel not in _built:
         build({kernel: (source.raw(kernel), kernel.name)})
-    threads = WARP if chunks(kernel).together else 1
+    threads = WARP if chunks(kernel).together else threads
     _call(kernel, [launching.packer(kernel)(*addresses, *of)], threads)
 
 

@@ -11,6 +11,7 @@ from gpudrop.kernels import cpu
 from gpudrop.testing import reference, selftest
 from gpudrop.variants import FAMILY
 from tests.conftest import SIMULATED
+from tests.family.layer_calls import gradients_of
 from tests.sampling import few
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -36,9 +37,7 @@ def both_ways(backend, function, x, *others, dy, **options):
         first = backend.get(y).copy()
         if save == "bits" and isinstance(y, np.ndarray):
             y[...] = -1
-        gradients = backprop(dy)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        results.append([first, *map(backend.get, gradients)])
+        results.append([first, *map(backend.get, gradients_of(backprop(dy)))])
     return results
 
 
@@ -101,7 +100,7 @@ def test_arrays_of_any_layout(backend, poisoned, activation, dtype, layout):
     assert_same_bits(*both_ways(backend, gpudrop.dropout, x, dy=dy, **options))
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "dropout_glu"])  # it reads the gate anyway
 @pytest.mark.parametrize("activation", HAVING)
 @pytest.mark.parametrize("training", [True, False])
 def test_every_variant(backend, poisoned, name, activation, training):

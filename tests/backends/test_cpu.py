@@ -217,7 +217,7 @@ def test_buffers_are_not_written_past_the_caches(streamed, shape, memory, past, 
     found = []
 
     def entry(kernel, rows=False):
-        compiled, number = compiling.entry(kernel, rows), 12 if rows else 10
+        compiled, number = compiling.entry(kernel, rows), 12 if rows else 11
         return lambda *arguments: found.append(arguments[number]) or compiled(*arguments)
 
     monkeypatch.setattr(cpu, "entry", entry)

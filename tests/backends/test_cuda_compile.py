@@ -192,6 +192,127 @@ def test_cupy_kernels_compile(dtype, architecture):
     assert [i for i in range(len(keys)) if f"kernel_{i}\0".encode() not in code] == []
 
 
+DRAWN = Draws(16)
+
+
+def added(activation, dtype, source=DRAWN, bias="", factor="", wide="", bits=False):
+    """dropout_add's forward kernel with neighbours. Rows have one dtype."""
+    neighbours = operations.Neighbours(bias, factor, bias or dtype, wide)
+    return operations.forward(ACTIVATIONS[activation], dtype, source, noises.ADD, bits, neighbours)
+
+
+WITH_BIAS = [added(activation, dtype, bias=dtype) for activation in ("identity", "relu") for dtype in DTYPES[1:3]]
+WITH_NEIGHBOURS = [
+    *WITH_BIAS,
+    added("silu", "float64", bias="float32", factor="gain"),
+    added("silu", "float16", bias="float32", factor="gain"),
+    added("relu", "bfloat16", bias="bfloat16", wide="float32", bits=True),
+    added("identity", "bfloat16", Draws(8), bias="float32", wide="float32"),
+    added("silu", "bfloat16", factor="value"),
+    added("silu", "float32", Draws(16, window=True), bias="float32", factor="gain"),
+    added("relu", "float16", Draws(16, window=True), bias="float16", wide="float32"),
+]
+"""Kernels with rows, with several dtypes or with a factor."""
+
+
+def summed(activation, dtype, source=DRAWN, bias="", gain="", wide="", bits=False):
+    """dropout_add's backward kernel with the sums of rows."""
+    neighbours = operations.Neighbours(bias, gain and "gain", gain, wide)
+    gradients = ("dx", *["dbias"] * bool(bias), *["dgain"] * bool(gain))
+    return operations.backward(ACTIVATIONS[activation], dtype, source, noises.ADD, gradients, bits, neighbours)
+
+
+WITH_SUMS = [
+    *(summed("identity", dtype, bias=dtype) for dtype in DTYPES),
+    summed("relu", "bfloat16", bias="bfloat16", wide="float32"),
+    summed("relu", "float16", bias="float16", bits=True),
+    summed("silu", "bfloat16", Draws(8), "float32", "bfloat16"),
+    summed("silu", "float32", Draws(16, window=True, stored=True), "float32", "float32"),
+    summed("relu", "float32", Reads(), "float32"),
+    summed("identity", "float16", Draws(32), gain="float32"),
+    operations.adding("float32"),
+    operations.adding("float64"),
+]
+"""Kernels with sums."""
+
+
+@pytest.mark.parametrize("architecture", [75, *(pytest.param(a, marks=pytest.mark.slow) for a in (80, 100)), 120])
+def test_cupy_kernels_with_neighbours_compile(architecture):
+    masked = [added("relu", "bfloat16", Reads(counted), bias="bfloat16", wide="float32") for counted in (False, True)]
+    keys = [(kernel, None) for kernel in (*WITH_NEIGHBOURS, *masked)]
+    keys += [(kernel, (3, True)) for kernel in WITH_NEIGHBOURS[4:]] + [(kernel, None) for kernel in WITH_SUMS]
+    code = offline.cubin(offline.cupy_source(keys), "c++", architecture)
+    assert [i for i in range(len(keys)) if f"kernel_{i}\0".encode() not in code] == []
+
+
+def test_cupy_machine_code_with_neighbours():
+    for kernel, figures in zip(WITH_NEIGHBOURS, sass.measure("cupy_elementwise", WITH_NEIGHBOURS, 90), strict=True):
+        check_figures("cupy_elementwise", kernel, figures)
+        if kernel in WITH_BIAS:
+            assert figures.instructions <= 24, kernel.name
+            step = sass.step_of(kernel)
+            assert figures.loads == {128: 3 * figures.elements // step}, kernel.name
+            assert figures.stores == {128: figures.elements // step}, kernel.name
+
+
+def test_cupy_kernels_with_sums_use_registers_and_wide_accesses():
+    code = offline.cubin(offline.cupy_source([(kernel, None) for kernel in WITH_SUMS]), "c++", 90)
+    functions, resources = offline.disassembled(code), offline.resources(code)
+    for i, kernel in enumerate(WITH_SUMS):
+        opcodes = [instruction["opcode"] for instruction in functions[f"kernel_{i}"]]
+        check_sums(kernel, opcodes, resources[f"kernel_{i}"])
+
+
+def check_sums(kernel, opcodes, resources):
+    assert resources["frame"] == resources["stack"] == 0, kernel
+    assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes), kernel
+    parts, (inputs, outputs) = chunks(kernel).parts, sass.widths(kernel)
+    for operation, kinds in (("LDG", inputs[: kernel.num_inputs]), ("STG", outputs)):
+        for width in {*kinds}:
+            wide = sum(opcode.startswith(operation) and sass._width(opcode) == width for opcode in opcodes)
+            assert wide >= parts * kinds.count(width), (kernel.name, operation, width)
+
+
+def some(kernels, *chosen):
+    """Kernels as parameters. All but the ones with the chosen indices are marked as slow."""
+    marks = [[] if k in chosen else [pytest.mark.slow] for k in range(len(kernels))]
+    names = [f"{kernel.name}_{kernel.dtype}" for kernel in kernels]
+    return [pytest.param(kernel, marks=m, id=name) for kernel, m, name in zip(kernels, marks, names, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kernel", some(WITH_NEIGHBOURS, *range(len(WITH_BIAS)), 6))
+def test_a_numba_kernel_with_neighbours_compiles(kernel):
+    texts = offline.numba_ptx((kernel, None), (75, 90, 120))
+    codes = {architecture: offline.cubin(text, "ptx", architecture) for architecture, text in texts.items()}
+    figures = sass.figures_of(codes[90], texts[90], kernel)
+    assert ".local" not in texts[90]
+    check_figures("numba_cuda", kernel, figures)
+    if kernel in WITH_BIAS:
+        assert figures.instructions <= 24 and figures.registers <= 64
+        step = sass.step_of(kernel)
+        assert figures.loads == {128: 3 * figures.elements // step}
+        assert figures.stores == {128: figures.elements // step}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kernel", some(WITH_SUMS, 4, 10))
+def test_a_numba_kernel_with_sums_uses_registers_and_wide_accesses(kernel):
+    texts = offline.numba_ptx((kernel, None), (75, 90, 120))
+    codes = {architecture: offline.cubin(text, "ptx", architecture) for architecture, text in texts.items()}
+    name = re.search(r"\.entry (\w+)", texts[90])[1]
+    instructions, resources = offline.disassembled(codes[90])[name], offline.resources(codes[90])[name]
+    check_sums(kernel, [instruction["opcode"] for instruction in instructions], resources)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kernel", some([WITH_NEIGHBOURS[6], WITH_SUMS[4]], 1))
+def test_a_numba_kernel_with_neighbours_compiles_for_any_strides(kernel):
+    texts = offline.numba_ptx((kernel, (3, True)), (75, 120))
+    for architecture, text in texts.items():
+        assert ".local" not in text and offline.cubin(text, "ptx", architecture)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("direction", ["forward", "backward", "mask"])

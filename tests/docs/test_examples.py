@@ -129,6 +129,25 @@ def test_train_cupy_on_numpy_arrays():
     check_train_cupy(example)
 
 
+def check_feed_forward(example, *library):
+    error, same, costs = example.main(*library)
+    assert error < 1e-5 and same
+    assert costs[-1] < 0.5 * costs[0]
+
+
+def test_example_feed_forward(capsys):
+    check_feed_forward(loaded("feed_forward"))
+    check_quoted("feed_forward", capsys.readouterr().out)
+
+
+@pytest.mark.gpu
+def test_feed_forward_in_cupy():
+    requires("cupy_elementwise")
+    import cupy
+
+    check_feed_forward(loaded("feed_forward"), cupy)
+
+
 @pytest.mark.simulator if SIMULATED else pytest.mark.gpu
 def test_example_train_numba(capsys):
     requires("numba_cuda")

@@ -21,5 +21,10 @@ def call(cls, function=None, **changes):
     return (function or cls.function)(*positional, own.pop("p"), **own)
 
 
+def gradients_of(result):
+    """The gradients that backprop returned, as a list. Those of absent arguments are None, and are left out."""
+    return [part for part in (result if isinstance(result, tuple) else (result,)) if part is not None]
+
+
 def arrays_of(cls):
     return arrays(cls())

@@ -29,7 +29,7 @@ DIMENSIONS = {
     "feature_alpha_dropout": (2, 5),
 }
 DIMENSIONS |= dict.fromkeys(("dropout", "alpha_dropout", "gaussian_dropout", "uniform_dropout"), (0, 5))
-DIMENSIONS |= dict.fromkeys(("gaussian_noise", "zoneout", "dropout_add"), (0, 5))
+DIMENSIONS |= dict.fromkeys(("gaussian_noise", "zoneout", "dropout_add", "dropout_glu"), (0, 5))
 
 
 def dimensions(variant):

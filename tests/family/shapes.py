@@ -13,7 +13,7 @@ OTHERS = {
     "feature_alpha_dropout": (3, 4, 5),
 }
 OTHERS |= dict.fromkeys(("dropout", "drop_connect", "alpha_dropout", "gaussian_dropout"), (5, 7))
-OTHERS |= dict.fromkeys(("uniform_dropout", "gaussian_noise", "zoneout", "dropout_add"), (5, 7))
+OTHERS |= dict.fromkeys(("uniform_dropout", "gaussian_noise", "zoneout", "dropout_add", "dropout_glu"), (5, 7))
 
 SHAPES = {name: OTHERS.get(name, (3, 4, 5, 2, 2)[: row.ndim]) for name, row in FAMILY.items()}
 

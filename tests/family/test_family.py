@@ -11,6 +11,7 @@ from gpudrop import Stream
 from gpudrop.testing import reference, ulps
 from gpudrop.variants import FAMILY
 from tests.conftest import SIMULATED
+from tests.family.layer_calls import gradients_of
 from tests.family.shapes import ALONE, SHAPES
 from tests.sampling import few
 
@@ -125,8 +126,8 @@ def test_dropout_add(backend, poisoned, dtype, activation, p, mask_shape):
         y, backprop = gpudrop.dropout_add.vjp(backend.put(x), backend.put(residual), p, **options)
         np.testing.assert_allclose(backend.get(y).astype(np.float64), want, **tolerance)
         gradients = backprop(backend.put(dy))
-        assert gradients._fields == ("dx", "dresidual")
-        for got, gradient in zip(gradients, want_backprop(dy), strict=True):
+        assert gradients._fields == ("dx", "dresidual", "dbias", "dgain")
+        for got, gradient in zip(gradients[:2], want_backprop(dy)[:2], strict=True):
             np.testing.assert_allclose(backend.get(got).astype(np.float64), gradient, **tolerance)
 
 
@@ -143,10 +144,10 @@ def test_a_residual_is_exact_where_an_element_is_dropped(backend, poisoned):
 def test_the_gradient_of_a_residual_is_dy_itself_unless_out_overwrites_it(backend):
     x, residual, dy = (backend.put(sample((5, 9), seed).astype(np.float32)) for seed in range(3))
     _, backprop = gpudrop.dropout_add.vjp(x, residual, 0.3, rng=STREAM)
-    dx, dresidual = backprop(dy)
+    dx, dresidual, *_ = backprop(dy)
     assert dresidual is dy
     before, want = backend.get(dy).copy(), backend.get(dx)
-    in_place, dresidual = backprop(dy, out=dy)
+    in_place, dresidual, *_ = backprop(dy, out=dy)
     assert in_place is dy and dresidual is not dy
     np.testing.assert_array_equal(backend.get(dy), want)
     np.testing.assert_array_equal(backend.get(dresidual), before)
@@ -271,7 +272,8 @@ def test_the_gradient_of_a_broadcast_array_equals_that_of_its_copy(name):
     arrays = [sample(shape, seed).astype(np.float32) for seed, _ in enumerate(FAMILY[name].inputs)]
     _, backprop = getattr(gpudrop, name).vjp(*arrays, 0.3, rng=STREAM)
     dy = np.broadcast_to(np.float32(3), shape)
-    np.testing.assert_array_equal(backprop(dy), backprop(dy.copy()))
+    for got, want in zip(gradients_of(backprop(dy)), gradients_of(backprop(dy.copy())), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 DIFFERENTIATED = [row for row in NAMED if "samples" not in row[2]]
@@ -293,7 +295,7 @@ def test_gradient_equals_central_differences(backend, name, shape, options, acti
     )
 
 
-@pytest.mark.parametrize("function", [gpudrop.zoneout, gpudrop.dropout_add])
+@pytest.mark.parametrize("function", [gpudrop.zoneout, gpudrop.dropout_add, gpudrop.dropout_glu])
 @pytest.mark.parametrize("activation", few([None, "relu", "silu"], "silu"))
 def test_gradients_of_two_arrays_equal_central_differences(backend, activation, function):
     h = 1e-6
@@ -305,7 +307,7 @@ def test_gradients_of_two_arrays_equal_central_differences(backend, activation, 
 
     keywords = {"rng": STREAM, "activation": activation}
     _, backprop = function.vjp(backend.put(x), backend.put(previous), 0.3, **keywords)
-    gradients = map(backend.get, backprop(backend.put(dy)))
+    gradients = map(backend.get, gradients_of(backprop(backend.put(dy))))
     differences = y(x + h, previous) - y(x - h, previous), y(x, previous + h) - y(x, previous - h)
     for gradient, difference in zip(gradients, differences, strict=True):
         np.testing.assert_allclose(gradient, dy * difference / (2 * h), rtol=1e-6, atol=1e-8)

@@ -194,6 +194,7 @@ SETTINGS = {
     ),
     "time_axis": (1, {0.5: "time_axis must be an integer, got 0.5"}),
     "samples": (2, {-1: "samples must be between 0 and", "2": "samples must be an integer"}),
+    "gate_first": (False, {"yes": "gate_first must be True or False, got 'yes'"}),
     "block_size": (2, {0: "block_size must be at least 1, got 0", 2.5: "block_size must be an integer"}),
     "rng": (
         Stream(5, 6),
@@ -483,6 +484,7 @@ def test_setting_rng_to_a_stream_repeats_a_call():
 def test_a_call_with_the_wrong_number_of_arrays_names_the_layer(cls):
     inputs = arrays(cls())
     names = " and ".join(cls.variant.inputs)
+    names += f", and by name {' and '.join(cls.variant.rows)}" if cls.variant.rows else ""
     for wrong in ([], inputs * 3):
         with pytest.raises(TypeError, match=f"^{cls.__name__} takes {names}, but {len(wrong)} were given"):
             cls()(*wrong)

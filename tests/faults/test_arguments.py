@@ -7,7 +7,7 @@ import pytest
 
 import gpudrop
 from gpudrop import Generator, Stream, generator, schedules
-from tests.family.layer_calls import CLASSES, arrays_of, call
+from tests.family.layer_calls import CLASSES, arrays_of, call, gradients_of
 from tests.sampling import few
 
 NOT_A_NUMBER = ["0.5", b"0.5", bytearray(b"0.5"), np.array("0.5"), None, [0.5], np.array([0.5]), 0.5 + 0j]
@@ -23,18 +23,19 @@ RNG = "rng must be a gpudrop.Generator, a gpudrop.Stream, an integer, .*, or Non
 
 def wrong(cls):
     """Yield (changes of a valid call, the error, the beginning of its message)."""
-    x, *others = arrays_of(cls)
-    strength = cls.strength()
+    (x, *others), (first, *seconds) = arrays_of(cls), cls.variant.inputs
+    strength, optional = cls.strength(), cls.variant.inputs[cls.variant.least :]
     for p in NOT_A_NUMBER:
         yield {"p": p}, TypeError, rf"{strength} must be a number.*, got {re.escape(repr(p))}"
     for p in (np.nan, -0.1, -np.inf, np.inf, *([] if strength == "std" else [1.5, 10**400, np.float16(1.5)])):
         yield {"p": p}, ValueError, f"{strength} must be (between 0 and 1|finite and not negative), got "
     for name in cls.variant.inputs:
-        for array in NOT_AN_ARRAY:
+        for array in NOT_AN_ARRAY[name in optional :]:
             yield {name: array}, TypeError, f"{name} must be a NumPy, CuPy or Numba array"
     for dtype in OF_OTHER_DTYPES:
-        yield {"x": np.zeros(x.shape, dtype)}, TypeError, "x must have one of the dtypes float16, bfloat16, float32, "
-    yield {"x": np.array(None)}, (TypeError, ValueError), "x must have "
+        array = np.zeros(x.shape, dtype)
+        yield {first: array}, TypeError, f"{first} must have one of the dtypes float16, bfloat16, float32, "
+    yield {first: np.array(None)}, (TypeError, ValueError), f"({first}|x) must have "
     yield {"activation": "gelo"}, ValueError, "unknown activation 'gelo'; known: .*elu, "
     yield {"activation": ["relu"]}, ValueError, r"unknown activation \['relu'\]; known: .*elu, "
     for rng in ("7", Generator, {"seed": 0, "call": 0}):
@@ -61,13 +62,13 @@ def wrong(cls):
         repeated = np.lib.stride_tricks.as_strided(np.zeros(sum(x.shape), np.float32), x.shape, strides)
         yield {"out": repeated}, ValueError, "out must not overlap itself, got an array whose elements share memory"
     line = np.ones(x.size + 1, np.float32)
-    shifted = {"x": line[1:].reshape(x.shape), "out": line[:-1].reshape(x.shape)}
-    yield shifted, ValueError, "out must be x itself or share no memory with it, got an overlapping view"
-    yield {"x": x, "out": x[::-1]}, ValueError, "out must be x itself or share no memory with it"
-    for second in cls.variant.inputs[1:]:
-        shifted[second] = shifted.pop("x")
+    shifted = {first: line[1:].reshape(x.shape), "out": line[:-1].reshape(x.shape)}
+    yield shifted, ValueError, f"out must be {first} itself or share no memory with it, got an overlapping view"
+    yield {first: x, "out": x[::-1]}, ValueError, f"out must be {first} itself or share no memory with it"
+    for second in seconds:
+        shifted[second] = shifted.pop(first)
         yield shifted, ValueError, f"out must be {second} itself or share no memory with it"
-        yield {second: others[0].astype(np.float64)}, ValueError, f"{second} must be a NumPy array of dtype float3"
+        yield {second: others[0].astype(">f4")}, ValueError, f"{second} must be a NumPy array of dtype float3"
         yield {second: others[0][:-1]}, ValueError, f"{second} must be a NumPy array of dtype float32 and shape "
 
 
@@ -101,7 +102,7 @@ def test_errors_are_raised_before_anything_is_written_or_drawn(cls):
 def test_errors_of_backprop_are_raised_before_anything_is_written(cls, activation):
     y, backprop = call(cls, cls.function.vjp, activation=activation, rng=Stream(0, 0))
     dy, line = np.ones_like(y), np.ones(y.size + 1, np.float32)
-    want = [np.array(gradient) for gradient in np.atleast_2d(backprop(dy))]
+    want = [np.array(gradient) for gradient in gradients_of(backprop(dy))]
     read_only = dy.copy()
     read_only.flags.writeable = False
     wrong = [
@@ -117,7 +118,7 @@ def test_errors_of_backprop_are_raised_before_anything_is_written(cls, activatio
         with pytest.raises(error, match=f"^{message}"):
             backprop(**{"dy": dy} | changes)
     assert (line == 1).all() and (dy == 1).all() and (read_only == 1).all()
-    for got, gradient in zip(np.atleast_2d(backprop(dy)), want, strict=True):
+    for got, gradient in zip(gradients_of(backprop(dy)), want, strict=True):
         np.testing.assert_array_equal(got, gradient)
 
 

@@ -22,6 +22,7 @@ import gpudrop.torch  # noqa: E402
 from gpudrop import Stream  # noqa: E402
 from gpudrop.torch import accelerate, convert, functional, modules  # noqa: E402
 from tests.sampling import few  # noqa: E402
+from tests.torch.neighbours import CASES  # noqa: E402
 
 BACKENDS = few(["aot_eager", "aot_eager_decomp_partition", "inductor"], "aot_eager_decomp_partition")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -99,6 +100,41 @@ def test_bits_are_saved_in_graphs_and_checkpoints(backend, activation, checkpoin
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         assert_alike(run(way), want)
     assert checkpointed or any(t.dtype is torch.uint8 and t.nbytes == 3 * 64 // 8 for t in kept)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("case", few(CASES, "bias and bits", "residual", "packed"))
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_neighbours_in_graphs_and_checkpoints(backend, case, checkpointed):
+    case = CASES[case]
+
+    def run(function):
+        torch.manual_seed(0)
+        tensors = case.tensors(torch.bfloat16, torch.float32)
+        y = function(*tensors)
+        return [y.detach(), *torch.autograd.grad(y.float().square().sum(), tensors)]
+
+    want = run(case)
+    way = functools.partial(checkpoint, case, use_reentrant=False) if checkpointed else case
+    way = way if backend is None else torch.compile(lambda *xs, way=way: way(*xs), backend=backend, fullgraph=True)
+    for a, b in zip(run(way), want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_modules_with_neighbours():
+    x, residual, bias, gain = (tensor.detach() for tensor in CASES["residual"].tensors())
+    for module, args, rows in (
+        (modules.Dropout(0.4), (x,), {"bias": bias}),
+        (modules.DropoutAdd(0.4), (x, residual), {"bias": bias, "gain": gain}),
+        (modules.DropoutGLU(0.4), (x,), {}),
+    ):
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            torch.manual_seed(1)
+            want = module(*args, **rows)
+            torch.manual_seed(1)
+            assert torch.equal(compiled(*args, **rows), want)
+            module.eval()
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
@@ -356,6 +392,8 @@ def test_a_failed_checkpoint_restores_the_context():
 TRACED = {
     "function": lambda x: functional.dropout(x, 0.5),
     "activation": lambda x: functional.dropout(x, 0.5, activation="gelu"),
+    "bias": lambda x: functional.dropout(x, 0.5, bias=torch.ones(3)),
+    "gate": lambda x: functional.dropout_glu(x, x, 0.5),
     "structured": lambda x: functional.drop_path(x, 0.5),
     "accelerated": lambda x: rerouted(x),
     "converted": convert(nn.Sequential(nn.SiLU(), nn.Dropout(0.5))),

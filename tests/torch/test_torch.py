@@ -25,6 +25,7 @@ from gpudrop.torch import functional, modules, operators  # noqa: E402
 from gpudrop.variants import FAMILY  # noqa: E402
 from tests.family.shapes import SHAPES  # noqa: E402
 from tests.sampling import few  # noqa: E402
+from tests.torch.neighbours import CASES  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -136,7 +137,8 @@ def test_a_function_equals_gpudrops(name, dtype, activation):
     dy = tensor(y.shape, dtype, 9)
     y.backward(dy)
     gradients = backprop(as_numpy(dy))
-    for x, gradient in zip(tensors, gradients if len(tensors) > 1 else (gradients,), strict=True):
+    gradients = gradients if len(tensors) > 1 else (gradients,)
+    for x, gradient in zip(tensors, gradients[: len(tensors)], strict=True):  # the others are those of absent rows
         np.testing.assert_array_equal(as_numpy(x.grad), gradient)
 
 
@@ -165,7 +167,11 @@ def test_layouts(name, layout, dtype):
 def test_without_dropout_only_the_activation_is_applied_and_nothing_drawn(name):
     function, tensors = getattr(functional, name), inputs(name)
     state = torch.get_rng_state()
-    if FAMILY[name].prediction is PLAIN:
+    if name in functional.WITH_VALUE:
+        gate, value = tensors
+        for y in (function(*tensors, 0.4, training=False), function(*tensors, 0)):
+            torch.testing.assert_close(y, torch.nn.functional.silu(gate) * value)
+    elif FAMILY[name].prediction is PLAIN:
         assert function(*tensors, 0.4, training=False) is tensors[0]  # as torch does
         assert function(*tensors, 0, **on(name)) is tensors[0]
         torch.testing.assert_close(function(*tensors, 0.4, False, activation="relu"), tensors[0].relu())
@@ -204,6 +210,157 @@ def test_axes_of_a_tensor_share_a_mask():
         functional.dropout(x, 0.5, mask_shape=3)
     with pytest.raises(TypeError, match=r"dropout\(\) got an unexpected keyword argument 'mask'"):
         functional.dropout(x, 0.5, mask=3)
+
+
+# Neighbours
+
+
+MIXED = {
+    "one": (torch.float32, None, None),
+    "rows": (torch.bfloat16, None, torch.float32),
+    "residual": (torch.float16, torch.float32, None),
+}
+"""The dtypes of input, of a residual and of rows."""
+
+
+@pytest.mark.parametrize("dtypes", few(MIXED, "one", "rows"))
+@pytest.mark.parametrize("case", few(CASES, "bias", "residual", "gate", "packed, second"))
+def test_neighbours_have_the_values_and_gradients_of_functions_of_arrays(case, dtypes):
+    case = CASES[case]
+    tensors = case.tensors(*MIXED[dtypes])
+    y, (want, backprop) = case(*tensors, rng=STREAM), case.of_arrays(*tensors, rng=STREAM)
+    np.testing.assert_array_equal(as_numpy(y), want)
+    with torch.no_grad():
+        assert torch.equal(case(*tensors, rng=STREAM), y)
+    dy = tensor(y.shape, y.dtype, 9)
+    gradients, wanted = torch.autograd.grad(y, tensors, dy), backprop(as_numpy(dy))
+    for name, x, gradient in zip(case.names, tensors, gradients, strict=True):
+        assert gradient.dtype == x.dtype
+        np.testing.assert_array_equal(as_numpy(gradient), getattr(wanted, "dx" if name == "x" else f"d{name}"))
+
+
+def test_a_residual_of_a_wider_dtype_is_not_rounded():
+    branch, residual = tensor((5, 7), torch.bfloat16).requires_grad_(), tensor((5, 7), seed=1).requires_grad_()
+    y = functional.dropout_add(branch, residual, 0.4, rng=STREAM)
+    want, backprop = gpudrop.dropout_add.vjp(as_numpy(branch), as_numpy(residual), 0.4, rng=STREAM)
+    np.testing.assert_array_equal(as_numpy(y), want)
+    dy = tensor(y.shape, seed=9)
+    dbranch, dresidual = torch.autograd.grad(y, (branch, residual), dy)
+    np.testing.assert_array_equal(as_numpy(dbranch), backprop(as_numpy(dy)).dx)
+    assert dbranch.dtype == torch.bfloat16 and torch.equal(dresidual, dy)
+
+
+@pytest.mark.parametrize("case", few(CASES, "bias and bits", "residual", "gate", "packed"))
+def test_derivatives_of_neighbours(case):
+    def function(*tensors):
+        return CASES[case](*tensors, rng=STREAM)
+
+    tensors = CASES[case].tensors(torch.float64)
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+    torch.testing.assert_close(function(*tensors), CASES[case].reference(*tensors, rng=STREAM))
+
+
+@pytest.mark.parametrize("case", few(CASES, "residual"))
+def test_each_tensor_alone_may_need_a_gradient(case):
+    case, every = CASES[case], CASES[case].tensors()
+    wanted = torch.autograd.grad(case(*every, rng=STREAM).square().sum(), every)
+    for k, want in enumerate(wanted):
+        tensors = [x.detach().requires_grad_(k == i) for i, x in enumerate(every)]
+        assert torch.equal(torch.autograd.grad(case(*tensors, rng=STREAM).square().sum(), tensors[k])[0], want)
+
+
+@pytest.mark.parametrize("case", few(CASES, "bias", "residual", "packed, second"))
+def test_neighbours_remain_where_nothing_is_dropped(case):
+    case, state = CASES[case], torch.get_rng_state()
+    tensors = case.tensors()
+    want, backprop = case.of_arrays(*tensors, training=False)
+    dy = np.ones_like(want)
+    gradients = backprop(dy)
+    with gpudrop.no_dropout():
+        results = [case(*tensors)]
+    results += [case(*tensors, training=False), case(*tensors, p=0.0)]
+    for y in results:
+        np.testing.assert_array_equal(as_numpy(y), want)
+        for name, got in zip(case.names, torch.autograd.grad(y.sum(), tensors), strict=True):
+            np.testing.assert_array_equal(as_numpy(got), getattr(gradients, "dx" if name == "x" else f"d{name}"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_neighbours_in_place():
+    for name in ("bias", "bias and bits", "residual", "gate"):
+        x, *others = (tensor.detach() for tensor in CASES[name].tensors())
+        want = CASES[name](x, *others, rng=STREAM)
+        assert CASES[name](x, *others, rng=STREAM, inplace=True) is x and torch.equal(x, want)
+
+
+def test_bits_of_a_call_with_a_bias_may_outlive_its_arrays():
+    for name in ("bias and bits", "residual and bits"):
+        case, gradients = CASES[name], []
+        for save in ("output", "bits"):
+            x, *others = case.tensors()
+            copy = x * 1
+            kept, y = saved(
+                lambda copy=copy, others=others, save=save, case=case: case(copy, *others, rng=STREAM, save=save)
+            )
+            assert any(map(operators.has_bits, kept)) == (save == "bits")
+            dy = tensor(y.shape, seed=9)
+            if save == "bits":
+                for array in (y, copy):
+                    array.data.fill_(float("nan"))
+            gradients.append(torch.autograd.grad(y, (x, *others), dy))
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (3, 0), (6,), (2000, 3)])
+def test_gradients_of_rows_for_every_shape(shape):
+    for name in ("bias alone", "gain"):
+        case = CASES[name]._replace(options={})
+        tensors = case.tensors(shape=shape, of_rows=torch.float32, dtype=torch.bfloat16)
+        y, (want, backprop) = case(*tensors, rng=STREAM), case.of_arrays(*tensors, rng=STREAM)
+        gradients = torch.autograd.grad(y, tensors, torch.ones_like(y))
+        wanted = backprop(np.ones_like(want))
+        row = case.names[-1]
+        np.testing.assert_array_equal(as_numpy(gradients[-1]), getattr(wanted, f"d{row}"))
+        assert gradients[-1].shape == shape[-1:]
+
+
+def test_modules_accept_neighbours():
+    x, residual, bias, gain = CASES["residual"].tensors()
+    drop, add, glu = modules.Dropout(0.4), modules.DropoutAdd(0.4, activation="silu"), modules.DropoutGLU(0.4)
+    for module, args, rows in (
+        (drop, (x,), {"bias": bias}),
+        (drop, (x,), {"bias": None}),
+        (add, (x, residual), {"bias": bias, "gain": gain}),
+        (add, (x, residual), {"gain": gain}),
+        (glu, (x, residual), {}),
+        (glu, (x,), {}),
+    ):
+        torch.manual_seed(1)
+        y = module(*args, **rows)
+        torch.manual_seed(1)
+        options = {} if module.activation is None else {"activation": module.activation}
+        assert torch.equal(y, getattr(functional, module.variant)(*args, p=0.4, **rows, **options))
+        module.eval()
+        off = getattr(functional, module.variant)(*args, training=False, **rows, **options)
+        assert torch.equal(module(*args, **rows), off)
+        module.train()
+    torch.manual_seed(1)
+    y = add(x, residual=residual)
+    torch.manual_seed(1)
+    assert torch.equal(add(x, residual), y)
+    assert repr(glu) == "DropoutGLU(p=0.4, inplace=False)" and glu.activation == "silu"
+    assert repr(modules.DropoutGLU(activation=None)) == "DropoutGLU(p=0.5, inplace=False, activation=None)"
+    for call, message in (
+        (lambda: add(x), "DropoutAdd takes input and residual, and optionally bias and gain"),
+        (lambda: add(x, residual, bias), "DropoutAdd takes input and residual, and optionally bias and gain"),
+        (lambda: add(x, residual, residual=x), "DropoutAdd takes input and residual, and optionally bias and gain"),
+        (lambda: glu(x, x, x), "DropoutGLU takes input, and optionally value"),
+        (lambda: drop(x, bias), "takes 2 positional arguments but 3 were given"),
+        (lambda: drop(x, gain=gain), "Dropout takes input, and optionally bias"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 # Randomness
@@ -304,6 +461,39 @@ WRONG_CALLS = {
     "time_axis must be an axis of x": lambda **rng: functional.locked_dropout(torch.ones(4, 3, 2), time_axis=9, **rng),
     "previous must have the dtype and shape of input": lambda **rng: functional.zoneout(ONES, torch.ones(5), **rng),
     "previous must be a torch.Tensor, got None": lambda **rng: functional.zoneout(ONES, None, **rng),
+    "residual must be a torch.Tensor, got float": lambda **rng: functional.dropout_add(ONES, 0.5, **rng),
+    "value must be a torch.Tensor, got float": lambda **rng: functional.dropout_glu(ONES, 0.5, **rng),
+    "value must have the dtype and shape of input, torch.float32 and .4,. on cpu, got torch.float64 and .4,. on cpu": (
+        lambda **rng: functional.dropout_glu(ONES, ONES.double(), **rng)
+    ),
+    "residual must have the shape of input, and its dtype or a wider one, .* got torch.bfloat16": (
+        lambda **rng: functional.dropout_add(ONES, ONES.bfloat16(), **rng)
+    ),
+    "bias must be a torch.Tensor, got int": lambda **rng: functional.dropout(ONES, bias=1, **rng),
+    "bias must have a value for each element of the last axis of input: dtype torch.float32 and .* got .*3": (
+        lambda **rng: functional.dropout(ONES, bias=torch.ones(3), **rng)
+    ),
+    "gain must have .* dtype torch.float16 or torch.float32 and shape .* got torch.float64": (
+        lambda **rng: functional.dropout_add(ONES.half(), ONES.half(), gain=ONES.double(), **rng)
+    ),
+    "gate without value must have an even number of elements along its last axis": (
+        lambda **rng: functional.dropout_glu(torch.ones(2, 3), **rng)
+    ),
+    "save='bits' does not support gain": lambda **rng: functional.dropout_add(
+        ONES, ONES, gain=ONES, activation="relu", save="bits", **rng
+    ),
+    "save='bits' does not support value": lambda **rng: functional.dropout_glu(
+        ONES, activation="relu", save="bits", **rng
+    ),
+    "inplace=True needs an input with the shape of the result": (
+        lambda **rng: functional.dropout_glu(ONES, inplace=True, **rng)
+    ),
+    "inplace=True needs an input with the dtype of the result": (
+        lambda **rng: functional.dropout_add(ONES.half(), ONES, inplace=True, **rng)
+    ),
+    r"dropout1d\(\) got an unexpected keyword argument 'bias'": (
+        lambda **rng: functional.dropout1d(torch.ones(2, 3, 4), bias=ONES, **rng)
+    ),
     "input must be a torch.Tensor, got numpy.ndarray; gpudrop.dropout takes": lambda **rng: functional.dropout(
         ONES.numpy(), **rng
     ),
@@ -420,7 +610,7 @@ def saved(function):
 
 
 @pytest.mark.parametrize("activation", few(SLOPES, "relu"))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in functional.WITH_VALUE])
 def test_bits_give_the_same_gradients_as_arrays_and_may_outlive_them(name, activation):
     tensors, gradients = inputs(name, grad=True), []
     for save, training in itertools.product(("output", "bits"), (True, False)):
@@ -582,6 +772,24 @@ def test_opcheck(name, activation):
     if activation != "gelu":
         saved = None if activation == "identity" else tensor(x.shape, seed=3)
         torch.library.opcheck(torch.ops.gpudrop.backward.default, (x, saved, stream, *call, False))
+
+
+@pytest.mark.parametrize("case", few(CASES, "bias and bits", "residual", "packed"))
+def test_opcheck_of_neighbours(case):
+    case = CASES[case]
+    tensors = dict(zip(case.names, case.tensors(torch.bfloat16, torch.float32), strict=True))
+    x, residual, value = (tensors.get(name) for name in (case.names[0], "residual", "value"))
+    bias, gain = tensors.get("bias"), tensors.get("gain")
+    stream, records = torch.ops.gpudrop.stream(device="cpu"), case.options.get("save") == "bits"
+    activation = case.options.get("activation") or "silu"
+    call = (case.variant, "{}", 0.4, activation, 16, 0)
+    operands = (x, residual if value is None else value, bias, gain, stream, *call, records)
+    torch.library.opcheck(operators.FUSED, operands)
+    y, *bits = operators.FUSED(*operands)
+    names = ["dx", *(f"d{name}" for name in ("bias", "gain") if name in tensors)]
+    kept = bits[0] if bits else x
+    gradients = (torch.ones_like(y).detach(), kept.detach(), value, bias, gain, stream, *call, x.dtype, names)
+    torch.library.opcheck(operators.GRADIENTS, [t.detach() if isinstance(t, torch.Tensor) else t for t in gradients])
 
 
 def test_export():

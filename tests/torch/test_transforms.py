@@ -17,6 +17,7 @@ from gpudrop.torch.activations import TORCHS  # noqa: E402
 from gpudrop.variants import FAMILY  # noqa: E402
 from tests.family.shapes import SHAPES  # noqa: E402
 from tests.sampling import few  # noqa: E402
+from tests.torch.neighbours import CASES as CASES_WITH_NEIGHBOURS  # noqa: E402
 
 STREAM = Stream(2**63 + 5, 2**40 + 3)
 X = torch.linspace(-2, 2, 7, dtype=torch.float64)
@@ -70,6 +71,8 @@ def test_derivatives_use_saved_bits(activation, transform):
 def test_both_modes_of_every_variant(name, activation, save):
     if save == "bits" and ACTIVATIONS[activation or "identity"].slopes is None:
         save = "auto"
+    if name in functional.WITH_VALUE:
+        save = "auto"
     inputs = tuple(torch.randn(SHAPES[name], dtype=torch.float64).requires_grad_() for _ in FAMILY[name].inputs)
 
     def function(*x):
@@ -78,6 +81,41 @@ def test_both_modes_of_every_variant(name, activation, save):
     both = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
     assert torch.autograd.gradcheck(function, inputs, **both)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+OF_ALL = {
+    "grad": lambda f, all_, xs: func.grad(lambda *xs: f(*xs).square().sum(), all_)(*xs),
+    "vjp": lambda f, all_, xs: func.vjp(f, *xs)[1](f(*xs)),
+    "jvp": lambda f, all_, xs: func.jvp(f, xs, xs),
+    "hessian": lambda f, all_, xs: func.hessian(lambda *xs: f(*xs).square().sum(), all_)(*xs),
+    "forward over forward": lambda f, all_, xs: func.jacfwd(func.jacfwd(f, all_), all_)(*xs),
+    "per sample": lambda f, all_, xs: func.vmap(func.grad(lambda *xs: f(*xs).square().sum(), all_))(
+        *(torch.stack([x, 2 * x]) for x in xs)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("transform", few(OF_ALL, "grad", "jvp", "per sample"))
+@pytest.mark.parametrize("case", few(CASES_WITH_NEIGHBOURS, "bias and bits", "residual", "packed, second"))
+def test_transforms_of_dropout_with_neighbours(case, transform):
+    case = CASES_WITH_NEIGHBOURS[case]
+    tensors = tuple(x.detach() for x in case.tensors(torch.float64, shape=(2, 3)))
+    every = tuple(range(len(tensors)))
+    got, want = (OF_ALL[transform](lambda *xs, f=f: f(*xs, rng=STREAM), every, tensors) for f in (case, case.reference))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", few(CASES_WITH_NEIGHBOURS, "bias and y", "residual", "gate"))
+def test_both_modes_with_neighbours(case):
+    def function(*tensors):
+        return CASES_WITH_NEIGHBOURS[case](*tensors, rng=STREAM)
+
+    tensors = CASES_WITH_NEIGHBOURS[case].tensors(torch.float64)
+    both = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
+    assert torch.autograd.gradcheck(function, tensors, **both)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
 def test_dual_numbers():
@@ -177,6 +215,8 @@ CALLS = {
     "generator": lambda x: functional.dropout(x, 0.5, generator=GENERATOR),
     "own generator": lambda x: functional.dropout(x, 0.5, rng=OWN),
     "channels": lambda x: functional.dropout1d(x, 0.5),
+    "bias": lambda x: functional.dropout(x, 0.5, bias=torch.ones(8)),
+    "gate": lambda x: functional.dropout_glu(x, p=0.5),
     "two inputs": lambda x: functional.zoneout(x, torch.zeros_like(x), 0.5),
     "module": Network(modules.Dropout(0.5)),
     "converted": convert(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.5))),

@@ -150,6 +150,25 @@ def test_warmup_compiles_only_the_named_kernels(monkeypatch):
     assert backends.load("cpu") is cpu
 
 
+def test_warmup_compiles_kernels_with_rows_and_gates(monkeypatch):
+    from gpudrop.kernels import cpu
+
+    compiled = []
+    monkeypatch.setattr(cpu, "launch", lambda kernel, *arguments: compiled.append(kernel))
+    gpudrop.warmup(["relu"], variant="dropout_add", rows=["bias", "gain"])
+    gpudrop.warmup(["silu"], variant="dropout_glu")
+    gpudrop.warmup(["relu"], rows=["bias"])
+    inputs = {tuple(slot.name for slot in kernel.inputs) for kernel in compiled}
+    assert {("x", "residual", "bias", "gain"), ("dy", "x", "bias", "gain"), ("x", "value"), ("dy", "x", "value"),
+            ("x", "bias"), ("dy", "bits")} <= inputs  # fmt: skip
+    outputs = {tuple(slot.name for slot in kernel.outputs) for kernel in compiled}
+    assert {("dx", "dbias", "dgain"), ("dx", "dvalue"), ("dx", "dbias")} <= outputs
+    with pytest.raises(ValueError, match="unknown row 'gain' of dropout; known: bias"):
+        gpudrop.warmup(["relu"], rows=["gain"])
+    with pytest.raises(TypeError, match="rows must be a list of names, got 'bias'"):
+        gpudrop.warmup(["relu"], rows="bias")
+
+
 @pytest.mark.slow
 def test_warmup_reports_wrong_arguments_in_one_line():
     wrong = {

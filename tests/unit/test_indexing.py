@@ -57,6 +57,15 @@ def test_a_window_is_traversed_row_by_row(i, by, turns):
     assert there == first_turn(np.int64(i + by), turns)
 
 
+@given(i=st.integers(0, 2**32 - 1), columns=st.integers(1, 40) | st.integers(1, 2**40))
+def test_columns_of_elements(i, columns):
+    i, columns = np.int64(i), np.int64(columns)
+    column_before, column_of_chunk = python(indexing.column_before), python(indexing.column_of_chunk(8))
+    assert python(indexing.remainder)(i, columns) == i % columns
+    assert column_of_chunk(i, columns) == i * 8 % columns
+    assert column_before(i * 8 % columns, i, columns) == (i * 8 - i) % columns
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_threads_of_a_warp_exchange_the_words_of_their_chunks(parts):
     """With n accesses per thread, access s of thread t is part t % n of chunk s * 32 / n + t // n."""

@@ -82,15 +82,21 @@ class Case:
         return self.variant is not None and len(FAMILY[self.variant].inputs) > 1
 
     @property
+    def is_product(self):
+        """Whether y is a product of two inputs. Then the backward pass reads both and writes two gradients."""
+        return self.variant is not None and self.two_inputs and FAMILY[self.variant].noise.second_input is None
+
+    @property
     def reads_saved(self):
         """Whether the backward pass reads (or writes, for a second gradient) another array besides dy and dx."""
         writes = self.variant is not None and len(FAMILY[self.variant].noise.gradients) > 1
-        return writes or find_activation(self.activation).slope_of is not None
+        return self.is_product or writes or find_activation(self.activation).slope_of is not None
 
     @property
     def bytes(self):
         """The bytes that must move between memory and processor: x and y; dy, the saved array and dx."""
         arrays = self.forward * (2 + self.two_inputs) + self.backward * (2 + self.reads_saved)
+        arrays += self.backward * 2 * self.is_product  # the second input and its gradient
         return arrays * self.array_bytes
 
     @property

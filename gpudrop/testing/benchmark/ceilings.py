@@ -1,4 +1,4 @@
-"""The ceiling: a plain loop that copies as many bytes on as many threads, multiplied by a number."""
+"""The ceilings: plain loops that read and write as many arrays on as many threads, multiplied by a number."""
 
 from numba import njit, prange
 
@@ -12,3 +12,11 @@ def plain(x, saved, s, y):
     else:
         for i in prange(x.size):
             y[i] = x[i] * s + saved[i]
+
+
+@njit(parallel=True, fastmath=True)
+def plain_pair(x, first, second, s, y, z):
+    """Compute y = x * s + first and z = x * s + second: three arrays are read, and two are written."""
+    for i in prange(x.size):
+        y[i] = x[i] * s + first[i]
+        z[i] = x[i] * s + second[i]

@@ -21,20 +21,20 @@ class Wrong(Exception):
 def dropout(case, x, dy, results):
     """Check dropout with any mask: kept elements are activation(x) / (1 - p), others 0, and dx has the same mask."""
     _whole(case, x, results)
-    for window in _windows(case.size):
+    for window in windows(case.size):
         part = [result[window].astype(np.float64) for result in results]
         exact = _exact(case, x, dy, window)
         known = np.any([e != 0 for e in exact.values()], axis=0)  # elsewhere the results don't show the mask
         keep = np.any([p != 0 for p in part], axis=0)
         _values(case, window, part, keep, exact, 1 / (1 - case.p), PEERS)
-        _count(case, keep[known].sum(), known.sum())
+        count(case, keep[known].sum(), known.sum())
 
 
 def our_dropout(case, x, dy, results, seed, start=0):
     """Check dropout with exactly the contract's mask of the first call; `start` is the index of the first element."""
     _whole(case, x, results)
     x, dy, *results = (array.reshape(-1) for array in (x, dy, *results))  # in logical order, whatever the layout
-    for window in _windows(case.size):
+    for window in windows(case.size):
         size = window.stop - window.start
         keep = reference.keep_mask(size, case.p, seed, 0, case.bits, start + window.start)
         part = [result[window].astype(np.float64) for result in results]
@@ -43,7 +43,10 @@ def our_dropout(case, x, dy, results, seed, start=0):
 
 
 def copy(case, x, dy, results):
-    """Check a copy: y = 2 * x, plus dy with two inputs; dx = 2 * dy, plus y if the case reads a saved array."""
+    """Check a copy: y = 2 * x, plus dy with two inputs; dx = 2 * dy, plus y if the case reads a saved array.
+
+    If the case is a product, the second gradient is 2 * dy + x.
+    """
     if x.itemsize == 2:
         x, dy = x.view(np.uint16), dy.view(np.uint16)
     _shapes(case, x, results)
@@ -58,15 +61,18 @@ def _copies(case, x, dy):
         yield y
     if case.backward:
         yield 2 * dy + y if case.reads_saved else 2 * dy
+    if case.backward and case.is_product:
+        yield 2 * dy + x
 
 
-def _windows(size):
-    starts = [part * max(0, size - WINDOW) // 3 for part in range(4)]
-    return [slice(start, min(start + WINDOW, size)) for start in dict.fromkeys(starts)]
+def windows(size, length=WINDOW):
+    """Windows at both ends of `size` elements and inside, as slices."""
+    starts = [part * max(0, size - length) // 3 for part in range(4)]
+    return [slice(start, min(start + length, size)) for start in dict.fromkeys(starts)]
 
 
 def _shapes(case, x, results):
-    if len(results) != case.forward + case.backward:
+    if len(results) != case.forward + case.backward * (1 + case.is_product):
         raise Wrong(f"it returned {len(results)} arrays")
     for result in results:
         if (result.shape, result.dtype) != (x.shape, x.dtype):
@@ -80,10 +86,11 @@ def _whole(case, x, results):
         if not np.isfinite(result).all():
             raise Wrong("the result is not finite")
     # A gradient is 0 where the value is, and where dy is, which is too rare to matter.
-    _count(case, np.count_nonzero(results[0]), np.count_nonzero(x > 0 if case.activation == "relu" else x))
+    count(case, np.count_nonzero(results[0]), np.count_nonzero(x > 0 if case.activation == "relu" else x))
 
 
-def _count(case, kept, n):
+def count(case, kept, n):
+    """Check how many of n elements are kept."""
     p = case.p
     quantised = n * 2.0 ** -(case.bits + 1)
     if abs(kept - n * (1 - p)) > SIGMAS * np.sqrt(n * p * (1 - p)) + quantised:

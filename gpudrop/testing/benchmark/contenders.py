@@ -1,8 +1,8 @@
 """The contenders of a benchmark. Each contender prepares a case and returns the function that is timed.
 
 `prepare(case, x, dy)` returns a function without arguments. That function returns (y,), (y, dx) with the backward pass,
-or (dx,) without the forward pass, which only gpudrop and the copies support. If a contender does not support the case,
-it raises Absent with the reason. `checks.py` checks the results.
+or (dx,) without the forward pass, which only gpudrop and the copies support. Some variants have more gradients than dx.
+If a contender does not support the case, it raises Absent with the reason. `checks.py` checks the results.
 """
 
 import functools
@@ -35,19 +35,19 @@ class Contender:
 def passes(case, forward, vjp):
     """Return the function of a case that is timed. If only the backward pass is, the forward pass has run once already.
 
-    forward() returns (y,). vjp() returns y and backprop, and backprop() returns dx.
+    forward() returns (y,). vjp() returns y and backprop, and backprop() returns a tuple of the gradients.
     """
     if not case.backward:
         return forward
 
     def both():
         y, backprop = vjp()
-        return y, backprop()
+        return y, *backprop()
 
     if case.forward:
         return both
     _, backprop = vjp()
-    return lambda: (backprop(),)
+    return backprop
 
 
 def ours(case, x, dy, ready=False, save="auto"):
@@ -60,7 +60,7 @@ def ours(case, x, dy, ready=False, save="auto"):
 
     def vjp():
         result, backprop = gpudrop.dropout_vjp(x, case.p, save=save, **options)
-        return result, lambda: backprop(dy, out=dx)
+        return result, lambda: (backprop(dy, out=dx),)
 
     return passes(case, forward, vjp)
 
@@ -69,6 +69,7 @@ def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
     # 16-bit floats are copied as integers: the number of bytes is the same.
     x, dy = (array.view(np.uint16) if array.itemsize == 2 else array for array in (x, dy))
     ready_y, ready_dx = (np.zeros_like(x), np.zeros_like(dy)) if ready else (None, None)
+    ready_second = np.zeros_like(dy) if ready and case.is_product else None
     s = x.dtype.type(2)
 
     def forward():
@@ -81,8 +82,12 @@ def ceiling(case, x, dy, kernel=ceilings.plain, ready=True):
 
         def backprop():
             dx = ready_dx if ready else np.empty_like(dy)
+            if case.is_product:
+                second = ready_second if ready else np.empty_like(dy)
+                ceilings.plain_pair(dy, y, x, s, dx, second)
+                return dx, second
             kernel(dy, y if case.reads_saved else dy, s, dx)
-            return dx
+            return (dx,)
 
         return y, backprop
 

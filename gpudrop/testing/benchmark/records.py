@@ -62,14 +62,17 @@ def dumps(record):
 
 
 def case_words(row):
-    """Return a case in words: the computation and the number of elements."""
-    what = row.get("variant") or f"{row['activation']} {row['dtype']}"
+    """Return a case in words: the computation, and the number of elements or the shape of a matrix."""
+    what, columns = f"{row['activation']} {row['dtype']}", row.get("columns")
+    if row.get("variant"):
+        what = f"{row['variant']} {what}" if columns else row["variant"]
     if row.get("bits", 16) != 16:
         what += f" {row['bits']} bits"
     if row.get("layout", "C") != "C":
         what += f" {row['layout']}"
     back = " and back" if row.get("forward", True) else " backward"
-    return f"{what}{back if row['backward'] else ''}", f"{row['size']:,}"
+    shape = f"{row['size'] // columns:,} x {columns:,}" if columns else f"{row['size']:,}"
+    return f"{what}{back if row['backward'] else ''}", shape
 
 
 def share(row, name, copy="copy"):
