@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contenders, drawing, family, gpu_contenders, gpu_here, gpu_report, report, startup
+from bench import contenders, drawing, family, gpu_contenders, gpu_here, gpu_report, neighbours, report, startup
 from bench.cases import cpu_cases, gpu_cases
 from bench.smi import smi
 from gpudrop.testing.benchmark import gpu, records, runner
@@ -22,6 +22,12 @@ from gpudrop.testing.benchmark import gpu, records, runner
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers", "jax", "ml_dtypes")
 SECTIONS = ("start-up", "drawing", *contenders.SECTIONS)
+MADE_OF = {
+    "": (cpu_cases, contenders.of, report.tables, 7),
+    "family": (family.family_cases, lambda case: family.CONTENDERS, report.tables, 7),
+    "neighbours": (neighbours.neighbour_cases, neighbours.of, neighbours.tables, 5),
+}
+"""What a run on the CPU measures alone, if anything -> cases, contenders of a case, tables, and rounds by default."""
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "triton", "nvidia-cuda-nvrtc")
 
 app = typer.Typer(help="Compare gpudrop with copies of the same number of bytes and with other libraries.")
@@ -36,33 +42,35 @@ def main():
 def cpu(
     quick: Annotated[bool, typer.Option(help="Fewer cases and rounds, in under three minutes.")] = False,
     variants: Annotated[bool, typer.Option("--family", help="Measure all variants of dropout, and PyTorch's.")] = False,
+    beside: Annotated[bool, typer.Option("--neighbours", help="Measure dropout_add and dropout_glu.")] = False,
     sections: Annotated[
         list[str] | None, typer.Option("--section", help=f"Measure only this part; repeatable: {', '.join(SECTIONS)}.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Measurements of each case: by default 7, or 3 if quick.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Measurements of each case: by default 3, 5 or 7.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="File for the results; the chart is next to it.")] = None,
 ):
     """Compare the CPU kernels with copies, NumPy, PyTorch and JAX, at every size and dtype."""
-    if sections and variants:
-        raise typer.BadParameter("can't be combined with --family", param_hint="--section")
+    apart = ["family"] * variants + ["neighbours"] * beside
+    if len(apart) + bool(sections) > 1:
+        raise typer.BadParameter("can't be combined", param_hint="--section, --family and --neighbours")
     for name in sections or ():
         if name not in SECTIONS:
             raise typer.BadParameter(f"must be one of {', '.join(SECTIONS)}, got {name}", param_hint="--section")
-    wanted = ("family",) if variants else sections or SECTIONS
+    wanted = apart or sections or SECTIONS
     threads = numba.config.NUMBA_NUM_THREADS
     record = described(records.processor(), threads)
-    record["rounds"] = rounds = rounds or (3 if quick else 7)
+    cases_of, entered, tables, usual = MADE_OF["".join(apart)]
+    record["rounds"] = rounds = rounds or (3 if quick else usual)
     record["startup"] = startup.measure(1 if quick else 3) if "start-up" in wanted else {}
     record["drawing"] = drawing.measure(rounds) if "drawing" in wanted else {}
     record["cases"] = []
-    cases = family.family_cases(threads, quick) if variants else cpu_cases(threads, quick)
-    cases = [case for case in cases if case.section in wanted]
+    cases = [case for case in cases_of(threads, quick) if case.section in wanted]
     runner.touch(4 * max((case.bytes for case in cases), default=0))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for case in progress.track(cases, description="measuring"):
-            record["cases"].append(runner.row(case, rounds, family.CONTENDERS if variants else contenders.of(case)))
-    name = f"cpu-{records.target()}{'-family' * variants}{'-quick' * quick}.json"
-    finish(record, file or RESULTS / name)
+            record["cases"].append(runner.row(case, rounds, entered(case)))
+    name = "-".join(["cpu", records.target(), *apart, *(["quick"] * quick)])
+    finish(record, file or RESULTS / f"{name}.json", tables)
 
 
 @app.command("torch")
@@ -202,9 +210,9 @@ def described(device, threads=None):
     }
 
 
-def finish(record, path):
+def finish(record, path, tables=report.tables):
     """Print a complete record of the CPU kernels, and write it with its chart."""
-    write(record, path, [*report.tables(record), *records.notes(record)])
+    write(record, path, [*tables(record), *records.notes(record)])
     report.chart(record, path.with_suffix(".png"))
 
 

@@ -14,6 +14,7 @@ from gpudrop.testing.benchmark.cases import LARGE
 from gpudrop.testing.benchmark.contenders import OURS, OURS_READY, PLAIN, PLAIN_READY
 
 NOTE = ": x is the speed of gpudrop over the peer's; NumPy runs on one thread"
+APART = ("-family", "-neighbours", "-quick")  # the ends of the names of files that by_processor does not show
 READY_CEILINGS = (PLAIN_READY, STREAMING_READY)
 READY = (*READY_CEILINGS, SAVES_ARRAY, SAVES_BITS)
 CEILINGS = (PLAIN, *READY_CEILINGS)
@@ -97,7 +98,7 @@ def by_processor(folder):
 
     The rows are the cases of the section "memory" with LARGE elements. "-" means that a file lacks the case.
     """
-    files = sorted(path for path in folder.glob("cpu-*.json") if not path.stem.endswith(("-family", "-quick")))
+    files = sorted(path for path in folder.glob("cpu-*.json") if not path.stem.endswith(APART))
     names = [f"[{path.stem.removeprefix('cpu-')}](../bench/results/{path.name})" for path in files]
     shares = []
     for path in files:
