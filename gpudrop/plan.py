@@ -197,7 +197,7 @@ class Prepared(NamedTuple):
         if self.call.packed is not None:
             outputs["dx"], outputs["dvalue"] = arrays.halves(outputs["dx"], self.call.packed)
         draw = plan.draw(self.rng, self.origin, self.module, dy, next(iter(outputs.values())))
-        _write_gradients(self.module, plan, self.mask, dy, plan.gradient(tuple(outputs)), inputs, outputs, draw)
+        _run(self.module, plan, self.mask, dy, plan.gradient(tuple(outputs)), inputs, outputs, draw)
 
     @property
     def second(self) -> str:
@@ -268,7 +268,7 @@ class _Backprop:
         if second is not None and out is not None and arrays.overlap(whole, operand.array):
             dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy, which is returned
         inputs = {"dy": operand.array, **kept}
-        _write_gradients(self.module, plan, self.mask, operand, kernel, inputs, outputs, self.draw)
+        _run(self.module, plan, self.mask, operand, kernel, inputs, outputs, self.draw)
         dx = operand.give_back(whole) if out is None else out
         if not self.names:
             return dx
@@ -311,25 +311,6 @@ def _gradients(names: tuple[str, ...]) -> Any:
     return namedtuple("Gradients", [f"d{name}" for name in names])  # noqa: PYI024  (the names depend on the variant)
 
 
-def _write_gradients(
-    module: Any,
-    plan: _Plan,
-    mask: Any,
-    operand: arrays.Operand,
-    kernel: Kernel,
-    inputs: dict[str, Any],
-    outputs: dict[str, Any],
-    draw: Draw,
-) -> None:
-    """Run a backward kernel on arrays by the names of their slots, and add up the gradients of rows."""
-    rows = [slot.name for slot in kernel.outputs if slot.layout == "sums"]
-    sums = {name: _empty_sums(module, operand, outputs[name], kernel.real) for name in rows}
-    buffers = _buffers(plan, mask, operand, next(iter(outputs.values()))) if kernel.masked else None
-    _run(module, plan, mask, operand, kernel, inputs, {**outputs, **sums}, draw, buffers)
-    for name in rows:
-        _add_up(module, operand, sums[name], outputs[name])
-
-
 def _empty_sums(module: Any, operand: arrays.Operand, out: Any, real: Any) -> Any:
     """The array for the partial sums of an array's columns: out itself if there is only one group to add up."""
     *others, columns = operand.array.shape
@@ -370,14 +351,27 @@ def _run(
     inputs: dict[str, Any],
     outputs: dict[str, Any],
     draw: Draw,
-    buffers: list[Any] | None,
+    buffers: list[Any] | None = None,
 ) -> None:
-    """Run a kernel on arrays by the names of their slots. If it reads a mask, first draw the mask into the buffers."""
-    if buffers is not None:
-        owner = arrays.stream_owner(operand, outputs[kernel.outputs[0].name])
+    """Run a kernel on arrays by the names of their slots.
+
+    If it reads a mask, first draw the mask into the buffers, which are allocated if there are none. If it has partial
+    sums, add them up in its outputs.
+    """
+    sums = {}
+    if kernel.num_sums:
+        rows = [slot.name for slot in kernel.outputs if slot.layout == "sums"]
+        sums = {name: _empty_sums(module, operand, outputs[name], kernel.real) for name in rows}
+    if kernel.masked:
+        first = outputs[kernel.outputs[0].name]
+        buffers = _buffers(plan, mask, operand, first) if buffers is None else buffers
+        owner = arrays.stream_owner(operand, first)
         inputs = {**inputs, "mask": _draw_mask(mask, module, owner, buffers, plan.mask, draw)}
-    read, written = [inputs[slot.name] for slot in kernel.inputs], [outputs[slot.name] for slot in kernel.outputs]
+    read = [inputs[slot.name] for slot in kernel.inputs]
+    written = [sums.get(slot.name, outputs[slot.name]) for slot in kernel.outputs]
     backends.launch(module, operand, kernel, read, written, draw)
+    for name, partial in sums.items():
+        _add_up(module, operand, partial, outputs[name])
 
 
 def _draw_mask(mask: Any, module: Any, operand: arrays.Operand, buffers: list[Any], kernel: Any, draw: Draw) -> Mask:

@@ -141,14 +141,20 @@ def row_of(
 ) -> Variant:
     """Return a row of the table; the defaults are those of `dropout`."""
     parameters = inspect.signature(function).parameters
-    *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-    others, rows = COMMON | OF_DROPOUT_ALONE | {*ROWS}, tuple(name for name in ROWS if name in parameters)
+    inputs, rows, strength = _arguments_of(parameters)
+    others = COMMON | OF_DROPOUT_ALONE | {*ROWS}
     own = {a.name: a.default for a in parameters.values() if a.kind is a.KEYWORD_ONLY and a.name not in others}
     activation = parameters["activation"].default if "activation" in parameters else None  # absent in a user's function
     defaults = parameters[strength].default, parameters["bits"].default, activation
     least = sum(parameters[name].default is inspect.Parameter.empty for name in inputs)
-    read = function.__name__, tuple(inputs), least, rows, strength, *defaults, own
+    read = function.__name__, inputs, least, rows, strength, *defaults, own
     return Variant(layer, function, noise, prediction, whole, torchs, ndim, *read)
+
+
+def _arguments_of(parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Return the names of the array arguments, those of the rows, and the name of the strength."""
+    *inputs, strength = (a.name for a in parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
+    return tuple(inputs), tuple(name for name in ROWS if name in parameters), strength
 
 
 FAMILY = {"dropout": row_of("Dropout", dropout, torchs="Dropout")}
@@ -222,9 +228,8 @@ def _public(
     """
     own, common = inspect.signature(vary), inspect.signature(dropout_vjp).parameters
     names = frozenset(own.parameters)
-    first, *others = (a.name for a in own.parameters.values() if a.kind is a.POSITIONAL_OR_KEYWORD)
-    inputs = (first, *others[:-1], *(name for name in ROWS if name in names))
-    inputs = inputs if len(inputs) > 1 else ()
+    inputs, rows, _ = _arguments_of(own.parameters)
+    first, of_several = inputs[0], inputs + rows if len(inputs + rows) > 1 else ()
 
     def prepared(
         *args: Any,
@@ -245,7 +250,7 @@ def _public(
         operand: Any = arrays.as_operand(first, args[0]) if args else None
         array = (operand.array,) if args else ()  # without x, vary raises Python's error
         given = vary(*array, *args[1:], **options)
-        call = Call(given.p, noise, prediction, *given[1:], names=inputs)
+        call = Call(given.p, noise, prediction, *given[1:], names=of_several)
         return prepare(operand, call, activation, training, rng, bits, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)

@@ -121,12 +121,12 @@ def thread_count(kernel: Any, count: int, wave: int) -> int:
     return threads if threads > wave else min(count, wave)
 
 
-def writes_all_words(kernel: Any, size: int, start: int, aligned: bool) -> bool:
+def writes_all_words(kernel: Any, size: int, draw: Any, aligned: bool) -> bool:
     """Whether warps write all words of an output of bits. Otherwise bits are added to words, which must be 0 before.
 
     aligned: whether the arrays are contiguous and aligned for the kernel's accesses.
     """
-    chunk = chunks(kernel).size
+    chunk, start = chunks(kernel).size, draw.start if kernel.bits else 0
     return aligned and not kernel.window and start % chunk == 0 and size % (WARP * chunk) == 0
 
 

@@ -139,6 +139,11 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
         return sum(slot.layout == "sums" for slot in self.outputs)
 
     @cached_property
+    def by_columns(self) -> bool:
+        """Whether operands have an element or a sum for each column."""
+        return self.num_rows + self.num_sums > 0
+
+    @cached_property
     def mixed(self) -> bool:
         """Whether full slots have several dtypes."""
         return any(slot.dtype and slot.layout == "full" for slot in (*self.inputs, *self.outputs))

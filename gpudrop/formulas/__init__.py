@@ -185,13 +185,13 @@ def assembled(
     source = "\n    ".join([header, *lines, f"return {', '.join(results)}"]) + "\n"
     namespace = {"Drawn": Drawn, "Pair": Pair, "Triple": Triple, **dict(names)}
     exec(source, namespace)  # noqa: S102  (the text above)
-    namespace["element"].source = source
+    namespace["element"]._gpudrop_source = source
     return namespace["element"]
 
 
 def _source(function: types.FunctionType) -> str:
     """The text of the whole file or notebook's cell in which a function is defined."""
-    source = getattr(function, "source", "") or text_of(function.__code__.co_filename, function.__globals__)
+    source = getattr(function, "_gpudrop_source", "") or text_of(function.__code__.co_filename, function.__globals__)
     if source:
         return source
     if (function.__module__ or "").startswith("gpudrop."):

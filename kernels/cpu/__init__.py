@@ -41,7 +41,7 @@ def saves_bits(array):
 
 
 def launch(kernel, inputs, outputs, draw):
-    compiled, others, operands, columns = entry(kernel), (), (inputs, outputs), 1
+    compiled, others, operands = entry(kernel), (), (inputs, outputs)
     read, written = kernel.stored_dtypes
     seed, call, start, limit, scale, shift, row, pitch = draw
     mask, period, repeat, share = None, 1, 1, 1
@@ -52,15 +52,14 @@ def launch(kernel, inputs, outputs, draw):
     if len(inputs) > kernel.num_inputs:
         inputs, others = inputs[: kernel.num_inputs], tuple(inputs[kernel.num_inputs :])
         if kernel.num_rows:
-            columns = others[0].size
             dtypes = (*read[kernel.num_inputs :], np.dtype(np.uint8))
             others = tuple([array.view(dtype) for array, dtype in zip(others, dtypes, strict=False)])
     if len(outputs) > kernel.num_outputs:
         outputs, others = outputs[: kernel.num_outputs], (*others, *outputs[kernel.num_outputs :])
         if kernel.num_sums:
-            columns = others[-1].shape[1]
             others = (*others[: -kernel.num_sums], *[sums.reshape(-1) for sums in others[-kernel.num_sums :]])
-    size = (outputs or inputs)[0].size
+    full = (outputs or inputs)[0]
+    size, columns = full.size, full.shape[-1] if kernel.by_columns else 1
     if kernel.counted:
         scale = size / max(1, int(kept[0]))
     sources, targets, contiguous = (), (), True  # loops, because they are faster than comprehensions here

@@ -112,7 +112,7 @@ def launch(kernel, inputs, outputs, draw):
     if kernel.reads_bits:
         *inputs, bits = inputs
         given = address(bits)
-    of = scalars(kernel, size, draw, mask, full.shape[-1] if kernel.num_rows or kernel.num_sums else 1)
+    of = scalars(kernel, size, draw, mask, full.shape[-1] if kernel.by_columns else 1)
     addresses, contiguous = [], raw_kernels or kernel.num_sums > 0
     if kernel.writes_bits:
         *outputs, bits = outputs
@@ -121,7 +121,7 @@ def launch(kernel, inputs, outputs, draw):
         begin = address(array)
         contiguous = contiguous and begin is not None
         addresses.append(begin)
-    if marked and not writes_all_words(kernel, size, of[9], contiguous and all(begin % 16 == 0 for begin in addresses)):
+    if marked and not writes_all_words(kernel, size, draw, contiguous and all(begin % 16 == 0 for begin in addresses)):
         bits.fill(0)
     others = drawn, kept, stream, given, marked
     if contiguous:

@@ -148,13 +148,13 @@ def launch(kernel, inputs, outputs, draw):
     for array in operands:
         contiguous = contiguous and array.is_c_contiguous()
     columns = 1
-    if kernel.num_rows or kernel.num_sums:
+    if kernel.by_columns:
         columns = operands[0].shape[operands[0].ndim - 1]  # the simulator's shapes have no index -1
     of, stream = scalars(kernel, size, draw, mask, columns), operands[0].stream or outputs[0].stream
     stored = draw.seed if kernel.stored else None
     if kernel.writes_bits:
         aligned = contiguous and all(_address(array) % 16 == 0 for array in operands)
-        if not writes_all_words(kernel, size, of[-6], aligned):
+        if not writes_all_words(kernel, size, draw, aligned):
             _clear(outputs[-1], stream)
     if contiguous and not SIMULATED:
         _launch_flat(kernel, operands, mask, stored, of, stream)
