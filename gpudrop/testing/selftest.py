@@ -168,41 +168,38 @@ def residual(backend, dtype, size, device=0):
         _same(source.get(gradients.dresidual), x)
 
 
-def rows(backend, dtype, shape, device=0):
+def neighbours(backend, dtype, shape, device=0):
     """A bias, a gain and a residual, all gradients included, are exact. Sums of groups of rows have no remainder."""
     source, columns = Placed(backend, device), np.arange(shape[1])
-    x = (2.0 ** (np.arange(math.prod(shape)) % 3)).reshape(shape).astype(dtype)
-    bias, gain = (2.0 ** (columns % 2)).astype(dtype), (2.0 ** -(columns % 3)).astype(dtype)
-    keep = reference.keep_mask(shape, 0.5, SEED, CALL)
-    options = {"rng": gpudrop.Stream(SEED, CALL), "backend": backend}
+    x = (2.0 ** (np.arange(math.prod(shape)) % 3)).reshape(shape)
+    bias, gain = 2.0 ** (columns % 2), 2.0 ** -(columns % 3)
+    keep, z = reference.keep_mask(shape, 0.5, SEED, CALL), x + bias
+    dx = np.where(keep, 2 * gain, 0.0)
+    want = np.where(keep, x + 2 * gain * z, x), dx, dx.sum(0), np.where(keep, 2 * z, 0.0).sum(0)
     with source.on_device():
-        y, backprop = gpudrop.dropout_add.vjp(
-            source.put(x), source.put(x), 0.5, bias=source.put(bias), gain=source.put(gain), **options
-        )
-        gradients = backprop(source.put(np.ones_like(x)))
-        z = (x + bias).astype(np.float64)
-        _same(source.get(y), np.where(keep, x + 2 * gain * z, x).astype(dtype))
-        _same(source.get(gradients.dx), np.where(keep, 2 * gain, 0 * gain))
-        _same(source.get(gradients.dbias), np.where(keep, 2 * gain, 0 * gain).astype(np.float64).sum(0).astype(dtype))
-        _same(source.get(gradients.dgain), np.where(keep, 2 * z, 0).sum(0).astype(dtype))
+        x, bias, gain, dy = (source.put(a.astype(dtype)) for a in (x, bias, gain, np.ones(shape)))
+        options = {"bias": bias, "gain": gain, "rng": gpudrop.Stream(SEED, CALL), "backend": backend}
+        y, backprop = gpudrop.dropout_add.vjp(x, x, 0.5, **options)
+        gradients = backprop(dy)
+        for got, exact in zip((y, gradients.dx, gradients.dbias, gradients.dgain), want, strict=True):
+            _same(source.get(got), exact.astype(dtype))
 
 
 def gate(backend, dtype, shape, device=0):
     """The product of a gate and a value, and both gradients, are exact; also if one array contains both."""
     source, size = Placed(backend, device), math.prod(shape)
-    gate, value = ((2.0 ** (np.arange(size) % k)).reshape(shape).astype(dtype) for k in (3, 5))
+    gate, value = ((2.0 ** (np.arange(size) % k)).reshape(shape) for k in (3, 5))
     keep = reference.keep_mask(shape, 0.5, SEED, CALL)
+    want = [np.where(keep, 2 * gate * by, 0.0).astype(dtype) for by in (value, gate)]
     options = {"activation": None, "rng": gpudrop.Stream(SEED, CALL), "backend": backend}
-    want = np.where(keep, 2 * gate * value, 0 * gate), np.where(keep, 2 * gate * gate, 0 * gate)
-    packed = np.concatenate([gate, value], -1)
     with source.on_device():
-        y, backprop = gpudrop.dropout_glu.vjp(source.put(gate), source.put(value), 0.5, **options)
+        packed, gate, value = (source.put(a.astype(dtype)) for a in (np.concatenate([gate, value], -1), gate, value))
+        y, backprop = gpudrop.dropout_glu.vjp(gate, value, 0.5, **options)
+        for got, exact in zip((y, *backprop(gate)), (want[0], *want), strict=True):
+            _same(source.get(got), exact)
+        y, backprop = gpudrop.dropout_glu.vjp(packed, None, 0.5, **options)
         _same(source.get(y), want[0])
-        for got, wanted in zip(backprop(source.put(gate)), want, strict=True):
-            _same(source.get(got), wanted)
-        y, backprop = gpudrop.dropout_glu.vjp(source.put(packed), None, 0.5, **options)
-        _same(source.get(y), want[0])
-        _same(source.get(backprop(source.put(gate)).dgate), np.concatenate(want, -1))
+        _same(source.get(backprop(gate).dgate), np.concatenate(want, -1))
 
 
 def saved_bits(backend, activation, dtype, size, device=0):
@@ -368,7 +365,7 @@ def plan(backend, device=0, quick=False):
             yield case("residual", dtype=dtype, size=size)
     for dtype in ("bfloat16", "float32") if few else statistics.DTYPES:
         for shape in ((300, 7), (5, 64)) if few else ((300, 7), (70, 64), (1, 33), (4000, 24)):
-            yield case("rows", dtype=dtype, shape=shape)
+            yield case("neighbours", dtype=dtype, shape=shape)
             yield case("gate", dtype=dtype, shape=shape)
     for dtype in ("float16", "float32"):
         for activation in ("relu", "leaky_relu"):

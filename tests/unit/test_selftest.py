@@ -69,6 +69,7 @@ def test_the_full_plan_has_all_checks():
     }
     assert {case.function for case in cases} == functions - {"plan", "Placed"}
     assert {case.arguments["check"] for case in cases if case.function == "statistic"} == set(statistics.CHECKS)
+    assert functions.isdisjoint(statistics.CHECKS), "two checks share a line of the report"
     quick = list(selftest.plan("cpu", quick=True))
     assert len(quick) < len(cases)
     assert len({case.line for case in cases}) == len(cases)
