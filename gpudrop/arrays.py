@@ -67,6 +67,12 @@ def _numba_device():
     return current_device
 
 
+@lru_cache(maxsize=256)
+def name_of_dtype(dtype):
+    """The name of a dtype that dropout accepts, or an empty string. NumPy computes a dtype's name in microseconds."""
+    return dtype.name if dtype.name in DTYPES and dtype.isnative else ""
+
+
 def describe(kind, dtype, shape, device):
     """A likeness in words."""
     where = "" if device is None else f" on device {device}"
@@ -362,6 +368,8 @@ def overlap(x, y):
     """Whether two arrays of one kind share an element's memory."""
     if x is y or x.size == 0:
         return x.size > 0
+    if isinstance(x, np.ndarray):  # as the rest would return, in a third of the time
+        return np.shares_memory(x, y)
     first, second = _begin(x), _begin(y)
     if first is None or second is None:
         return np.shares_memory(_addresses(x), _addresses(y))

@@ -325,14 +325,14 @@ def _add_up(module: Any, operand: arrays.Operand, sums: Any, out: Any) -> None:
 
     Each launch adds up groups of rows, always in the same order.
     """
-    real, empty = sums.dtype.name, not operand.array.size
+    real, empty = arrays.name_of_dtype(sums.dtype), not operand.array.size
     while sums.shape[0] > 1:
         rows, operand = sums, operand._replace(array=sums)
         sums = _empty_sums(module, operand, out, real)
         backends.launch(module, operand, operations.adding(real), (rows,), (sums,), Draw())
-    if out.size and (empty or out.dtype != real):
+    if out.size and (empty or out.dtype != sums.dtype):
         sums = sums.reshape(out.size)
-        rounding = operations.rounding(out.dtype.name, real)
+        rounding = operations.rounding(arrays.name_of_dtype(out.dtype), real)
         backends.launch(module, operand._replace(array=sums), rounding, (sums,), (out,), Draw())
 
 
@@ -441,7 +441,7 @@ def prepare(
     if noise.second_input is not None:
         second = arrays.as_operand(noise.second_input, other)
         if noise.second is PLAIN and _is_wider(second, operand):
-            like, neighbours = second, operations.Neighbours(wide=second.array.dtype.name)
+            like, neighbours = second, operations.Neighbours(wide=arrays.name_of_dtype(second.array.dtype))
         else:
             arrays.check_like(noise.second_input, second, operand.likeness())
         inputs[noise.second_input] = second.array
@@ -461,16 +461,18 @@ def prepare(
 
 @lru_cache(maxsize=64)
 def _check_dtype(name: str, dtype: Any) -> None:
-    if dtype.name not in arrays.DTYPES or not dtype.isnative:
+    if not arrays.name_of_dtype(dtype):
         advice = f"; convert it with {name}.astype(np.float32)" if dtype.kind in "biuf" else ""
         raise TypeError(f"{name} must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
 
 
 def _is_wider(second: arrays.Operand, x: arrays.Operand) -> bool:
     """Whether the second array is like x except for a wider dtype."""
-    kind, dtype, *rest = second.likeness()
-    alike = (kind, *rest) == (x.kind, *x.likeness()[2:])
-    return alike and dtype.name in arrays.DTYPES and dtype.isnative and WIDTHS[dtype.name] > WIDTHS[x.array.dtype.name]
+    dtype, narrow = second.array.dtype, x.array.dtype
+    if dtype is narrow or WIDTHS.get(arrays.name_of_dtype(dtype), 0) <= WIDTHS[arrays.name_of_dtype(narrow)]:
+        return False
+    kind, _, *rest = x.likeness()
+    return second.likeness() == (kind, dtype, *rest)
 
 
 def _check_packed(name: str, operand: arrays.Operand) -> None:
@@ -494,26 +496,26 @@ def _check_neighbours(
         value = arrays.as_operand(name, factor)
         arrays.check_like(name, value, operand.likeness())
         inputs[name] = value.array
-    allowed = {dtype.name, REAL.get(neighbours.wide or dtype.name)}
+    of_x = arrays.name_of_dtype(dtype)
+    allowed = of_x, REAL[neighbours.wide or of_x]
     for row, array in (("bias", bias), ("gain", factor if name == "gain" else None)):
         if array is None:
             continue
         of_row = arrays.as_operand(row, array)
         if (
-            of_row.array.dtype.name not in allowed
-            or not of_row.array.dtype.isnative
+            arrays.name_of_dtype(of_row.array.dtype) not in allowed
             or of_row.likeness() != (kind, of_row.array.dtype, shape[-1:], device)
             or not shape
         ):
-            wanted = " or ".join(sorted(filter(None, allowed)))
+            wanted = " or ".join(sorted({*allowed}))
             raise ValueError(
                 f"{row} must have a value for each element of the last axis of {called}, "
                 f"{arrays.describe(kind, wanted, shape[-1:], device)}, for {called} of dtype {dtype} and shape "
                 f"{shape}, got {arrays.describe(*of_row.likeness())}"
             )
         inputs[row] = arrays.contiguous(of_row.array)
-    of_bias, of_factor = (inputs[each].dtype.name if each in inputs else "" for each in ("bias", name))
-    return neighbours._replace(bias=of_bias, factor=name, factor_dtype=of_factor)
+    of_bias, of_factor = (arrays.name_of_dtype(inputs[each].dtype) if each in inputs else "" for each in ("bias", name))
+    return operations.Neighbours(of_bias, name, of_factor, neighbours.wide)
 
 
 def _locate(

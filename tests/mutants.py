@@ -1564,7 +1564,7 @@ MUTANTS = [
     Mutant(
         "gradients of rows are not rounded to the dtype of the row",
         "gpudrop/plan.py",
-        "    if out.size and (empty or out.dtype != real):",
+        "    if out.size and (empty or out.dtype != sums.dtype):",
         "    if False:",
         "family/test_neighbours.py",
     ),
