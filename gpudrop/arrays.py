@@ -217,7 +217,10 @@ def namespace(x):
 
 
 def empty_like(operand, dtype=None):
-    """An uninitialised array like the operand's, in the same memory order. dtype: its dtype, if it is another one."""
+    """An uninitialised array like the operand's, in the same memory order. dtype: its dtype, if it is another one.
+
+    A Numba device array with another dtype is in C order.
+    """
     array = operand.array
     if operand.kind == "numpy":
         return np.empty_like(array, dtype, subok=False)

@@ -167,13 +167,16 @@ def warmup(
     """Compile kernels into the cache on disk, so that later processes need not wait for the compiler."""
     from rich.progress import track
 
+    from gpudrop.variants import FAMILY, ROWS
     from gpudrop.warming import NAMES, warmup
 
     names = variant or ["dropout"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # a cache that can't be written makes this command useless
         for name in NAMES if "all" in names else names:
-            options: dict[str, Any] = {"bits": bits, "variant": name, "rows": row or (), "backend": backend}
+            # All variants means those rows that each has. A name that none has is an error.
+            rows = [each for each in row or () if "all" not in names or each in FAMILY[name].rows or each not in ROWS]
+            options: dict[str, Any] = {"bits": bits, "variant": name, "rows": rows, "backend": backend}
             warmup(activations, dtypes=dtype or ["float32"], **options, progress=partial(track, description=name))
 
 

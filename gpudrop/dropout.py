@@ -14,7 +14,7 @@ from gpudrop.formulas.noises import DROPOUT, PLAIN
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Shard
-from gpudrop.plan import Call, Prepared, draw_mask, given_mask, prepare
+from gpudrop.plan import Call, Prepared, Variation, draw_mask, given_mask, prepare
 from gpudrop.signatures import AnyArray, Array, Backprop, MaskShape, Save
 
 if TYPE_CHECKING:
@@ -116,9 +116,8 @@ def dropout(
     """
     if unknown:
         raise unexpected("dropout", unknown, inspect.signature(dropout).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias).forward(
-        out
-    )
+    prepared = _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias)
+    return prepared.forward(out)
 
 
 @overload
@@ -197,8 +196,9 @@ def dropout_vjp(
     backprop : function
         ``backprop(dy, *, out=None) -> dx``, where dx = keep ? dy * scale * slope(x) : 0 and slope is the derivative of
         the activation. dy and dx have the kind, shape and dtype of x. out may be dy itself. The function may be called
-        any number of times. With a bias it returns a named tuple of dx and dbias, the sum of dx over all axes except
-        the last, before it is rounded. Equal calls have equal sums.
+        any number of times. With a bias it returns a named tuple of dx and dbias. dbias is the sum of dx over all axes
+        except the last. dx is not rounded before it is added, and dbias has the dtype of bias. Equal calls have equal
+        sums. With a shard, dbias is the sum over the shard.
 
     Examples
     --------
@@ -214,9 +214,8 @@ def dropout_vjp(
     """
     if unknown:
         raise unexpected("dropout_vjp", unknown, inspect.signature(dropout_vjp).parameters)
-    return _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias).vjp(
-        out, save
-    )
+    prepared = _prepared(x, p, mask_shape, activation, training, rng, bits, backend, shard, keep=keep, bias=bias)
+    return prepared.vjp(out, save)
 
 
 def _prepared(
@@ -242,7 +241,7 @@ def _prepared(
     names = () if bias is None else ("x", "bias")
     return prepare(
         operand,
-        Call(p, DROPOUT, PLAIN, mask, bias=bias, names=names),
+        Call(Variation(p, mask, bias=bias), DROPOUT, PLAIN, names),
         activation,
         training,
         rng,

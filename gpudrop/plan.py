@@ -20,7 +20,7 @@ from gpudrop.generator import RngLike, Source, take
 from gpudrop.hints import name_of
 from gpudrop.kernels.spec import REAL, WIDTHS, Draw, Draws, Kernel, Mask, Reads
 from gpudrop.masks import Blocks, BroadcastMask, GivenMask, Shard, broadcast_mask, check_mask_shape, resolved, rows
-from gpudrop.signatures import Save
+from gpudrop.signatures import MaskShape, Save
 
 
 def check_saved(save: Any, activation: Activation, factor: str = "") -> Save:
@@ -33,31 +33,55 @@ def check_saved(save: Any, activation: Activation, factor: str = "") -> Save:
     return save
 
 
+class Variation(NamedTuple):
+    """The part of a variant that depends on the call; the defaults are those of dropout.
+
+    Attributes
+    ----------
+    p : float
+        The strength of the noise, not yet checked.
+    mask : tuple or Blocks, optional
+        A mask_shape as for `dropout`, or the blocks of DropBlock. None draws a value for each element.
+    batch_axis : int, optional
+        The axis of x that counts samples. None if there is no such axis.
+    other : array, optional
+        The second array that the noise reads. It has the kind, shape and dtype of x.
+    copies : int, optional
+        The number of times x is repeated along a new first axis.
+    bias : array, optional
+        The array that is added to x. It has an element for each element of x's last axis.
+    factor : (str, array), optional
+        The factor of activation(x): "gain" and an array like bias, or "value" and an array like x.
+    packed : bool, optional
+        Not None if x and its factor "value" are the halves of the first argument along its last axis: whether x comes
+        first.
+    """
+
+    p: float
+    mask: MaskShape | Blocks | None = None
+    batch_axis: int | None = 0
+    other: Any = None
+    copies: int | None = None
+    bias: Any = None
+    factor: tuple[str, Any] | None = None
+    packed: bool | None = None
+
+
 class Call(NamedTuple):
     """What a variant says about a call, before anything is checked.
 
     Attributes
     ----------
-    p : float
-        The strength of the noise.
+    variation : Variation
     noise, prediction : Noise
         The operation in training, and wherever dropout is switched off.
-    mask, batch_axis, other, copies, bias, factor, packed
-        The fields of a `variants.Variation`.
     names : tuple of str
         The names of the array arguments, whose gradients backprop returns. Empty if it returns a single gradient.
     """
 
-    p: Any
+    variation: Variation
     noise: Noise
     prediction: Noise
-    mask: Any = None
-    batch_axis: int | None = 0
-    other: Any = None
-    copies: int | None = None
-    bias: Any = None
-    factor: Any = None
-    packed: bool | None = None
     names: tuple[str, ...] = ()
 
 
@@ -123,9 +147,9 @@ def _plan(
     draws = None if noise.drawn is None else Draws(bits, window, stored)
     source = Reads(counted) if masked and draws else draws
     found: Any = None
-    for bits in (True, False) if activation.slopes is not None and not neighbours.factor else (False,):
-        forward = operations.forward(activation, dtype.name, source, noise, bits, neighbours)
-        backward = operations.backward(activation, dtype.name, source, noise, gradients, bits, neighbours)
+    for by_bits in (True, False) if activation.slopes is not None and not neighbours.factor else (False,):
+        forward = operations.forward(activation, dtype.name, source, noise, by_bits, neighbours)
+        backward = operations.backward(activation, dtype.name, source, noise, gradients, by_bits, neighbours)
         mask = operations.drawing(noise.drawn, forward.mask_dtype, draws) if forward.masked else None
         found = _Plan(
             activation,
@@ -136,7 +160,7 @@ def _plan(
             scalars,
             source is not None and not given,
             neighbours,
-            "bits" if bits else operations.saves(activation, noise, source, neighbours),
+            "bits" if by_bits else operations.saves(activation, noise, source, neighbours),
             found,
         )
     return found
@@ -166,12 +190,8 @@ class Prepared(NamedTuple):
         plan = self._saving(save)
         x, target = self.x, self._target(out)
         needed = [slot.name for slot in plan.backward.inputs if slot.name in self.inputs]
-        for name in needed if out is not None else ():
-            if arrays.overlap(target, self.inputs[name]):
-                name = self.name_of(name)
-                raise ValueError(
-                    f"out must not overlap {name}, which the backward pass of {plan.activation.name!r} needs"
-                )
+        if out is not None:
+            _check_unneeded(target, {self.name_of(name): self.inputs[name] for name in needed}, plan.activation)
         bits = arrays.empty_bits(target.size, x) if plan.saves == "bits" else None
         draw = self._launch(plan, target, bits)
         y = x.give_back(target) if out is None else out
@@ -194,8 +214,8 @@ class Prepared(NamedTuple):
         """
         plan = self.plan.with_bits if bits else self.plan
         inputs = {**self.inputs, "dy": dy.array} | dict.fromkeys(("x", "y", "bits") * (saved is not None), saved)
-        if self.call.packed is not None:
-            outputs["dx"], outputs["dvalue"] = arrays.halves(outputs["dx"], self.call.packed)
+        if self.call.variation.packed is not None:
+            outputs["dx"], outputs["dvalue"] = arrays.halves(outputs["dx"], self.call.variation.packed)
         draw = plan.draw(self.rng, self.origin, self.module, dy, next(iter(outputs.values())))
         _run(self.module, plan, self.mask, dy, plan.gradient(tuple(outputs)), inputs, outputs, draw)
 
@@ -231,7 +251,7 @@ class Prepared(NamedTuple):
             for name, array in self.inputs.items() if len(self.inputs) > 1 else ():
                 arrays.check_apart("out", target, array, self.name_of(name), itself=name not in ("bias", "gain"))
             return target
-        if self.call.copies is not None:
+        if self.call.variation.copies is not None:
             # empty_like would make the samples the innermost axis.
             return arrays.empty(like.array.shape, like.array.dtype, like)
         return arrays.empty_like(like)
@@ -243,7 +263,11 @@ class _Backprop:
     def __init__(self, prepared: Prepared, plan: _Plan, draw: Draw, kept: dict[str, Any]) -> None:
         """kept: the arrays that the backward pass reads besides dy, by the names of their slots."""
         self.module, self.mask, self.plan, self.draw, self.kept = prepared.module, prepared.mask, plan, draw, kept
-        self.likeness, self.of_x, self.packed = prepared.like.likeness(), prepared.x.likeness(), prepared.call.packed
+        self.likeness, self.of_x, self.packed = (
+            prepared.like.likeness(),
+            prepared.x.likeness(),
+            prepared.call.variation.packed,
+        )
         self.names, self.called = prepared.call.names, {name: prepared.name_of(name) for name in kept}
         self.dtypes = {f"d{name}": prepared.inputs[name].dtype for name in ("bias", "gain") if name in prepared.inputs}
 
@@ -265,14 +289,15 @@ class _Backprop:
                 if other is not None and any(arrays.overlap(outputs[slot.name], x) for x in (whole, operand.array)):
                     raise ValueError("out must be two arrays of which the second shares no memory with the first or dy")
         second, kept = plan.noise.second_input, self.kept
-        if second is not None and out is not None and arrays.overlap(whole, operand.array):
-            dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy, which is returned
+        returned = second is not None and f"d{second}" not in outputs  # dy itself is that gradient
+        if returned and out is not None and arrays.overlap(whole, operand.array):
+            dy = operand.give_back(arrays.copied(operand.array))  # out overwrites dy
         inputs = {"dy": operand.array, **kept}
         _run(self.module, plan, self.mask, operand, kernel, inputs, outputs, self.draw)
         dx = operand.give_back(whole) if out is None else out
         if not self.names:
             return dx
-        results = {"dx": dx} if second is None else {"dx": dx, f"d{second}": dy}  # dy itself, unless it is computed
+        results = {"dx": dx, f"d{second}": dy} if returned else {"dx": dx}
         for name, array in outputs.items():
             if name != "dx" and self.packed is None:
                 results[name] = operand.give_back(array) if other is None or name in self.dtypes else other
@@ -283,7 +308,8 @@ class _Backprop:
         outs, full = out if isinstance(out, tuple) else (out,), self.plan.backward.num_outputs
         most = full if self.packed is None else 1
         if not 0 < len(outs) <= most:
-            raise ValueError(f"out must be an array or a tuple of at most {most}, got a tuple of {len(outs)}")
+            wanted = "one array" if most == 1 else f"one to {most} arrays"
+            raise ValueError(f"out must be an array or a tuple of {wanted}, got a tuple of {len(outs)}")
         return (*outs, None)[:2]
 
     def _target(self, operand: arrays.Operand, out: Any) -> Any:
@@ -296,13 +322,16 @@ class _Backprop:
             like_dy = self.packed is None
             return arrays.empty_like(operand, dtype) if like_dy else arrays.empty(shape, dtype, operand)
         target = arrays.target_of("out", out, operand, "dy", (kind, dtype, shape, device))
-        for name, array in self.kept.items():
-            if name != "bits" and arrays.overlap(target, array):
-                raise ValueError(
-                    f"out must not overlap {self.called[name]}, which the backward pass of "
-                    f"{self.plan.activation.name!r} needs"
-                )
+        kept = {self.called[name]: array for name, array in self.kept.items() if name != "bits"}
+        _check_unneeded(target, kept, self.plan.activation)
         return target
+
+
+def _check_unneeded(target: Any, kept: dict[str, Any], activation: Activation) -> None:
+    """Check that an array to write to overlaps none that the backward pass reads. kept: these, by argument."""
+    for name, array in kept.items():
+        if arrays.overlap(target, array):
+            raise ValueError(f"out must not overlap {name}, which the backward pass of {activation.name!r} needs")
 
 
 @cache
@@ -420,7 +449,8 @@ def prepare(
 
     operand: x, or for a single gradient dy, which is like x. context: the call's Context, by default the current one.
     """
-    strength, noise, prediction, mask, axis, other, copies, bias, factor, packed, names = call
+    mask: Any
+    (strength, mask, axis, other, copies, bias, factor, packed), noise, prediction, names = call
     context = current() if context is None else context
     if training is not True and training is not False:
         training = check_truth("training", training)
@@ -439,11 +469,9 @@ def prepare(
         first, inputs["value"] = arrays.halves(operand.array, packed)
         like = operand = operand._replace(array=first)
     if noise.second_input is not None:
-        second = arrays.as_operand(noise.second_input, other)
-        if noise.second is PLAIN and _is_wider(second, operand):
-            like, neighbours = second, operations.Neighbours(wide=arrays.name_of_dtype(second.array.dtype))
-        else:
-            arrays.check_like(noise.second_input, second, operand.likeness())
+        second, wide = _second_input(noise, other, operand, called)
+        if wide:
+            like, neighbours = second, operations.Neighbours(wide=wide)
         inputs[noise.second_input] = second.array
     x, kind, _ = operand
     inputs["x"] = x
@@ -466,13 +494,26 @@ def _check_dtype(name: str, dtype: Any) -> None:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(arrays.DTYPES)}, got {dtype}{advice}")
 
 
-def _is_wider(second: arrays.Operand, x: arrays.Operand) -> bool:
-    """Whether the second array is like x except for a wider dtype."""
-    dtype, narrow = second.array.dtype, x.array.dtype
-    if dtype is narrow or WIDTHS.get(arrays.name_of_dtype(dtype), 0) <= WIDTHS[arrays.name_of_dtype(narrow)]:
-        return False
-    kind, _, *rest = x.likeness()
-    return second.likeness() == (kind, dtype, *rest)
+def _second_input(noise: Noise, other: Any, x: arrays.Operand, called: str) -> tuple[arrays.Operand, str]:
+    """The noise's second input, which must be like x, and the name of its dtype if that is a wider one.
+
+    A gradient that is dy itself may have a wider dtype. called: the name of x.
+    """
+    name: Any = noise.second_input
+    second = arrays.as_operand(name, other)
+    found, wanted = second.likeness(), x.likeness()
+    if found == wanted:
+        return second, ""
+    if noise.second is not PLAIN:
+        arrays.check_like(name, second, wanted)
+    (kind, dtype, *rest), wide = wanted, arrays.name_of_dtype(second.array.dtype)
+    alike = found == (kind, second.array.dtype, *rest)
+    if not alike or WIDTHS.get(wide, 0) <= WIDTHS[arrays.name_of_dtype(dtype)]:
+        raise ValueError(
+            f"{name} must have the kind and shape of {called}, and its dtype or a wider one: {called} is "
+            f"{arrays.describe(*wanted)}, got {arrays.describe(*found)}"
+        )
+    return second, wide
 
 
 def _check_packed(name: str, operand: arrays.Operand) -> None:
@@ -502,10 +543,13 @@ def _check_neighbours(
         if array is None:
             continue
         of_row = arrays.as_operand(row, array)
-        if (
-            arrays.name_of_dtype(of_row.array.dtype) not in allowed
-            or of_row.likeness() != (kind, of_row.array.dtype, shape[-1:], device)
-            or not shape
+        if not shape:
+            raise ValueError(f"{called} must have an axis for {row}, got shape ()")
+        if arrays.name_of_dtype(of_row.array.dtype) not in allowed or of_row.likeness() != (
+            kind,
+            of_row.array.dtype,
+            shape[-1:],
+            device,
         ):
             wanted = " or ".join(sorted({*allowed}))
             raise ValueError(

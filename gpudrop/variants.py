@@ -20,7 +20,7 @@ from gpudrop.formulas.noises import DROPOUT, PLAIN, Noise
 from gpudrop.generator import RngLike
 from gpudrop.hints import unexpected
 from gpudrop.masks import Blocks, Shard, check_mask_shape
-from gpudrop.plan import Call, prepare
+from gpudrop.plan import Call, Variation, prepare
 from gpudrop.signatures import AnyArray, MaskShape, Save
 
 if TYPE_CHECKING:
@@ -127,7 +127,12 @@ class Variant(NamedTuple):
         False for DropBlock: the scale is counted over the whole mask and can't be read from y. False for a gate too: y
         has the sign of its product with a value.
         """
-        return self.noise.zeroes and not self.whole and len(self.inputs) == 1
+        return self.noise.zeroes and not self.whole and not self.is_product
+
+    @property
+    def is_product(self) -> bool:
+        """Whether y is a product of two arrays: the second one is a factor, and not an input of the noise."""
+        return len(self.inputs) > 1 and self.noise.second_input is None
 
 
 def row_of(
@@ -159,40 +164,6 @@ def _arguments_of(parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple[st
 
 FAMILY = {"dropout": row_of("Dropout", dropout, torchs="Dropout")}
 """Name of the function -> Variant. The decorators below add the other variants."""
-
-
-class Variation(NamedTuple):
-    """The part of a variant that depends on the call; the defaults are those of dropout.
-
-    Attributes
-    ----------
-    p : float
-        The strength of the noise, not yet checked.
-    mask : tuple or Blocks, optional
-        A mask_shape as for `dropout`, or the blocks of DropBlock. None draws a value for each element.
-    batch_axis : int, optional
-        The axis of x that counts samples. None if there is no such axis.
-    other : array, optional
-        The second array that the noise reads. It has the kind, shape and dtype of x.
-    copies : int, optional
-        The number of times x is repeated along a new first axis.
-    bias : array, optional
-        The array that is added to x. It has an element for each element of x's last axis.
-    factor : (str, array), optional
-        The factor of activation(x): "gain" and an array like bias, or "value" and an array like x.
-    packed : bool, optional
-        Not None if x and its factor "value" are the halves of the first argument along its last axis: whether x comes
-        first.
-    """
-
-    p: float
-    mask: MaskShape | Blocks | None = None
-    batch_axis: int | None = 0
-    other: Any = None
-    copies: int | None = None
-    bias: Any = None
-    factor: tuple[str, Any] | None = None
-    packed: bool | None = None
 
 
 def variant(
@@ -250,7 +221,7 @@ def _public(
         operand: Any = arrays.as_operand(first, args[0]) if args else None
         array = (operand.array,) if args else ()  # without x, vary raises Python's error
         given = vary(*array, *args[1:], **options)
-        call = Call(given.p, noise, prediction, *given[1:], names=of_several)
+        call = Call(given, noise, prediction, of_several)
         return prepare(operand, call, activation, training, rng, bits, backend, shard, context)
 
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
@@ -861,9 +832,9 @@ def dropout_add(
     """Add a bias, apply an activation and dropout, scale each column, and add a residual, in one pass.
 
     In training, y = keep ? residual + gain * scale * activation(x + bias) : residual. At prediction time and with
-    p = 0, y = residual + gain * activation(x + bias). Without bias, x is used as it is; without gain, it is 1. Dropout
-    and an addition move 20 bytes per float32 element, and this function 12. Where an element is dropped, y is exactly
-    the residual, even if the gain is infinite.
+    p = 0, y = residual + gain * activation(x + bias). Without bias, x is used as it is. Without gain, the gain is 1.
+    Dropout and an addition move 20 bytes per float32 element, and this function 12. Where an element is dropped, y is
+    exactly the residual, even if the gain is infinite.
 
     Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 5.4: dropout of the output of each
     sub-layer, before it is added to the sub-layer's input. The gain is LayerScale of Touvron, Cord, Sablayrolles,
@@ -883,15 +854,17 @@ def dropout_add(
     mask_shape : tuple of int and None, optional
         As for `dropout`. With (None, 1, 1), for example, whole samples of the branch are dropped: stochastic depth.
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`. out may be x or residual.
+        As for `dropout`. out may be x or residual. With vjp, out must not overlap the arrays that the backward pass
+        needs. With a gain, or an activation whose slope needs x, they are x and the rows.
 
     Returns
     -------
     array
         y, with the dtype of residual. Everything else is as for `dropout`, the errors too. vjp returns y and a function
-        of dy that returns the gradients as a named tuple: dx, dresidual, dbias and dgain. The last two are None for
-        absent arguments. dresidual is dy itself, or a copy if out overlaps dy. dbias and dgain are sums over all axes
-        except the last, of numbers that are not rounded yet. Equal calls have equal sums.
+        of dy that returns the gradients as a named tuple: dx, dresidual, dbias and dgain. Each has the dtype of its
+        array. The last two are None for absent arguments. dresidual is dy itself, or a copy if out overlaps dy. dbias
+        and dgain are sums over all axes except the last, of numbers that are not rounded yet. Equal calls have equal
+        sums. With a shard they are sums over the shard.
 
     Examples
     --------
@@ -937,14 +910,15 @@ def dropout_glu(gate: AnyArray, value: AnyArray | None = None, p: float = 0.5, *
         Whether the first half is the gate, if there is no value. With False, the order is that of
         torch.nn.functional.glu, whose activation is "sigmoid".
     activation, training, rng, bits, out, backend, shard
-        As for `dropout`. The default activation is "silu". The shard and the mask are those of y.
+        As for `dropout`. The default activation is "silu". The shard and the mask are those of y. out may be gate or
+        value, but not with vjp, whose backward pass needs both.
 
     Returns
     -------
     array, shape (..., n)
         Everything else is as for `dropout`, the errors too. vjp returns y and a function of dy that returns the
-        gradients as a named tuple: dgate and dvalue. dvalue is None if there is no value. One kernel computes both. Its
-        out may be a tuple of two arrays, for dgate and dvalue.
+        gradients as a named tuple: dgate and dvalue. dvalue is None if there is no value, and dgate then has the shape
+        of gate. One kernel computes both. Its out may be a tuple of two arrays, for dgate and dvalue.
 
     Examples
     --------
@@ -960,6 +934,8 @@ def dropout_glu(gate: AnyArray, value: AnyArray | None = None, p: float = 0.5, *
     array([ 0., -4.,  0., -8.], dtype=float32)
     """
     gate_first = OPTIONS["gate_first"].check(gate_first)
+    if isinstance(value, float):
+        raise TypeError(f"value must be an array, got {value}; to pass p without value, write p={value}")
     if value is None:
         return Variation(p, packed=gate_first)
     return Variation(p, factor=("value", value))

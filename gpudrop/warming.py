@@ -41,7 +41,8 @@ def warmup(
     variant : str
         "dropout" or the name of another variant, for example "dropout2d".
     rows : sequence of str
-        The optional array arguments of the calls: "bias", "gain". By default, the calls have none.
+        The optional array arguments of the calls: "bias", "gain". By default, the calls have none. These arrays and a
+        residual have the dtype of x. Kernels for other dtypes and for a packed gate are compiled at the first call.
     backend : {"cpu", "cupy_elementwise", "numba_cuda"}
     progress : callable, optional
         Takes the list of the kernels to compile and yields its items, as a progress bar does.

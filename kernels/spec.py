@@ -220,7 +220,10 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
 
     @cached_property
     def approximate(self) -> bool:
-        """Whether all results are rounded to 16 bits. The rounding hides an error of a few ulps of a float32."""
+        """Whether all full outputs have 16 bits. Their rounding hides an error of a few ulps of a float32.
+
+        Sums are not rounded, and may have that error.
+        """
         return self.dtype in ("float16", "bfloat16")
 
 

@@ -21,7 +21,8 @@ keywords:
 
 With training=False the function computes the variant's prediction. With p = 0 nothing is dropped: the activation, the
 bias, the gain, the residual and the gate remain. With inplace=True the function writes the result to input and returns
-input, which must have the shape and the dtype of the result. All tensors have gradients.
+input, which must have the shape and the dtype of the result. The backward pass then raises an error if it needs the
+input: with a gain, a gate, or an activation whose derivative needs it. All tensors have gradients.
 
 Examples
 --------
@@ -96,9 +97,6 @@ def _on_by_default(torchs: Callable[..., Any]) -> bool:
 
 OFF_BY_DEFAULT = tuple(name for name in REPLACED if not _on_by_default(getattr(torch.nn.functional, name)))
 """The functions whose default in torch is training=False."""
-
-WITH_VALUE = tuple(filter(operators.has_value, FAMILY))
-"""The functions whose second tensor is a factor. It may be missing: then the input contains both."""
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -343,7 +341,7 @@ def apply(
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input must be a torch.Tensor, got {name_of(type(x))}; gpudrop.{name} takes arrays")
         _know_sharded_tensors()
-    factor = "gain" if gain is not None else "value" if name in WITH_VALUE else ""
+    factor = "gain" if gain is not None else "value" if FAMILY[name].is_product else ""
     fused = factor != "" or bias is not None
     if fused or other is not None:
         fused = _check_neighbours(name, x, other, bias, gain, inplace) or fused

@@ -228,9 +228,7 @@ def forward(x, other, stream, *call):
 
 
 def recorded(x, other, stream, *call):
-    y, bits = torch.empty_like(x), _empty_bits(x)
-    if x.numel() % 32:
-        bits[-4:] = 0  # the CPU's kernels do not write the bytes after the last element's
+    y, bits = torch.empty_like(x), _ended(_empty_bits(x), x)
     with on_stream_of(x):
         _prepare(x, other, stream, call).record(_result(y), as_array(bits))
     return y, bits
@@ -239,6 +237,13 @@ def recorded(x, other, stream, *call):
 def _empty_bits(x):
     """Return memory for one bit per element of x."""
     return torch.empty(bytes_of_bits(x.numel()), dtype=torch.uint8, device=x.device)
+
+
+def _ended(bits, x):
+    """Clear the bytes after the last element's bit, which the CPU's kernels do not write."""
+    if x.numel() % 32:
+        bits[-4:] = 0
+    return bits
 
 
 def has_bits(saved):
@@ -269,13 +274,7 @@ def _empty_fused(x, other, call, records):
 
 def is_packed(variant, other):
     """Whether x contains the second input as well: one that the noise does not read."""
-    return other is None and has_value(variant)
-
-
-def has_value(variant):
-    """Whether the variant's second input is a factor, and not an input of the noise."""
-    row = FAMILY[variant]
-    return len(row.inputs) > 1 and row.noise.second_input is None
+    return other is None and FAMILY[variant].is_product
 
 
 def fused(x, other, bias, gain, stream, *call):
@@ -284,8 +283,7 @@ def fused(x, other, bias, gain, stream, *call):
         prepared = _prepare(x, other, stream, numbers, bias=bias, gain=gain)
         y, *bits = results = _empty_fused(x, other, numbers, records)
         if records:
-            bits[0][-4:] = 0  # as in `recorded`
-            prepared.record(_result(y), as_array(bits[0]))
+            prepared.record(_result(y), as_array(_ended(bits[0], y)))
         else:
             prepared.forward(_result(y))
     return results
@@ -303,9 +301,9 @@ def _empty_gradients(dy, saved, value, bias, gain, call):
 def gradients(dy, saved, value, bias, gain, stream, *call):
     *numbers, _, names = call
     results = dict(zip(names, _empty_gradients(dy, saved, value, bias, gain, call), strict=True))
-    bits, other = has_bits(saved), value if has_value(numbers[0]) else dy
+    bits, other = has_bits(saved), value if FAMILY[numbers[0]].is_product else dy
     # x also has the shape and the dtype of dx, which the kernel does not read.
-    x = saved if gain is not None or has_value(numbers[0]) else results["dx"]
+    x = saved if gain is not None or FAMILY[numbers[0]].is_product else results["dx"]
     kept = None if saved is None or saved is x else as_array(saved.flatten() if bits else saved)
     with on_stream_of(dy):
         prepared = _prepare(x, other, stream, numbers, bias=bias, gain=gain)
@@ -426,10 +424,15 @@ class _Layout:
 
 def _kept(call, x, y):
     """Return the tensor that the derivative of the activation needs, unless bits are saved: x, y or None."""
+    return {"x": x, "y": y}.get(_needs(call))
+
+
+def _needs(call):
+    """The name of that tensor, or None."""
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    return y if activation.slope_of == "output" and FAMILY[call[0]].by_sign else x
+    return "y" if activation.slope_of == "output" and FAMILY[call[0]].by_sign else "x"
 
 
 def _of_second(dy, stream, call):
@@ -560,7 +563,7 @@ class _Fused(torch.autograd.Function):
         records = call[-1] or (not _has_factor(call, gain) and _saves_bits(x, call))
         y, *bits = results = _below(FUSED, keyset, x, other, bias, gain, stream, *call[:-1], records)
         kept = bits[0] if records else x if _has_factor(call, gain) else _kept(call, x, y)
-        value = other if has_value(call[0]) else None
+        value = other if FAMILY[call[0]].is_product else None
         ctx.save_for_backward(kept, value, bias, gain)
         ctx.stream, ctx.call, ctx.dtype = stream, call[:-1], x.dtype
         return tuple(results) if call[-1] else y
@@ -582,7 +585,7 @@ class _Fused(torch.autograd.Function):
 
 def _has_factor(call, gain):
     """Whether the activation's result is multiplied, by a gain or a value."""
-    return gain is not None or has_value(call[0])
+    return gain is not None or FAMILY[call[0]].is_product
 
 
 ALONE = "dropout", json.dumps({"training": False}), 0.0
@@ -592,7 +595,7 @@ ALONE = "dropout", json.dumps({"training": False}), 0.0
 def _noise_of(call):
     """Return the call of the noise alone, without an activation, for a variant whose neighbours are computed apart."""
     variant, options, p, _, *rest = call
-    if has_value(variant):
+    if FAMILY[variant].is_product:
         own = FAMILY[variant].options
         options = json.dumps({name: value for name, value in json.loads(options).items() if name not in own})
         variant = "dropout"
@@ -604,9 +607,8 @@ def _activation_of(call):
     return *ALONE, *call[3:5], 0
 
 
-def _halves(x, call):
-    """Return the gate and the value that are the halves of x, as views."""
-    halves = x.chunk(2, -1)
+def _in_order(halves, call):
+    """Return the gate and the value, given the halves of the tensor that contains both; and the other way round."""
     return halves if options_of(call[1])[0].get("gate_first", True) else halves[::-1]
 
 
@@ -616,7 +618,7 @@ def composed(x, other, bias, gain, stream, *call):
     dtype = x.dtype if other is None else other.dtype
     real = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
     if is_packed(numbers[0], other):
-        x, other = _halves(x, numbers)
+        x, other = _in_order(x.chunk(2, -1), numbers)
     z, other = x.to(real), None if other is None else other.to(real)
     z = z if bias is None else z + bias
     if not _has_factor(numbers, gain):
@@ -632,8 +634,8 @@ def composed_gradients(dy, saved, value, bias, gain, stream, *call):
     *numbers, dtype, names = call
     real = torch.float64 if torch.float64 in (dtype, dy.dtype) else torch.float32
     again, packed = torch.is_grad_enabled(), is_packed(numbers[0], value)
-    kept, value = _halves(saved, numbers) if packed else (saved, value)
-    reads_x = _has_factor(numbers, gain) or _kept(numbers, "x", "y") == "x"
+    kept, value = _in_order(saved.chunk(2, -1), numbers) if packed else (saved, value)
+    reads_x = _has_factor(numbers, gain) or _needs(numbers) == "x"
     if kept is not None and not has_bits(kept):
         kept = kept.to(real) + (bias if bias is not None and reads_x else 0)
     if _has_factor(numbers, gain):
@@ -646,8 +648,7 @@ def composed_gradients(dy, saved, value, bias, gain, stream, *call):
         dfactor, dx = None, _through(dy.to(real), kept, stream, numbers, again)
     found = {"dx": dx, "dvalue": dfactor, "dbias": dx, "dgain": dfactor}
     if packed:
-        first = options_of(numbers[1])[0].get("gate_first", True)
-        found["dx"] = torch.cat((dx, dfactor) if first else (dfactor, dx), -1)
+        found["dx"] = torch.cat(_in_order((dx, dfactor), numbers), -1)
     rows = {"dbias": bias, "dgain": gain}
     return [_summed(found[name], rows[name]) if name in rows else found[name].to(dtype) for name in names]
 

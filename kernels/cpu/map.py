@@ -53,7 +53,7 @@ def drawn_dtype(kernel):
 
 
 def _line(kernel):
-    """The number of an operand's elements per cache line."""
+    """The number of elements of the kernel's dtype per cache line. Narrower operands are prefetched more often."""
     return LINE // np.dtype(kernel.storage).itemsize
 
 

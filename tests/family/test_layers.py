@@ -482,9 +482,22 @@ def test_setting_rng_to_a_stream_repeats_a_call():
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_call_with_the_wrong_number_of_arrays_names_the_layer(cls):
-    inputs = arrays(cls())
-    names = " and ".join(cls.variant.inputs)
-    names += f", and by name {' and '.join(cls.variant.rows)}" if cls.variant.rows else ""
+    inputs, row = arrays(cls()), cls.variant
+    names = " and ".join(row.inputs[: row.least])
+    names += f", and optionally {' and '.join(row.inputs[row.least :])}" if row.least < len(row.inputs) else ""
+    names += f", and optionally {' and '.join(row.rows)} by name" if row.rows else ""
     for wrong in ([], inputs * 3):
         with pytest.raises(TypeError, match=f"^{cls.__name__} takes {names}, but {len(wrong)} were given"):
             cls()(*wrong)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_arrays_may_be_passed_by_name(cls):
+    inputs, names = arrays(cls()), cls.variant.inputs
+    stream = gpudrop.Stream(0, 0)
+    want = cls(rng=stream)(*inputs)
+    for k in range(len(names)):
+        named = dict(zip(names[k:], inputs[k:], strict=False))
+        np.testing.assert_array_equal(cls(rng=stream)(*inputs[:k], **named), want)
+    with pytest.raises(TypeError, match=f"^{cls.__name__} takes .* but 'other' was given"):
+        cls()(*inputs, other=inputs[0])

@@ -167,7 +167,7 @@ def test_layouts(name, layout, dtype):
 def test_without_dropout_only_the_activation_is_applied_and_nothing_drawn(name):
     function, tensors = getattr(functional, name), inputs(name)
     state = torch.get_rng_state()
-    if name in functional.WITH_VALUE:
+    if FAMILY[name].is_product:
         gate, value = tensors
         for y in (function(*tensors, 0.4, training=False), function(*tensors, 0)):
             torch.testing.assert_close(y, torch.nn.functional.silu(gate) * value)
@@ -610,7 +610,7 @@ def saved(function):
 
 
 @pytest.mark.parametrize("activation", few(SLOPES, "relu"))
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in functional.WITH_VALUE])
+@pytest.mark.parametrize("name", [name for name in NAMES if not FAMILY[name].is_product])
 def test_bits_give_the_same_gradients_as_arrays_and_may_outlive_them(name, activation):
     tensors, gradients = inputs(name, grad=True), []
     for save, training in itertools.product(("output", "bits"), (True, False)):

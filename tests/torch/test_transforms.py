@@ -71,7 +71,7 @@ def test_derivatives_use_saved_bits(activation, transform):
 def test_both_modes_of_every_variant(name, activation, save):
     if save == "bits" and ACTIVATIONS[activation or "identity"].slopes is None:
         save = "auto"
-    if name in functional.WITH_VALUE:
+    if FAMILY[name].is_product:
         save = "auto"
     inputs = tuple(torch.randn(SHAPES[name], dtype=torch.float64).requires_grad_() for _ in FAMILY[name].inputs)
 

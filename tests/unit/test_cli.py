@@ -275,3 +275,7 @@ def test_warmup_of_all_variants_compiles_what_plain_calls_use(monkeypatch):
             for training in (True, False):
                 layer.backward(layer.train(training)(*arrays(layer)))
             assert launched and launched <= warmed, (cls, launched - warmed)
+    done = CliRunner().invoke(app, ["warmup", "relu", "--variant", "all", "--row", "bias"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["warmup", "relu", "--variant", "all", "--row", "base"])
+    assert isinstance(done.exception, ValueError) and str(done.exception).startswith("unknown row 'base'")

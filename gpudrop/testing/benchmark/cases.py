@@ -84,7 +84,7 @@ class Case:
     @property
     def is_product(self):
         """Whether y is a product of two inputs. Then the backward pass reads both and writes two gradients."""
-        return self.variant is not None and self.two_inputs and FAMILY[self.variant].noise.second_input is None
+        return self.variant is not None and FAMILY[self.variant].is_product
 
     @property
     def reads_saved(self):
