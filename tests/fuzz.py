@@ -283,7 +283,8 @@ class Trial:
         shape = x.shape if bound.get("samples") is None else (int(bound["samples"]), *x.shape)
         packed = name == "gate" and bound["value"] is None
         shape = (*shape[:-1], shape[-1] // 2) if packed else shape
-        if (y.shape, y.dtype) != (shape, x.dtype):
+        dtype = np.dtype(case.wide or x.dtype)
+        if (y.shape, y.dtype) != (shape, dtype):
             problems.append(f"returned {y.shape} of {y.dtype} for {x.shape} of {x.dtype}")
         kept = self.kept(bound, shape, stream)
         self.judge_zeros("y", y, kept)
@@ -292,6 +293,7 @@ class Trial:
             problems.append("y is 0 at an element that the reference keeps")
         if isinstance(result, tuple):
             case.dtype, case.result = x.dtype, shape
+            case.of_gradient = (x.shape if packed else shape), x.dtype
             self.judge_backprop(result[1], kept)
 
     def judge_backprop(self, backprop, kept):

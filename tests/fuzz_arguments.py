@@ -83,6 +83,8 @@ class Case:
         self.variant, self.shape, self.result = "", (), None  # result: the shape of y, if it is not x's
         self.inputs, self.placed, self.states, self.object = [], [], [], None  # object: the instance of a method
         self.has_factor = False  # whether the call has a gain or a gate
+        self.wide = None  # the dtype of y, if it is not x's
+        self.of_gradient = None  # the shape and dtype of the gradient, in a call of backprop
 
     def likely(self, percent):
         return self.choose(range(100)) < percent
@@ -127,7 +129,7 @@ class Case:
 
     def argument(self, call, name, wrong):
         good, bad = POOLS.get(f"{call.name}.{name}") or POOLS[name]
-        if wrong and (bad is None or (name not in ("arrays", "options", "rows") and self.likely(50))):
+        if wrong and (bad is None or (name not in ("arrays", "options", "named") and self.likely(50))):
             value = self.choose(JUNK)
             return value.copy() if isinstance(value, np.ndarray) else value
         return (bad if wrong else good)(self, call)
@@ -145,14 +147,14 @@ def from_list(values):
 # Arrays
 
 
-def flat(case, call):
+def flat(case, call, dtype=None):
     """An input: a plain array, a read-only one, a subclass, or an array of another library."""
-    array = case.array()
+    array = case.array(dtype=dtype)
     case.inputs.append(array)
     how = case.choose(range(20))
     if how == 0:
         array.flags.writeable = False
-    if how == 1 and case.dtype != ml_dtypes.bfloat16:  # DLPack does not support it
+    if how == 1 and array.dtype != ml_dtypes.bfloat16:  # DLPack does not support it
         return Foreign(array)
     if how == 3 and not array.ndim:
         return array[()]
@@ -180,9 +182,10 @@ def unfit(case, call):
 def target(case, call):
     """A value for out: an array, or one of the inputs."""
     array, shape = case.choose(case.inputs or [None]), case.shape if case.result is None else case.result
-    if array is not None and array.flags.writeable and array.shape == shape and case.likely(40):
+    wanted = case.of_gradient or (shape, np.dtype(case.wide or case.dtype))
+    if array is not None and array.flags.writeable and (array.shape, array.dtype) == wanted and case.likely(40):
         return array
-    return case.array(shape, writable=True)
+    return case.array(*wanted, writable=True)
 
 
 def bad_target(case, call):
@@ -221,6 +224,13 @@ def unfit_row(case, call):
     return case.choose([case.array((*case.shape, 3)), case.array(case.shape[-1:], np.dtype(">f4")), [1.0], 0.5])
 
 
+def residual(case, call):
+    """A residual of x's dtype or of the next wider one, which y then has."""
+    if case.dtype != np.float64 and case.likely(30):
+        case.wide = np.float64 if case.dtype == np.float32 else np.float32
+    return flat(case, call, case.wide)
+
+
 def gain(case, call):
     found = row(case, call)
     case.has_factor = found is not None
@@ -241,8 +251,9 @@ def value(case, call):
 
 
 def rows(case, call):
-    """The rows of a layer's call."""
-    return {"bias": row(case, call)} if "bias" in FAMILY[case.variant].rows else {}
+    """The rows of a layer's call. Saved bits do not support a gain."""
+    names = [name for name in FAMILY[case.variant].rows if name != "gain" or case.object.save != "bits"]
+    return {name: POOLS[name][0](case, call) for name in names}
 
 
 def batch(case, call):
@@ -466,15 +477,15 @@ def registered(case, call):
 POOLS = {
     "x": (flat, unfit),
     "previous": (flat, unfit),
-    "residual": (flat, unfit),
+    "residual": (residual, unfit),
     "bias": (row, unfit_row),
     "gain": (gain, unfit_row),
     "gate": (gate, unfit),
     "dropout_glu.value": (value, unfit),
     "dropout_glu.vjp.value": (value, unfit),
-    "rows": (rows, from_list([{"weight": None}, {"p": 0.5}, {"bias": [1.0]}])),
+    "named": (rows, from_list([{"weight": None}, {"p": 0.5}, {"bias": [1.0]}])),
     "like": (flat, unfit),
-    "dy": (lambda case, call: case.array(case.result), unfit),
+    "dy": (lambda case, call: case.array(case.result, case.wide), unfit),
     "out": (target, bad_target),
     "arrays": (inputs, bad_inputs),
     "p": (probability, from_list([1.5, -1e-9, 2, "0.5", math.nextafter(1, 2)])),

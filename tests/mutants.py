@@ -594,8 +594,8 @@ MUTANTS = [
     Mutant(
         "the self-test forgets the dtype of kernels that it compiles in advance",
         "gpudrop/testing/selftest.py",
-        '("dtype", "bits", "activation", "name", "rows")',
-        '("bits", "activation", "name", "rows")',
+        '("dtype", "wide", "bits", "activation", "name", "rows")',
+        '("wide", "bits", "activation", "name", "rows")',
         "unit/test_selftest.py",
     ),
     Mutant(

@@ -37,6 +37,7 @@ from gpudrop.variants import FAMILY
 PACKAGES = ("numpy", "numba", "scipy", "ml_dtypes")
 SIZES = (0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 100, 257)
 LARGE_SIZES = (1023, 1024, 1025, 2**16 - 1, 2**16 + 9, 2**21 + 3)  # near a CPU thread's tiles; for several threads
+WIDER = {"float16": "float32", "bfloat16": "float32", "float32": "float64", "float64": "float64"}
 SEED, CALL = 2**63 + 5, 2**40 + 3
 LAYOUTS = {
     "Fortran order": lambda a: a,  # the array is created in that order, because a.T copies Numba's device arrays
@@ -168,8 +169,11 @@ def residual(backend, dtype, size, device=0):
         _same(source.get(gradients.dresidual), x)
 
 
-def neighbours(backend, dtype, shape, device=0):
-    """A bias, a gain and a residual, all gradients included, are exact. Sums of groups of rows have no remainder."""
+def neighbours(backend, dtype, wide, shape, device=0):
+    """A bias, a gain and a residual, all gradients included, are exact. Sums of groups of rows have no remainder.
+
+    wide: the dtype of the residual and of y.
+    """
     source, columns = Placed(backend, device), np.arange(shape[1])
     x = (2.0 ** (np.arange(math.prod(shape)) % 3)).reshape(shape)
     bias, gain = 2.0 ** (columns % 2), 2.0 ** -(columns % 3)
@@ -177,11 +181,13 @@ def neighbours(backend, dtype, shape, device=0):
     dx = np.where(keep, 2 * gain, 0.0)
     want = np.where(keep, x + 2 * gain * z, x), dx, dx.sum(0), np.where(keep, 2 * z, 0.0).sum(0)
     with source.on_device():
-        x, bias, gain, dy = (source.put(a.astype(dtype)) for a in (x, bias, gain, np.ones(shape)))
+        residual, dy = (source.put(a.astype(wide)) for a in (x, np.ones(shape)))
+        x, bias, gain = (source.put(a.astype(dtype)) for a in (x, bias, gain))
         options = {"bias": bias, "gain": gain, "rng": gpudrop.Stream(SEED, CALL), "backend": backend}
-        y, backprop = gpudrop.dropout_add.vjp(x, x, 0.5, **options)
+        y, backprop = gpudrop.dropout_add.vjp(x, residual, 0.5, **options)
         gradients = backprop(dy)
-        for got, exact in zip((y, gradients.dx, gradients.dbias, gradients.dgain), want, strict=True):
+        _same(source.get(y), want[0].astype(wide))
+        for got, exact in zip((gradients.dx, gradients.dbias, gradients.dgain), want[1:], strict=True):
             _same(source.get(got), exact.astype(dtype))
 
 
@@ -365,7 +371,8 @@ def plan(backend, device=0, quick=False):
             yield case("residual", dtype=dtype, size=size)
     for dtype in ("bfloat16", "float32") if few else statistics.DTYPES:
         for shape in ((300, 7), (5, 64)) if few else ((300, 7), (70, 64), (1, 33), (4000, 24)):
-            yield case("neighbours", dtype=dtype, shape=shape)
+            for wide in dict.fromkeys((dtype, WIDER[dtype])):
+                yield case("neighbours", dtype=dtype, wide=wide, shape=shape)
             yield case("gate", dtype=dtype, shape=shape)
     for dtype in ("float16", "float32"):
         for activation in ("relu", "leaky_relu"):
@@ -444,7 +451,7 @@ def _kinds(quick):
     kinds = {}
     for case in reversed(list(plan("cpu", quick=quick))):
         if case.function != "statistic":
-            kind = case.function, *map(case.arguments.get, ("dtype", "bits", "activation", "name", "rows"))
+            kind = case.function, *map(case.arguments.get, ("dtype", "wide", "bits", "activation", "name", "rows"))
             kinds[kind] = case
     return list(kinds.values())
 
