@@ -37,8 +37,10 @@ from gpudrop.variants import FAMILY
 
 SHAPES, QUICK_SHAPES = ((2**16, 256), (2**14, 1024)), ((2**12, 256),)
 DTYPES = ("float32", "bfloat16")
-NO_BIAS, TWO_CALLS, COMPILED, BLOCKED = "no bias out=", "dropout, addition", "torch.compile", "NumPy blocked"
+NO_BIAS, PACKED, TWO_CALLS = "no bias out=", "packed out=", "dropout, addition"
+COMPILED, BLOCKED = "torch.compile", "NumPy blocked"
 CEILING, OF_NEW, WITHOUT, COST = "of the ceiling", "of it, new arrays", "of it, no bias", "time with bias / without"
+OF_PACKED = "of it, packed"
 
 
 class Group(NamedTuple):
@@ -53,7 +55,7 @@ class Group(NamedTuple):
 
 TRIADS, TORCH_PEERS = (PLAIN_READY, STREAMING_READY), ("PyTorch", COMPILED)
 OF_ADD = (OURS, OURS_READY, NO_BIAS, *TRIADS, TWO_CALLS, *TORCH_PEERS, BLOCKED)
-OF_GLU, OF_GLU_BACK = (OURS, OURS_READY, *TRIADS), (OURS, OURS_READY, PLAIN, PLAIN_READY)
+OF_GLU, OF_GLU_BACK = (OURS, OURS_READY, PACKED, *TRIADS), (OURS, OURS_READY, PACKED, PLAIN, PLAIN_READY)
 GROUPS = (
     Group("dropout_add", False, ("identity", "relu"), OF_ADD, {CEILING: 0.88, f"x {TWO_CALLS}": 1.5, "x PyTorch": 8.0}),
     Group("dropout_add", True, ("identity", "relu", "gelu"), (OURS_READY, NO_BIAS, *TRIADS), {COST: 1.15}),
@@ -116,19 +118,26 @@ def operands(case, x, dy):
 # Contenders
 
 
-def ours(case, x, dy, ready=False, bias=True):
+def ours(case, x, dy, ready=False, bias=True, packed=False):
+    """packed: whether one array contains a gate and its value."""
     x, second, dy, row = operands(case, x, dy)
     variant, (y, dx) = getattr(gpudrop, case.variant), (np.zeros_like(x), np.zeros_like(x)) if ready else (None, None)
+    arrays = (np.concatenate([x, second], axis=-1), None) if packed else (x, second)
     options = {"activation": case.activation, "rng": gpudrop.Generator(SEED), "out": y}
     options |= {"bias": row} if bias and case.has_bias else {}
     out = (dx, np.zeros_like(x)) if ready and case.is_product else dx
+    out = np.zeros_like(arrays[0]) if packed else out
 
     def forward():
-        return (variant(x, second, case.p, **options),)
+        return (variant(*arrays, case.p, **options),)
+
+    def gradients(backprop):
+        found = backprop(dy, out=out)
+        return np.split(found.dgate, 2, axis=-1) if packed else [gradient for gradient in found if gradient is not None]
 
     def vjp():
-        y, backprop = variant.vjp(x, second, case.p, **options)
-        return y, lambda: tuple(gradient for gradient in backprop(dy, out=out) if gradient is not None)
+        y, backprop = variant.vjp(*arrays, case.p, **options)
+        return y, lambda: tuple(gradients(backprop))
 
     return passes(case, forward, vjp)
 
@@ -277,6 +286,7 @@ CONTENDERS = {
         Contender(OURS, ours, check),
         Contender(OURS_READY, functools.partial(ours, ready=True), check),
         Contender(NO_BIAS, functools.partial(ours, ready=True, bias=False), functools.partial(check, bias=False)),
+        Contender(PACKED, functools.partial(ours, ready=True, packed=True), check),
         *(COMPARED[name] for name in (PLAIN, PLAIN_READY, STREAMING_READY)),
         Contender(TWO_CALLS, two_calls, functools.partial(check, tolerances=checks.PEERS)),
         Contender("PyTorch", pytorch, _of_peers, from_torch),
@@ -304,6 +314,7 @@ def _over_ceiling(name, row):
 FIGURES = {
     CEILING: functools.partial(_over_ceiling, OURS_READY),
     WITHOUT: functools.partial(_over_ceiling, NO_BIAS),
+    OF_PACKED: functools.partial(_over_ceiling, PACKED),
     OF_NEW: lambda row: records.share(row, OURS, PLAIN),
     COST: lambda row: records.ratio(row, NO_BIAS, OURS_READY),
     **{f"x {peer}": functools.partial(records.ratio, mine=own, other=peer) for peer, own in OVER.items()},
