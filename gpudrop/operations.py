@@ -79,7 +79,7 @@ def backward(
     of them if any of those is. The outputs of layout "sums" are partial sums.
     """
     _, factor, _, wide = neighbours
-    saved = "bits" if bits else saves(activation, noise, source, neighbours)
+    saved = "bits" if bits else saves(activation, dtype, noise, source, neighbours)
     alone = saved == "bits" and _bits_alone(activation, noise, source)
     through = noise.gradient or noise
     names = {"apply": through.value, "second": (noise.second or DROPPED).value, **_names(activation)}
@@ -114,16 +114,20 @@ def drawing(drawn: str | None, dtype: str, source: Source) -> Kernel:
     return _kernel("mask", None, noise, source, [], outputs, (), results, {"apply": noise.value})
 
 
-def saves(activation: Activation, noise: Noise, source: Source, neighbours: Neighbours = NONE) -> str | None:
+def saves(
+    activation: Activation, dtype: str, noise: Noise, source: Source, neighbours: Neighbours = NONE
+) -> str | None:
     """The array that the backward pass reads besides dy if it reads no bits: "x", "y" or None.
 
-    It is "y" if the sign of y determines the slope and which elements were dropped. Then nothing is drawn again.
+    It is "y" if the sign of y determines the slope and which elements were dropped. Then nothing is drawn again. With a
+    bias of a wider dtype than x it does not: y may be 0 for a positive x + bias that is too small for y's dtype.
     """
     if neighbours.factor:
         return "x"
     if activation.slope_of == "output":
         counted = isinstance(source, Reads) and source.counted
-        return "y" if noise.zeroes and not counted else "x"
+        hidden = bool(neighbours.bias) and WIDTHS[neighbours.bias] > WIDTHS[dtype]
+        return "y" if noise.zeroes and not counted and not hidden else "x"
     return None if activation.slope_of is None else "x"
 
 

@@ -7,7 +7,7 @@ launched.
 import math
 from collections import namedtuple
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -160,7 +160,7 @@ def _plan(
             scalars,
             source is not None and not given,
             neighbours,
-            "bits" if by_bits else operations.saves(activation, noise, source, neighbours),
+            "bits" if by_bits else operations.saves(activation, dtype.name, noise, source, neighbours),
             found,
         )
     return found
@@ -337,7 +337,14 @@ def _check_unneeded(target: Any, kept: dict[str, Any], activation: Activation) -
 @cache
 def _gradients(names: tuple[str, ...]) -> Any:
     """The type of the gradients of arrays with these names."""
-    return namedtuple("Gradients", [f"d{name}" for name in names])  # noqa: PYI024  (the names depend on the variant)
+    fields = [f"d{name}" for name in names]
+    of = cast("Any", namedtuple("Gradients", fields))  # noqa: PYI024  (the fields depend on the variant)
+    of.__reduce__ = lambda self: (_unpickled, (names, *self))  # pickle would search for the type in this module
+    return of
+
+
+def _unpickled(names: tuple[str, ...], *gradients: Any) -> Any:
+    return _gradients(names)(*gradients)
 
 
 def _empty_sums(module: Any, operand: arrays.Operand, out: Any, real: Any) -> Any:

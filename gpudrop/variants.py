@@ -195,22 +195,23 @@ def _public(
 ) -> Any:
     """Create the public function of a variant.
 
-    Its `prepare` accepts a `context` too, which replaces the context of the running code.
+    Its `prepare` accepts a `context` too, which replaces the context of the running code. The function itself does not.
     """
     own, common = inspect.signature(vary), inspect.signature(dropout_vjp).parameters
     names = frozenset(own.parameters)
     inputs, rows, _ = _arguments_of(own.parameters)
     first, of_several = inputs[0], inputs + rows if len(inputs + rows) > 1 else ()
 
-    def prepared(
-        *args: Any,
+    def checked(
+        context: Context | None,
+        args: tuple[Any, ...],
+        /,
         activation: str | None = default_activation,
         training: bool = True,
         rng: RngLike = None,
         bits: int = bits,
         backend: str | None = None,
         shard: Shard | None = None,
-        context: Context | None = None,
         **options: Any,
     ) -> Any:
         for name in options:
@@ -224,15 +225,18 @@ def _public(
         call = Call(given, noise, prediction, of_several)
         return prepare(operand, call, activation, training, rng, bits, backend, shard, context)
 
+    def prepared(*args: Any, context: Context | None = None, **options: Any) -> Any:
+        return checked(context, args, **options)
+
     like_vary: Callable[[Any], Any] = functools.wraps(vary)
 
     @like_vary
     def forward(*args: Any, out: AnyArray | None = None, **options: Any) -> Any:
-        return prepared(*args, **options).forward(out)
+        return checked(None, args, **options).forward(out)
 
     @like_vary
     def vjp(*args: Any, out: AnyArray | None = None, save: Save = "auto", **options: Any) -> Any:
-        return prepared(*args, **options).vjp(out, save)
+        return checked(None, args, **options).vjp(out, save)
 
     named = [a for a in common.values() if a.name in COMMON and a.kind is a.KEYWORD_ONLY]
     own_way: dict[str, Any] = {"bits": {"default": bits}, "out": {"annotation": AnyArray | None}}

@@ -54,18 +54,16 @@ from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from gpudrop import variants
-from gpudrop.arrays import DTYPES as NAMES_OF_DTYPES
 from gpudrop.checks import check_bits, check_truth
 from gpudrop.context import DEFAULT, Context, current, visible
-from gpudrop.formulas import noises
 from gpudrop.formulas.activations import find_activation
 from gpudrop.generator import Generator, NumpySource, RngLike, Source, Stream, check_rng
 from gpudrop.hints import name_of, unexpected
-from gpudrop.kernels.spec import REAL, WIDTHS
 from gpudrop.masks import check_mask_shape
 from gpudrop.plan import check_saved
 from gpudrop.torch import operators
 from gpudrop.torch.activations import TORCHS
+from gpudrop.torch.checks import DTYPES, Likeness, check_tensors, likeness_of, name_of_dtype
 from gpudrop.variants import FAMILY, OPTIONS
 
 if TYPE_CHECKING:
@@ -99,11 +97,6 @@ OFF_BY_DEFAULT = tuple(name for name in REPLACED if not _on_by_default(getattr(t
 """The functions whose default in torch is training=False."""
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-_Likeness = tuple[Any, ...]
-"""The properties of a tensor that `_check_tensors` checks: its dtype, layout, shape and device."""
-
-DTYPES = tuple(getattr(torch, name) for name in NAMES_OF_DTYPES)
 
 AXES = {"dropout1d": (2, 3), "dropout2d": (3, 4), "dropout3d": (4, 5), "feature_alpha_dropout": range(2, 65)}
 """Name -> numbers of axes that gpudrop supports; for other numbers torch's function warns or raises."""
@@ -259,59 +252,21 @@ def _checked(
 
 
 @functools.lru_cache(maxsize=1024)
-def _check_tensors(
-    name: str, text: str, x: _Likeness, other: _Likeness | None, bias: _Likeness | None, gain: _Likeness | None
+def _check_call(
+    name: str, text: str, x: Likeness, other: Likeness | None, bias: Likeness | None, gain: Likeness | None
 ) -> None:
-    """Raise an error if the variant does not support tensors of these dtypes, layouts, shapes and devices.
+    """Raise an error if the variant does not support such tensors or options.
 
     The operators check them too, but only after a stream was drawn.
     """
-    rows = {"bias": bias, "gain": gain}
-    dtype, layout, shape, device = x
-    if dtype not in DTYPES or layout is not torch.strided:
-        advice = "; convert it with input.float()" if layout is torch.strided and not dtype.is_complex else ""
-        dtypes = ", ".join(NAMES_OF_DTYPES)
-        raise TypeError(f"input must be a strided tensor of dtype {dtypes}, got {dtype} and {layout}{advice}")
-    wide, row = dtype, FAMILY[name]
-    if other is not None and other != x:
-        second, adds = row.inputs[1], row.noise.second is noises.PLAIN
-        wide, *rest = other
-        if not (adds and rest == [layout, shape, device] and wide in DTYPES and _width(wide) > _width(dtype)):
-            what = "the shape of input, and its dtype or a wider one" if adds else "the dtype and shape of input"
-            raise ValueError(f"{second} must have {what}, {_described(x)}, got {_described(other)}")
-    real = getattr(torch, REAL[_known(wide)])
-    for each, of_row in rows.items():
-        if of_row is not None and (of_row[0] not in (dtype, real) or of_row[1:] != (layout, shape[-1:], device)):
-            dtypes = " or ".join(sorted({str(dtype), str(real)}))
-            raise ValueError(
-                f"{each} must have a value for each element of the last axis of input: dtype {dtypes} and shape "
-                f"{tuple(shape[-1:])} for an input with {_described(x)}, got {_described(of_row)}"
-            )
-    arrays = [None if each is None else _zeros(each) for each in (x, other)[: len(row.inputs)]]
-    keywords = operators.options_of(text)[0] | {each: _zeros(of) for each, of in rows.items() if of is not None}
-    row.function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **keywords)
+    check_tensors(name, x, other, bias, gain)
+    arrays = [None if each is None else _zeros(each) for each in (x, other)[: len(FAMILY[name].inputs)]]
+    FAMILY[name].function.prepare(*arrays, 0.5, rng=Stream(0, 0), context=DEFAULT, **operators.options_of(text)[0])
 
 
-def _likeness(tensor: torch.Tensor | None) -> _Likeness | None:
-    return None if tensor is None else (tensor.dtype, tensor.layout, tensor.shape, tensor.device)
-
-
-def _described(likeness: _Likeness) -> str:
-    dtype, layout, shape, device = likeness
-    return f"{dtype} and {tuple(shape)}" + f", {layout}" * (layout is not torch.strided) + f" on {device}"
-
-
-def _known(dtype: torch.dtype) -> str:
-    return NAMES_OF_DTYPES[DTYPES.index(dtype)]
-
-
-def _width(dtype: torch.dtype) -> int:
-    return WIDTHS[_known(dtype)]
-
-
-def _zeros(likeness: _Likeness) -> Any:
+def _zeros(likeness: Likeness) -> Any:
     """Return an array of zeros, of one element in memory."""
-    return np.broadcast_to(np.zeros((), _known(likeness[0])), likeness[2])
+    return np.broadcast_to(np.zeros((), name_of_dtype(likeness[0])), likeness[2])
 
 
 @_constant_in_graphs
@@ -337,14 +292,15 @@ def apply(
     gain: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a variant to x."""
-    if type(x) not in PLAIN:
+    plain, row = type(x) in PLAIN, FAMILY[name]
+    if not plain:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input must be a torch.Tensor, got {name_of(type(x))}; gpudrop.{name} takes arrays")
         _know_sharded_tensors()
-    factor = "gain" if gain is not None else "value" if FAMILY[name].is_product else ""
+    factor = "gain" if gain is not None else "value" if row.is_product else ""
     fused = factor != "" or bias is not None
-    if fused or other is not None:
-        fused = _check_neighbours(name, x, other, bias, gain, inplace) or fused
+    if fused or len(row.inputs) > 1:
+        fused = _check_neighbours(row, x, other, bias, gain, inplace) or fused
     if name == "dropout2d" and x.dim() == 3:  # torch takes this for samples, channels and length,
         _torchs_dropout2d(x, training=False)  # and warns
         name = "dropout1d"
@@ -354,8 +310,8 @@ def apply(
         training = check_truth("training", training)
     training = training and context.on
     if compiling:
-        text, row, bits = _text(name, training, activation, bits, tuple(options.items()), save, factor)
-        call: tuple[Any, ...] = name, text, p, row, bits  # p may be symbolic: the operators check it when they run
+        text, active, bits = _text(name, training, activation, bits, tuple(options.items()), save, factor)
+        call: tuple[Any, ...] = name, text, p, active, bits  # p may be symbolic: the operators check it when they run
         drawn = training and p != 0
     else:
         p, pairs = p if type(p) is float else _number(p), tuple(options.items())
@@ -372,9 +328,8 @@ def apply(
         if activation in TORCHS and save != "bits":  # torch's activations save x or y
             y = TORCHS[activation].value(x)
             return x.copy_(y) if inplace else y
-    if type(x) in PLAIN and not compiling:
-        of_x: Any = _likeness(x)
-        _check_tensors(name, call[1], of_x, _likeness(other), _likeness(bias), _likeness(gain))
+    if not compiling and (plain or _is_sharded(x)):
+        _check_call(name, call[1], likeness_of(x), likeness_of(other), likeness_of(bias), likeness_of(gain))
     if drawn:
         stream = _stream_in_graph(x, generator, rng) if compiling else _stream(x, generator, rng, context)
     else:
@@ -386,13 +341,24 @@ def apply(
     return x.copy_(y) if inplace else y
 
 
-def _check_neighbours(name: str, x: Any, other: Any, bias: Any, gain: Any, inplace: bool) -> bool:
+def _is_sharded(x: Any) -> bool:
+    return type(x).__module__.startswith("torch.distributed.tensor")
+
+
+def _check_neighbours(row: variants.Variant, x: Any, other: Any, bias: Any, gain: Any, inplace: bool) -> bool:
     """Check the types of the tensors besides x. Return whether the second one has another dtype than x."""
-    for argument, tensor in (("bias", bias), ("gain", gain), (FAMILY[name].inputs[-1], other)):
-        if tensor is not None and not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{argument} must be a torch.Tensor, got {name_of(type(tensor))}")
+    tensors = dict(zip(row.inputs[1:], (other,), strict=False)) | {"bias": bias, "gain": gain}
+    for argument, tensor in tensors.items():
+        if tensor is None and argument not in row.inputs[: row.least]:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            got = None if tensor is None else name_of(type(tensor))
+            raise TypeError(f"{argument} must be a torch.Tensor, got {got}")
+        if _is_sharded(x) != _is_sharded(tensor):
+            kinds = name_of(type(x)), name_of(type(tensor))
+            raise TypeError(f"{argument} must be a {kinds[0]}, because input is one, got {kinds[1]}")
     mixed = other is not None and other.dtype != x.dtype
-    if inplace and (mixed or operators.is_packed(name, other)):
+    if inplace and (mixed or operators.is_packed(row.name, other)):
         what = "dtype" if mixed else "shape"
         raise ValueError(f"inplace=True needs an input with the {what} of the result")
     return mixed
@@ -543,7 +509,7 @@ def _function(name: str) -> Any:
 
     def function_of_two(
         input: torch.Tensor,
-        other: torch.Tensor | None = None,
+        _second: torch.Tensor | None = None,
         p: float = p_default,
         training: bool = True,
         inplace: bool = False,
@@ -555,16 +521,19 @@ def _function(name: str) -> Any:
         save: Save = "auto",
         **options: Any,
     ) -> torch.Tensor:
-        other = options.pop(row.inputs[1], other)
-        if other is None and not optional:
-            raise TypeError(f"{row.inputs[1]} must be a torch.Tensor, got None")
-        return call(input, p, training, inplace, activation, generator, rng, bits, save, options, other)
+        if row.inputs[1] in options:
+            if _second is not None:
+                raise TypeError(f"{name}() got multiple values for argument {row.inputs[1]!r}")
+            _second = options.pop(row.inputs[1])
+        return call(input, p, training, inplace, activation, generator, rng, bits, save, options, _second)
 
     made: Any = function_of_two if len(row.inputs) > 1 else function
     *named, keywords = inspect.signature(made).parameters.values()
     named += [inspect.Parameter(row, inspect.Parameter.KEYWORD_ONLY, default=None) for row in names_of_rows]
     if len(row.inputs) > 1:
-        named[1] = named[1].replace(name=row.inputs[1], default=None if optional else inspect.Parameter.empty)
+        named[1] = named[1].replace(name=row.inputs[1])
+        if not optional:
+            named[1] = named[1].replace(default=inspect.Parameter.empty, annotation="torch.Tensor")
     made.__signature__ = inspect.Signature([*named, keywords])
     made.__name__ = made.__qualname__ = name
     made.__doc__ = f"Apply `gpudrop.{name}` to a tensor. The module's docstring describes the common arguments."

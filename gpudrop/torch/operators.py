@@ -54,6 +54,7 @@ from gpudrop.formulas.noises import PLAIN
 from gpudrop.generator import StoredStream, Stream, spawned_seeds
 from gpudrop.masks import Shard
 from gpudrop.torch.activations import TORCHS
+from gpudrop.torch.checks import check_tensors, likeness_of
 from gpudrop.variants import FAMILY
 
 CALL = "str variant, str options, float p, str activation, int bits, SymInt first"
@@ -264,6 +265,11 @@ def backward(dy, saved, stream, *call, out=None):
     return dx
 
 
+def check(x, other, bias, gain, call):
+    """Raise the errors of a call, before it draws anything: fake and composed tensors are not checked elsewhere."""
+    check_tensors(call[0], likeness_of(x), likeness_of(other), likeness_of(bias), likeness_of(gain))
+
+
 def _empty_fused(x, other, call, records):
     """Return memory for the results of `fused`: y has the dtype of a residual, and the size of half a packed gate."""
     dtype = x.dtype if other is None else other.dtype
@@ -337,11 +343,13 @@ def _(stream, *, device):
 
 @torch.library.register_fake("gpudrop::forward", lib=library)
 def _(x, other, stream, *call):
+    check(x, other, None, None, call)
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("gpudrop::recorded", lib=library)
 def _(x, other, stream, *call):
+    check(x, other, None, None, call)
     return torch.empty_like(x), _empty_bits(x)
 
 
@@ -352,6 +360,7 @@ def _(dy, saved, stream, *call):
 
 @torch.library.register_fake("gpudrop::fused", lib=library)
 def _(x, other, bias, gain, stream, *call):
+    check(x, other, bias, gain, call)
     return _empty_fused(x, other, call[:-1], call[-1])
 
 
@@ -381,7 +390,7 @@ class _Forward(torch.autograd.Function):
         y = _computed(RECORDED if records else FORWARD, keyset, x, other, stream, *call)
         y, kept = y if records else (y, _kept(call, x, y))
         ctx.stream, ctx.call = stream, call
-        if kept is not None:
+        if kept is not None and ctx.needs_input_grad[2]:
             ctx.save_for_backward(kept)
         return (y, kept) if operator is RECORDED else y
 
@@ -427,12 +436,23 @@ def _kept(call, x, y):
     return {"x": x, "y": y}.get(_needs(call))
 
 
-def _needs(call):
-    """The name of that tensor, or None."""
+def _needs(call, dtype=None, bias=None):
+    """The name of that tensor, or None. dtype: that of x if there is a bias. See `gpudrop.operations.saves`."""
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
-    return "y" if activation.slope_of == "output" and FAMILY[call[0]].by_sign else "x"
+    hidden = bias is not None and bias.dtype.itemsize > dtype.itemsize
+    return "y" if activation.slope_of == "output" and FAMILY[call[0]].by_sign and not hidden else "x"
+
+
+def _dropped(like, stream, call):
+    """Return which elements are dropped, as booleans like a tensor.
+
+    Formulas of torch's operators multiply the gradient of a dropped element, which is 0. They get a finite number
+    instead of the element: its slope may be infinite or nan, and the gradient would be nan.
+    """
+    variant, options, p, _, *rest = _noise_of(call)
+    return BACKWARD(torch.ones_like(like), None, stream, variant, options, p, "identity", *rest, False) == 0
 
 
 def _of_second(dy, stream, call):
@@ -449,6 +469,8 @@ def _through(dy, saved, stream, call, again):
     if has_bits(saved) or not (again and name in TORCHS and find_activation(name).slope_of == "input"):
         return BACKWARD(dy, saved, stream, *call, False)
     masked = BACKWARD(dy, None, stream, variant, options, p, "identity", *rest, False)
+    if (variant, options, p) != ALONE:
+        saved = saved.masked_fill(_dropped(dy, stream, call), 0)
     return TORCHS[name].slope(masked, saved)
 
 
@@ -531,7 +553,7 @@ def _tangent(operator, primals, tangents, stream, *call):
         # The gradient needs a tangent too. Torch's own activation provides it.
         if name not in TORCHS:
             raise NotImplementedError(NO_SECOND_DERIVATIVE.format(name))
-        activated = TORCHS[name].value(forward_ad.make_dual(x, dx))
+        activated = TORCHS[name].value(forward_ad.make_dual(x, dx).masked_fill(_dropped(x, stream, call), 0))
         other = other if dother is None else forward_ad.make_dual(other, dother)
         return operator(activated, other, stream, *call[:3], "identity", *call[4:])
     y = (RECORDED if records else FORWARD)(x, other, stream, *call)
@@ -562,23 +584,30 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, keyset, x, other, bias, gain, stream, *call):
         records = call[-1] or (not _has_factor(call, gain) and _saves_bits(x, call))
         y, *bits = results = _below(FUSED, keyset, x, other, bias, gain, stream, *call[:-1], records)
-        kept = bits[0] if records else x if _has_factor(call, gain) else _kept(call, x, y)
+        needs = "x" if _has_factor(call, gain) else _needs(call, x.dtype, bias)
+        kept = bits[0] if records else {"x": x, "y": y}.get(needs)
         value = other if FAMILY[call[0]].is_product else None
-        ctx.save_for_backward(kept, value, bias, gain)
-        ctx.stream, ctx.call, ctx.dtype = stream, call[:-1], x.dtype
+        ctx.bias = None
+        if bias is not None and kept is not x:  # only its shape and dtype are read: it may be changed in place
+            bias, ctx.bias = None, bias.detach()
+        of_x, of_other, of_bias, of_gain = ctx.needs_input_grad[1:5]
+        reads = of_x or of_bias or of_gain or (of_other and value is not None)
+        ctx.save_for_backward(*((kept, value, bias, gain) if reads else (None,) * 4))
+        ctx.stream, ctx.call, ctx.dtype, ctx.of_value = stream, call[:-1], x.dtype, value is not None
         return tuple(results) if call[-1] else y
 
     @staticmethod
     def backward(ctx, dy, *_):
         saved, value, bias, gain = ctx.saved_tensors
+        bias = ctx.bias if bias is None else bias
         of_x, of_other, of_bias, of_gain = ctx.needs_input_grad[1:5]
-        wanted = {"dx": True, "dbias": of_bias, "dgain": of_gain, "dvalue": of_other and value is not None}
+        wanted = {"dx": True, "dbias": of_bias, "dgain": of_gain, "dvalue": of_other and ctx.of_value}
         found, names = {}, [name for name, needed in wanted.items() if needed]
         if of_x or len(names) > 1:
             compute = composed_gradients if torch.is_grad_enabled() else GRADIENTS
             computed = compute(dy, saved, value, bias, gain, ctx.stream, *ctx.call, ctx.dtype, names)
             found = dict(zip(names, computed, strict=True))
-        dother = dy if of_other and value is None else found.get("dvalue")
+        dother = dy if of_other and not ctx.of_value else found.get("dvalue")
         results = found.get("dx"), dother, found.get("dbias"), found.get("dgain")
         return None, *results, *(None,) * (2 + len(ctx.call))
 
@@ -615,16 +644,19 @@ def _in_order(halves, call):
 def composed(x, other, bias, gain, stream, *call):
     """Compute `fused` from operators that have all derivatives, transforms and shardings."""
     *numbers, records = call
+    check(x, other, bias, gain, numbers)
     dtype = x.dtype if other is None else other.dtype
     real = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
     if is_packed(numbers[0], other):
         x, other = _in_order(x.chunk(2, -1), numbers)
     z, other = x.to(real), None if other is None else other.to(real)
     z = z if bias is None else z + bias
+    dropped = _dropped(z, stream, numbers)
+    z = z.masked_fill(dropped, 0)
     if not _has_factor(numbers, gain):
         y, *bits = RECORDED(z, other, stream, *numbers) if records else (FORWARD(z, other, stream, *numbers),)
         return [y.to(dtype), *bits]
-    factor, residual = (other, None) if gain is None else (gain, other)
+    factor, residual = (other.masked_fill(dropped, 0), None) if gain is None else (gain, other)
     z = FORWARD(z, None, stream, *_activation_of(numbers)) * factor
     return [FORWARD(z, residual, stream, *_noise_of(numbers)).to(dtype)]
 
@@ -635,15 +667,18 @@ def composed_gradients(dy, saved, value, bias, gain, stream, *call):
     real = torch.float64 if torch.float64 in (dtype, dy.dtype) else torch.float32
     again, packed = torch.is_grad_enabled(), is_packed(numbers[0], value)
     kept, value = _in_order(saved.chunk(2, -1), numbers) if packed else (saved, value)
-    reads_x = _has_factor(numbers, gain) or _needs(numbers) == "x"
+    reads_x = _has_factor(numbers, gain) or _needs(numbers, dtype, bias) == "x"
     if kept is not None and not has_bits(kept):
         kept = kept.to(real) + (bias if bias is not None and reads_x else 0)
     if _has_factor(numbers, gain):
+        dropped = _dropped(kept, stream, numbers)
+        kept, value = (None if each is None else each.masked_fill(dropped, 0) for each in (kept, value))
         activation, factor = _activation_of(numbers), value if gain is None else gain
         activated = FORWARD(kept, None, stream, *activation)
         dz = BACKWARD(dy.to(real), None, stream, *_noise_of(numbers), False)
         dfactor = dz * activated
         dx = _through(dz * factor, _kept(activation, kept, activated), stream, activation, again)
+        dx = dx.masked_fill(dropped, 0)  # the gain may be infinite
     else:
         dfactor, dx = None, _through(dy.to(real), kept, stream, numbers, again)
     found = {"dx": dx, "dvalue": dfactor, "dbias": dx, "dgain": dfactor}

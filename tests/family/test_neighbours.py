@@ -1,6 +1,7 @@
 """Fused neighbours of dropout: bias, gain, wider residuals and gates equal their references on every backend."""
 
 import math
+import pickle
 
 import ml_dtypes
 import numba
@@ -387,6 +388,26 @@ def test_errors_come_before_anything_is_drawn(message, call):
     with pytest.raises(ValueError, match=f"^{message}"):
         call(rng=rng)
     assert rng.state_dict()["call"] == 0
+
+
+def test_the_slope_does_not_depend_on_what_is_saved(backend):
+    """x + bias is positive, but too small for the dtype of y."""
+    x, bias = np.zeros((3, 64), np.float16), np.full(64, 1e-9, np.float32)
+    keep = reference.keep_mask((3, 64), 0.5, **SEED)
+    for save in ("auto", "output", "bits"):
+        options = {"bias": backend.put(bias), "activation": "relu", "rng": STREAM, "save": save}
+        _, backprop = gpudrop.dropout.vjp(backend.put(x), 0.5, **options)
+        dx, _ = backprop(backend.put(np.ones_like(x)))
+        np.testing.assert_array_equal(backend.get(dx).astype(np.float64), 2.0 * keep)
+
+
+def test_gradients_can_be_pickled():
+    x, _, dy, bias, _ = call_of("float32", (4, 33))
+    gradients = gpudrop.dropout.vjp(x, 0.3, bias=bias, rng=STREAM)[1](dy)
+    again = pickle.loads(pickle.dumps(gradients))
+    assert type(again) is type(gradients)
+    for got, want in zip(again, gradients, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_layers():

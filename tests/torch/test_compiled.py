@@ -121,6 +121,27 @@ def test_neighbours_in_graphs_and_checkpoints(backend, case, checkpointed):
         assert torch.equal(a, b)
 
 
+def test_errors_about_tensors_come_before_anything_is_drawn():
+    """As fake tensors, and below a transform."""
+
+    def added(x, residual, bias=None):
+        return functional.dropout_add(x, residual, bias=bias)
+
+    def transformed(x, residual, bias=None):
+        return torch.func.grad(lambda x: functional.dropout_add(x, residual, bias=bias).sum())(x)
+
+    x, before = numbers(4, 6), torch.get_rng_state()
+    for function in (added, transformed):
+        for message, others in {
+            "bias must have a value for each element of the last axis of input: dtype": (x, numbers(3)),
+            "residual must have the shape of input, and its dtype or a wider one": (numbers(4, 5),),
+            "must have the shape of input, and its dtype or a wider one": (x.half(),),
+        }.items():
+            with pytest.raises(Exception, match=message):
+                torch.compile(function, fullgraph=True, backend="aot_eager")(x, *others)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_compiled_modules_with_neighbours():
     x, residual, bias, gain = (tensor.detach() for tensor in CASES["residual"].tensors())
     for module, args, rows in (

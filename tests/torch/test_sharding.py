@@ -107,6 +107,32 @@ def check_neighbours(world):
                 torch.testing.assert_close(a.full_tensor(), b)
 
 
+def check_wrong_tensors(world):
+    """The errors are those of plain tensors, and come before a stream is drawn."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    x, row, whole = (distribute_tensor(torch.ones(size), mesh, [Replicate()]) for size in ((4, 6), (6,), (4, 5)))
+    before = torch.get_rng_state()
+    for message, call in {
+        "bias must have a value for each element": lambda: functional.dropout_add(x, x, bias=x),
+        "gain must have .* dtype torch.float32 .* got torch.float64": (
+            lambda: functional.dropout_add(x, x, gain=row.double())
+        ),
+        "residual must have the shape of input": lambda: functional.dropout_add(x, x.half()),
+        "value must have the dtype and shape of input": lambda: functional.dropout_glu(x, row),
+        "input without value must have an even number": lambda: functional.dropout_glu(whole),
+        "residual must be a .*DTensor, because input is one": lambda: functional.dropout_add(x, torch.ones(4, 6)),
+        "residual must be a .*Tensor, because input is one, got .*DTensor": (
+            lambda: functional.dropout_add(torch.ones(4, 6), x)
+        ),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            call()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def check_partial_sums(world):
     """A partial sum is reduced before dropout."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -177,7 +203,14 @@ def check_compiled(world):
         assert torch.equal(got.full_tensor(), seeded(gradient, x.clone().requires_grad_()))
 
 
-CHECKS = [check_every_variant, check_neighbours, check_partial_sums, check_tensor_parallel_training, check_compiled]
+CHECKS = [
+    check_every_variant,
+    check_neighbours,
+    check_wrong_tensors,
+    check_partial_sums,
+    check_tensor_parallel_training,
+    check_compiled,
+]
 
 
 def run(rank, world, folder):

@@ -287,6 +287,38 @@ def test_neighbours_remain_where_nothing_is_dropped(case):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(("cls", "name"), [(modules.Zoneout, "previous"), (modules.DropoutAdd, "residual")])
+def test_a_module_needs_its_second_tensor(cls, name):
+    with pytest.raises(TypeError, match=f"^{name} must be a torch.Tensor, got None$"):
+        cls(0.5)(ONES, None)
+
+
+def test_tensors_that_no_gradient_needs_may_be_changed():
+    x, residual, bias = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True), torch.zeros(6)
+    for options in ({"activation": "relu", "save": "bits"}, {"activation": None}, {"activation": "gelu"}):
+        for function, others in ((functional.dropout_add, (residual,)), (functional.dropout, ())):
+            y = function(x, *others, 0.5, bias=bias, rng=STREAM, **options)
+            bias.add_(1)
+            if options["activation"] == "gelu":  # its slope needs x + bias
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    y.sum().backward()
+            else:
+                y.sum().backward()
+    for each in (None, bias):
+        x = torch.randn(4, 6)
+        y = functional.dropout_add(x, residual, 0.5, bias=each, activation="gelu", rng=STREAM)
+        x.zero_()
+        assert torch.equal(torch.autograd.grad(y.sum(), residual)[0], torch.ones(4, 6))
+
+
+@pytest.mark.parametrize("size", [64, 2**20], ids=["y", "bits"])  # what is saved
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_slope_of_a_sum_that_is_too_small_for_the_dtype(size, create_graph):
+    x = torch.zeros(1, size, dtype=torch.float16, requires_grad=True)
+    y = functional.dropout(x, 0.0, bias=torch.full((size,), 1e-9), activation="relu")
+    assert torch.equal(torch.autograd.grad(y.sum(), x, create_graph=create_graph)[0], torch.ones_like(x))
+
+
 def test_neighbours_in_place():
     for name in ("bias", "bias and bits", "residual", "gate"):
         x, *others = (tensor.detach() for tensor in CASES[name].tensors())
@@ -476,8 +508,17 @@ WRONG_CALLS = {
     "gain must have .* dtype torch.float16 or torch.float32 and shape .* got torch.float64": (
         lambda **rng: functional.dropout_add(ONES.half(), ONES.half(), gain=ONES.double(), **rng)
     ),
-    "gate without value must have an even number of elements along its last axis": (
+    "input without value must have an even number of elements along its last axis": (
         lambda **rng: functional.dropout_glu(torch.ones(2, 3), **rng)
+    ),
+    "input must have an axis for bias, got shape": lambda **rng: functional.dropout(
+        torch.ones(()), bias=torch.ones(()), **rng
+    ),
+    r"dropout_add\(\) got multiple values for argument 'residual'": (
+        lambda **rng: functional.dropout_add(ONES, ONES, residual=ONES, **rng)
+    ),
+    r"zoneout\(\) got an unexpected keyword argument 'other'": lambda **rng: functional.zoneout(
+        ONES, other=ONES, **rng
     ),
     "save='bits' does not support gain": lambda **rng: functional.dropout_add(
         ONES, ONES, gain=ONES, activation="relu", save="bits", **rng

@@ -118,6 +118,56 @@ def test_both_modes_with_neighbours(case):
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
+def gradients(y, xs, **options):
+    return torch.autograd.grad(y.square().sum(), xs, **options)
+
+
+def loss(f):
+    return lambda *xs: f(*xs).square().sum()
+
+
+WAYS = {
+    "backward": lambda f, every, xs: gradients(f(*xs), xs),
+    "create_graph": lambda f, every, xs: gradients(f(*xs), xs, create_graph=True),
+    "second": lambda f, every, xs: gradients(torch.cat(
+        [dx.reshape(-1) for dx in gradients(f(*xs), xs, create_graph=True)]), xs),
+    "func.grad": lambda f, every, xs: func.grad(loss(f), every)(*xs),
+    "vmap": lambda f, every, xs: func.vmap(func.grad(loss(f), every))(*(torch.stack([x, x]) for x in xs)),
+    "jvp": lambda f, every, xs: func.jvp(f, xs, xs_of_ones(xs)),
+    "forward over reverse": lambda f, every, xs: func.jvp(func.grad(loss(f), every), xs, xs_of_ones(xs)),
+}  # fmt: skip
+
+
+def xs_of_ones(xs):
+    return tuple(map(torch.ones_like, xs))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", few(WAYS, "backward", "create_graph", "func.grad"))
+@pytest.mark.parametrize("case", [*few(CASES_WITH_NEIGHBOURS, "bias", "residual", "gate", "packed, second"), None])
+def test_a_dropped_element_has_no_gradient_even_if_it_is_infinite(case, way):
+    """A select, never a multiplication by 0. Rows are infinite where they only meet dropped elements."""
+    case = CASES_WITH_NEIGHBOURS.get(case)
+    function = case or (lambda x, **options: functional.dropout(x, 0.4, activation="gelu", **options))
+    tensors = case.tensors(shape=(3, 64)) if case else (torch.randn(3, 64, requires_grad=True),)
+    names = case.names if case else ("x",)
+    shape = (case.options.get("mask_shape") or (3, 64)) if case else (3, 64)
+    shape = tuple(n if m is None else m for m, n in zip(shape, (3, 64), strict=True))
+    keep = torch.from_numpy(gpudrop.keep_mask(shape, 0.4, STREAM)).expand(3, 64)
+    infinite = []
+    for name, x in zip(names, tensors, strict=True):
+        dropped = ~keep.any(0) if x.dim() == 1 else torch.cat([~keep] * (x.shape[-1] // 64), -1)
+        infinite += [x.detach().masked_fill(dropped & (name != "residual"), torch.inf).requires_grad_()]
+    assert not all(x.isfinite().all() for x in infinite)
+    got, want = (
+        WAYS[way](lambda *xs: function(*xs, rng=STREAM), tuple(range(len(xs))), tuple(xs)) for xs in (infinite, tensors)
+    )
+    flat, wanted = torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want)
+    for one, two in zip(flat, wanted, strict=True):
+        assert two.isfinite().all()
+        torch.testing.assert_close(one, two)
+
+
 def test_dual_numbers():
     """Forward mode without torch.func, also for one input of two, and over the backward pass."""
     x, t = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)

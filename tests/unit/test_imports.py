@@ -22,8 +22,8 @@ FLOORS = (
     "testing.benchmark.contenders testing.benchmark.runner testing.benchmark.gpu testing.benchmark.gpu_contenders",
     "testing.benchmark.records testing.benchmark.comparison cli __main__",
     "_pyinstaller _pyinstaller.hook-gpudrop",
-    "torch.threads torch.activations torch.operators torch.tracing torch.sharding torch.checkpoints torch.functional",
-    "torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
+    "torch.threads torch.activations torch.checks torch.operators torch.tracing torch.sharding torch.checkpoints",
+    "torch.functional torch.modules torch.fused torch.attention torch.adoption torch torch.demo",
 )
 ORDER = [name for floor in FLOORS for name in floor.split()]
 """The lowest floor comes first. A dot is the package itself, whose names users import."""
