@@ -11,6 +11,7 @@ from gpudrop.formulas.philox import Words
 
 WARP = int(indexing.WARP)
 ROWS = 32  # rows per partial sum: see `spec.Slot`
+MAX_THREADS = 2**31  # `indexing.column_of_chunk` divides the number of a thread as a 32-bit integer
 
 
 class Chunks(NamedTuple):
@@ -58,6 +59,7 @@ def chunks(kernel: Any) -> Chunks:
         shares = 1
     parts = max(1, size * itemsize // 16)
     exchanged = parts in (2, 4) and kernel.bits > 0 and shares == 1 and not kernel.window
+    # With sums, a thread adds up the columns of its own chunk only, and the chunks of a warp may be in several rows.
     exchanged = exchanged and not kernel.num_sums
     together = exchanged or (kernel.writes_bits and not kernel.window)
     return Chunks(
@@ -118,7 +120,7 @@ def thread_count(kernel: Any, count: int, wave: int) -> int:
     16 if its setup needs divisions to find its location. With a single wave, part of the device would idle at the end.
     """
     threads = count // (16 if kernel.masked or kernel.window else 4)
-    return threads if threads > wave else min(count, wave)
+    return min(threads, MAX_THREADS) if threads > wave else min(count, wave)
 
 
 def writes_all_words(kernel: Any, size: int, draw: Any, aligned: bool) -> bool:

@@ -1,15 +1,10 @@
-// The kernel for contiguous arrays. ../numba_cuda/map.py is the same code for Numba, with the same names.
+// The kernel for contiguous arrays: the same loop as ../numba_cuda/map.py, with the same names.
 //
 // operands.cuh and the kernel's name precede this text.
 
 namespace gpudrop {
 // The number of indices at which a whole chunk may begin. A negative index is larger, as an unsigned number.
 __device__ inline uint64 begins(bool straight, int64 row) { return straight && row >= size ? row - size + 1 : 0; }
-// The column of the element `skip` elements earlier. skip is less than a chunk, so 32 bits and a short row are enough.
-__device__ inline int64 column_before(int64 column, int64 skip, int64 columns, int64 short_row) {
-  const int64 back = static_cast<uint32>(skip) % static_cast<uint32>(short_row);
-  return next_column(column, columns - back, columns);
-}
 // Compute those elements of a chunk that are inside a row of the arrays, one at a time. `inner` is in `column`.
 __device__ inline void compute_ends(
     const Arguments& n, real scale, Chunk chunk, int64 begin, int64 inner, int64 column) {
@@ -18,7 +13,7 @@ __device__ inline void compute_ends(
       const drawn_t r = next_drawn(chunk, j, n.mask, n.period, n.repeat, n.run, n.limit);
       compute_one(r, scale, n.shift, n, begin + inner + j, column);
     }
-    if constexpr (num_rows > 0) column = next_column(column, 1, n.columns);
+    if constexpr (has_rows) column = next_column(column, 1, n.columns);
   }
 }
 }
@@ -30,7 +25,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   const gpudrop::real scale = scale_of(n);
   const int64 threads = static_cast<int64>(gridDim.x) * blockDim.x;
   int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const uint32 lane = works_together ? i % warp : 0;
+  const uint32 lane = cooperating ? i % warp : 0;
   const int64 to_own = exchanges ? own_chunk(lane) - lane : 0;  // from i to the chunk that this thread draws
   Location here = {0, i}, further = {0, threads}, in_mask = {}, further_in_mask = {};
   if constexpr (windowed) {
@@ -45,23 +40,31 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   uint64 number = n.start / size;
   bool straight = !windowed && aligned(n, -skip);
   uint64 wholes = begins(straight, n.row);
-  // The column of the thread's first access if a chunk skipped no elements, and distances modulo the number of columns:
-  // to the next chunk, from the end of a window's row to the next one, from one access to the next, and from the first
-  // access to the chunk that the thread draws.
-  int64 column = 0, ahead = 0, to_row = 0, apart_in_row = 0, drawn = 0;
-  const int64 short_row = min(n.columns, static_cast<int64>(size));  // skip is shorter than a chunk
-  if constexpr (num_rows > 0) {
-    column = (exchanges ? (i - lane) * size + lane * step : here[0] * n.row + here[1] * size) % n.columns;
-    ahead = (further[0] * n.row + further[1] * size) % n.columns;
-    apart_in_row = (exchanges ? warp * step : step) % n.columns;
-    if constexpr (windowed) to_row = (n.row + n.columns - n.turns * size % n.columns) % n.columns;
-    if constexpr (exchanges) drawn = ((lane + to_own) * size - lane * step) % n.columns;
-    if constexpr (!windowed) column = column_before(column, skip, n.columns, short_row);
+  // The column of the first element that the thread loads, if the chunks of a window skipped none. Distances in columns:
+  // to its next chunk, from the end of a window's row to the next row, from one part of a chunk to the next, and to the
+  // chunk whose words it draws.
+  int64 column = 0, further_columns = 0, to_row = 0, apart_columns = 0, own_columns = 0;
+  bool wide_rows = false;
+  if constexpr (has_rows) {
+    apart_columns = remainder(static_cast<int64>(exchanges ? warp * step : step), n.columns);
+    if constexpr (windowed) {
+      column = (here[0] * n.row + here[1] * size) % n.columns;
+      further_columns = (further[0] * n.row + further[1] * size) % n.columns;
+      to_row = (n.row + n.columns - n.turns * size % n.columns) % n.columns;
+    } else {
+      column = column_before(column_of_chunk(exchanges ? i - lane : i, n.columns), skip, n.columns);
+      further_columns = column_of_chunk(threads, n.columns);
+    }
+    if constexpr (exchanges) {
+      const int64 ahead = lane * step;  // signed, because C has a function `remainder` of other types
+      column = next_column(column, remainder(ahead, n.columns), n.columns);
+      own_columns = column_before(remainder((lane + to_own) * size, n.columns), ahead, n.columns);
+    }
+    if constexpr (!windowed) wide_rows = aligned_rows(n, column);
   }
-  bool wide = num_rows > 0 && rows_aligned(n, column);
   #pragma unroll 1
   for (; i < n.count; i += threads) {
-    int64 column_here = column;
+    int64 first_column = column;
     if constexpr (windowed) {
       const uint64 origin = n.start + here[0] * n.pitch;
       begin = here[0] * n.row;
@@ -69,9 +72,9 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
       number = origin / size;
       straight = aligned(n, begin - skip);
       wholes = begins(straight, n.row);
-      if constexpr (num_rows > 0) {
-        column_here = column_before(column, skip, n.columns, short_row);
-        wide = rows_aligned(n, column_here);
+      if constexpr (has_rows) {
+        first_column = column_before(column, skip, n.columns);
+        wide_rows = aligned_rows(n, first_column);
       }
     }
     const int64 turn = windowed ? here[1] : i, own = turn + to_own;
@@ -81,7 +84,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
     bool whole = static_cast<uint64>(inner) < wholes;
     int64 m = begin + inner, apart = step;
     bool together = false;
-    if constexpr (works_together) {
+    if constexpr (cooperating) {
       const int64 tile = (turn - lane) * size - skip;
       together = straight && tile >= 0 && tile + warp * size <= n.row;
       if (exchanges && together) {
@@ -89,13 +92,12 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
         apart = warp * step;
       }
     }
-    // With rows, a thread keeps the column of one of its two possible first accesses.
-    if constexpr (writes_bits || (exchanges && num_rows > 0)) whole = together;
+    if constexpr (whole_warps) whole = together;
     Lanes lanes;
     uint32 bits = 0;
     if (whole) {
       load(n, m, apart, lanes);
-      load_rows(n, column_here, apart_in_row, wide, lanes);
+      load_rows(n, first_column, apart_columns, wide_rows, lanes);
       bits = read_bits(n, m, apart);
     }
     Chunk chunk = chunk_of(seed, call, number + own, in_mask);
@@ -105,14 +107,14 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
       store(lanes, n, m, apart);
       write_bits(bits, n, m, apart, lane);
     } else {
-      compute_ends(n, scale, chunk, begin, inner, next_column(column_here, drawn, n.columns));
+      if constexpr (has_rows && exchanges) first_column = next_column(column, own_columns, n.columns);
+      compute_ends(n, scale, chunk, begin, inner, first_column);
     }
     if constexpr (masked) in_mask = advance(in_mask, further_in_mask, n.period, n.repeat, n.run);
-    if constexpr (num_rows > 0) column = next_column(column, ahead, n.columns);
-    if constexpr (windowed) {
-      const Location later = next_turn(here, further, n.turns);
-      if (num_rows > 0 && later[0] - here[0] > further[0]) column = next_column(column, to_row, n.columns);
-      here = later;
+    if constexpr (has_rows) {
+      column = next_column(column, further_columns, n.columns);
+      if (windowed && here[1] + further[1] >= n.turns) column = next_column(column, to_row, n.columns);
     }
+    if constexpr (windowed) here = next_turn(here, further, n.turns);
   }
 }

@@ -61,7 +61,7 @@ __device__ inline bool aligned(const Arguments& n, int64 i) {
 }
 // Whether the rows can be accessed like arrays: a part that begins at this column is aligned and has no first column
 // but its first element.
-__device__ inline bool rows_aligned(const Arguments& n, int64 column) {
+__device__ inline bool aligned_rows(const Arguments& n, int64 column) {
   bool all = n.columns % step == 0 && column % step == 0;
 #define CHECK(k) all = all && reinterpret_cast<size_t>(n.a##k) % alignof(Part<input_##k>) == 0;
   ROWS(CHECK)
@@ -79,7 +79,7 @@ __device__ inline void load(const Arguments& n, int64 m, int64 apart, Lanes& lan
 }
 // Load the same elements' parts of the rows. They begin at columns `column`, `column` + `apart`, ...
 __device__ inline void load_rows(const Arguments& n, int64 column, int64 apart, bool wide, Lanes& lanes) {
-  if constexpr (num_rows > 0) {
+  if constexpr (has_rows) {
     #pragma unroll
     for (int s = 0; s < parts; ++s) {
       if (wide) {
@@ -117,6 +117,25 @@ __device__ inline storage element_of(const Part<storage>& part, int lane) {
     return static_cast<storage>(word >> 16 * (lane & 1));
   } else {
     return part.lane[lane];
+  }
+}
+// Set the sums of a chunk of columns to 0, and write the first `left` ones from element m on.
+__device__ inline void clear_sums(Lanes& lanes) {
+  #pragma unroll
+  for (int j = 0; j < size; ++j) {
+#define CLEAR(k) lanes.s##k[j] = 0;
+    SUMS(CLEAR)
+#undef CLEAR
+  }
+}
+__device__ inline void write_sums(const Lanes& lanes, const Arguments& n, int64 m, int left) {
+  #pragma unroll
+  for (int j = 0; j < size; ++j) {
+    if (j < left) {
+#define WRITE(k) n.s##k[m + j] = lanes.s##k[j];
+      SUMS(WRITE)
+#undef WRITE
+    }
   }
 }
 // The bits of a chunk's elements, in the order of the lanes.

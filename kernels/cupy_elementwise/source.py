@@ -104,13 +104,14 @@ def conversions(dtype):
 
 def constants(kernel):
     """The constants of a kernel, with the names of numba_cuda/map.py."""
-    size, shares, _, parts, exchanges, together, group = chunks(kernel)
-    numbers = {"num_rows": kernel.num_rows, "size": size, "group": group, "parts": parts, "step": size // parts}
+    size, shares, _, parts, exchanges, cooperating, group = chunks(kernel)
+    numbers = {"size": size, "group": group, "parts": parts, "step": size // parts}
     numbers |= {"shares": shares, "warp": WARP, "group_rows": ROWS}
+    whole_warps = kernel.writes_bits or (exchanges and kernel.num_rows > 0)
     flags = {"draws": kernel.bits > 0, "stored": kernel.stored, "masked": kernel.masked, "counted": kernel.counted}
     flags |= {"windowed": kernel.window, "bits_of_mask": kernel.masked and kernel.keeps, "exchanges": exchanges}
-    flags |= {"reads_bits": kernel.reads_bits, "writes_bits": kernel.writes_bits, "works_together": together}
-    flags["approximate"] = kernel.approximate
+    flags |= {"reads_bits": kernel.reads_bits, "writes_bits": kernel.writes_bits, "cooperating": cooperating}
+    flags |= {"has_rows": kernel.num_rows > 0, "whole_warps": whole_warps, "approximate": kernel.approximate}
     text = "".join(f"constexpr int {name} = {number};\n" for name, number in numbers.items())
     return text + "".join(f"constexpr bool {name} = {str(flag).lower()};\n" for name, flag in flags.items())
 

@@ -1,8 +1,11 @@
-// The kernel with partial sums, for contiguous arrays. ../numba_cuda/sums.py is the same code for Numba, with the same
-// names.
+// The kernel with partial sums, for contiguous arrays: the same loop as ../numba_cuda/sums.py, with the same names.
 //
 // A thread processes a chunk of columns in the rows of a group, one row after the other, and adds up the results in
 // registers. In a window, a row of the mask has one or more whole rows of the arrays.
+//
+// One part differs: a chunk of the arrays that touches two chunks of the mask. Numba's compute_ends selects the words of
+// one of the two for each element. Here, draw_ends draws all values of both and moves them to their elements. Registers
+// have no variable index, so each step moves the values by a constant.
 //
 // operands.cuh and the kernel's name precede this text.
 
@@ -19,12 +22,12 @@ __device__ inline void draw_ends(
   if constexpr (draws) {
     const int skip = static_cast<int>(origin % size);
     // It is the same chunk again if one contains them.
-    Chunk following = chunk_of(seed, call, origin / size + (skip + left > size), at);
+    Chunk later = chunk_of(seed, call, origin / size + (skip + left > size), at);
     #pragma unroll
     for (int j = 0; j < size; ++j) {
-      r[size + j] = next_drawn(following, j, n.mask, n.period, n.repeat, n.run, n.limit);
+      r[size + j] = next_drawn(later, j, n.mask, n.period, n.repeat, n.run, n.limit);
     }
-    // Move the values forward by `skip`, in steps that are constants: registers have no variable index.
+    // Move the values forward by `skip`.
     #pragma unroll
     for (int by = size / 2; by > 0; by /= 2) {
       #pragma unroll
@@ -57,25 +60,21 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
   // Whether each row of the arrays consists of whole chunks of the mask, and all accesses are aligned.
   bool straight = n.columns % size == 0 && n.start % size == 0 && aligned(n, 0);
   if constexpr (windowed) straight = straight && n.pitch % size == 0;
-  const bool wide = straight && num_rows > 0 && rows_aligned(n, 0);
+  const bool wide_rows = straight && has_rows && aligned_rows(n, 0);
   Location here = first_turn(i, n.turns), further = first_turn(threads, n.turns);
   #pragma unroll 1
   for (; i < n.count; i += threads) {
-    const int64 first = here[0] * group_rows, last = min(first + group_rows, n.rows), column = here[1] * size;
+    const int64 first = here[0] * group_rows, column = here[1] * size;
+    int length = static_cast<int>(min(n.rows - first, static_cast<int64>(group_rows)));
     const int left = static_cast<int>(min(n.columns - column, static_cast<int64>(size)));
     int64 e = first * n.columns + column;
     Location in_window = {};
     if constexpr (windowed) in_window = first_turn(e, n.row);
     Lanes lanes;
-    #pragma unroll
-    for (int j = 0; j < size; ++j) {
-#define CLEAR(k) lanes.s##k[j] = 0;
-      SUMS(CLEAR)
-#undef CLEAR
-    }
-    if (straight) load_rows(n, column, step, wide, lanes);
+    clear_sums(lanes);
+    if (straight) load_rows(n, column, step, wide_rows, lanes);
     #pragma unroll 1
-    for (int64 k = first; k < last; ++k, e += n.columns) {
+    for (; length > 0; --length, e += n.columns) {  // counting down needs fewer registers
       const uint64 origin = n.start + (windowed ? in_window[0] * n.pitch + in_window[1] : e);
       Location in_mask = {};
       if constexpr (masked) in_mask = locate(e, n.period, n.repeat, n.run);
@@ -91,15 +90,7 @@ extern "C" __global__ void KERNEL(const gpudrop::Arguments n) {
       }
       if constexpr (windowed) in_window = next_turn(in_window, {0, n.columns}, n.row);
     }
-    const int64 m = here[0] * n.columns + column;
-    #pragma unroll
-    for (int j = 0; j < size; ++j) {
-      if (j < left) {
-#define WRITE(k) n.s##k[m + j] = lanes.s##k[j];
-        SUMS(WRITE)
-#undef WRITE
-      }
-    }
+    write_sums(lanes, n, here[0] * n.columns + column, left);
     here = next_turn(here, further, n.turns);
   }
 }
