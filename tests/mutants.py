@@ -1779,7 +1779,7 @@ MUTANTS = [
     ),
     Mutant(
         "Numba reads half of a stream in memory",
-        NUMBA,
+        NUMBA_OPERANDS,
         "seed, call = stream[0], stream[1]",
         "seed = stream[0]",
         "backends/test_parts.py",

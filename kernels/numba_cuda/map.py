@@ -5,7 +5,7 @@ draws while the loads run. It applies the element formula in registers, and stor
 The two ends of an array are processed one element at a time by the same formula. So are arrays that are not contiguous
 or not aligned. If the kernel reads a mask, a thread's location in it advances with the chunks.
 
-`../cupy_elementwise/map.cuh` is the same code for CuPy, with the same names.
+`../cupy_elementwise/map.cuh` is the same loop for CuPy, with the same names.
 """
 
 import numpy as np
@@ -21,22 +21,29 @@ from gpudrop.kernels.numba_cuda.operands import (
     this_thread,
 )
 
-NOWHERE = (np.int64(0),) * 4
+NOWHERE, NO_WORDS = (np.int64(0),) * 4, (np.uint32(0),) * 4
 
 
 def chunk_functions(kernel, formulas, of):
-    """The functions compute_chunk, compute_ends and next_drawn.
+    """The functions words_of, next_drawn and compute_chunk, which both kinds of kernels use.
 
     compute_chunk computes a chunk in registers; all of its elements are inside the arrays. It takes and returns the
-    chunk's bits. compute_ends computes one element at a time. n contains their kernel arguments: mask, period, repeat,
-    run, scale, shift, limit and row.
+    chunk's bits. n contains kernel arguments, as `operands.entry` passes them.
     """
-    size, masked = chunks(kernel).size, kernel.masked
+    size, shares, masked, draws = chunks(kernel).size, np.uint64(chunks(kernel).shares), kernel.masked, kernel.bits > 0
     bits_of_mask = masked and kernel.keeps
-    drawn_of, index_of, next_element = formulas["drawn_of"], formulas["index_of"], formulas["next_element"]
-    next_column, has_rows = formulas["next_column"], kernel.num_rows > 0
-    chunk_bits, read = formulas["chunk_bits"], truth if kernel.keeps else number
-    compute, compute_one = of["compute"], of["compute_one"]
+    draw, drawn_of, index_of, next_element = (
+        formulas["draw"], formulas["drawn_of"], formulas["index_of"], formulas["next_element"]
+    )  # fmt: skip
+    chunk_bits, read, compute = formulas["chunk_bits"], truth if kernel.keeps else number, of["compute"]
+
+    @device
+    def words_of(seed, call, number):
+        """The random words of a chunk of the mask, and the lane of its first element."""
+        if draws:
+            first_lane = np.uint32(np.uint32(number % shares) * np.uint32(size))
+            return draw(seed, call, np.uint64(number // shares)), first_lane
+        return NO_WORDS, np.uint32(0)
 
     @device
     def next_drawn(n, words, lane, at):
@@ -59,17 +66,7 @@ def chunk_functions(kernel, formulas, of):
             marks = np.uint32(marks | compute(r, scale, shift, lanes, bits, results, j))
         return marks
 
-    @device
-    def compute_ends(n, words, first_lane, at, inputs, outputs, results, begin, inner, column, columns):
-        _, _, _, _, scale, shift, _, row = n
-        for j in range(size):
-            if inner + j >= 0 and inner + j < row:
-                r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
-                compute_one(r, scale, shift, inputs, outputs, results, begin + inner + j, column, j)
-            if has_rows:
-                column = next_column(column, np.int64(1), columns)
-
-    return compute_chunk, compute_ends, next_drawn
+    return words_of, next_drawn, compute_chunk
 
 
 @device
@@ -89,25 +86,23 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     native: whether the GPU has an instruction that converts to bfloat16, as from compute capability 8 on.
     as_array, as_real: functions that convert arguments to arrays, and to scale and shift.
     """
-    size, shares, _, parts, exchanged, cooperating, _ = chunks(kernel)
-    real, has_rows = getattr(np, kernel.real), kernel.num_rows > 0
-    draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
-    windowed, shares = kernel.window, np.uint64(shares)
-    exchanged, cooperating, step = exchanged and contiguous, cooperating and contiguous, size // parts
-    whole_warps = kernel.writes_bits or (exchanged and has_rows)  # whether other warps compute one element at a time
+    size, _, _, parts, exchanges, cooperating, _ = chunks(kernel)
+    masked, windowed, has_rows, step = kernel.masked, kernel.window, kernel.num_rows > 0, size // parts
+    exchanges, cooperating = exchanges and contiguous, cooperating and contiguous
+    # Whether a warp that does not work together computes one element at a time. With rows, a thread keeps the column at
+    # which it loads while its warp works together, and no other.
+    whole_warps = kernel.writes_bits or (exchanges and has_rows)
     f = functions_of(kernel)
-    draw, own_chunk, exchange, locate, advance = (
-        f["draw"], f["own_chunk"], f["exchange"], f["locate"], f["advance"]
-    )  # fmt: skip
+    own_chunk, exchange, locate, advance = f["own_chunk"], f["exchange"], f["locate"], f["advance"]
     first_turn, next_turn, next_column, remainder = f["first_turn"], f["next_turn"], f["next_column"], f["remainder"]
     column_of_chunk, column_before = f["column_of_chunk"], f["column_before"]
     of = operands_of(kernel, contiguous, native, as_array, f)
-    load, store, aligned = of["load"], of["store"], of["aligned"]
+    load, store, aligned, compute_one = of["load"], of["store"], of["aligned"], of["compute_one"]
     load_rows, aligned_rows, read_bits, write_bits = (
         of["load_rows"], of["aligned_rows"], of["read_bits"], of["write_bits"]
     )  # fmt: skip
     new_lanes, new_results = of["new_lanes"], of["new_results"]
-    compute_chunk, compute_ends, _ = chunk_functions(kernel, f, of)
+    words_of, next_drawn, compute_chunk = chunk_functions(kernel, f, of)
 
     @device
     def begins(straight, row):
@@ -115,22 +110,23 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         return np.uint64(row - size + 1 if straight and row >= size else 0)
 
     @device
-    def run_chunks(
-        inputs, outputs, mask, kept, stream,
-        count, row, turns, period, repeat, run, columns, rows, pitch, start, seed, call, scale, shift, limit,
-    ):  # fmt: skip
-        mask, kept, stream = as_array(mask), as_array(kept), as_array(stream)
-        pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
-        scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
+    def compute_ends(n, words, first_lane, at, inputs, outputs, results, begin, inner, column, columns):
+        """Compute those elements of a chunk that are inside a row of the arrays, one at a time."""
+        _, _, _, _, scale, shift, _, row = n
+        for j in range(size):
+            if inner + j >= 0 and inner + j < row:
+                r, at = next_drawn(n, words, np.uint32(first_lane + np.uint32(j)), at)
+                compute_one(r, scale, shift, inputs, outputs, results, begin + inner + j, column, j)
+            if has_rows:
+                column = next_column(column, np.int64(1), columns)
+
+    @device
+    def run_chunks(inputs, outputs, n, count, turns, columns, rows, pitch, start, seed, call):
+        _, period, repeat, run, _, _, _, row = n
         lanes, results = new_lanes(), new_results()
-        if stored:
-            seed, call = stream[0], stream[1]
-        if counted:
-            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
-        n = mask, period, repeat, run, scale, shift, limit, row
         threads, i = all_threads(), this_thread()
         lane = i % WARP if cooperating else np.int64(0)
-        to_own = own_chunk(lane) - lane if exchanged else np.int64(0)  # from i to the chunk that this thread draws
+        to_own = own_chunk(lane) - lane if exchanges else np.int64(0)  # from i to the chunk that this thread draws
         here, further = (np.int64(0), i, np.int64(0), np.int64(0)), (np.int64(0), threads, np.int64(0), np.int64(0))
         if windowed:
             here, further = first_turn(i, turns), first_turn(threads, turns)
@@ -150,15 +146,15 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
         column, further_columns, to_row, apart_columns = NOWHERE
         own_columns, wide_rows = np.int64(0), False
         if has_rows:
-            apart_columns = remainder(np.int64(WARP * step if exchanged else step), columns)
+            apart_columns = remainder(np.int64(WARP * step if exchanges else step), columns)
             if windowed:
                 column = (here[0] * row + here[1] * size) % columns
                 further_columns = (further[0] * row + further[1] * size) % columns
                 to_row = (row + columns - turns * size % columns) % columns
             else:
-                column = column_before(column_of_chunk(i - lane if exchanged else i, columns), skip, columns)
+                column = column_before(column_of_chunk(i - lane if exchanges else i, columns), skip, columns)
                 further_columns = column_of_chunk(threads, columns)
-            if exchanged:
+            if exchanges:
                 column = next_column(column, remainder(lane * step, columns), columns)
                 own_columns = column_before(remainder((lane + to_own) * size, columns), lane * step, columns)
             if not windowed:
@@ -179,7 +175,7 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             if cooperating:
                 tile = (turn - lane) * size - skip
                 together = straight and tile >= 0 and tile + WARP * size <= row
-                if exchanged and (together or has_rows):  # with rows, other warps do not use m
+                if exchanges and (together or has_rows):  # with rows, other warps do not use m
                     m, apart = begin + tile + lane * step, np.int64(WARP * step)
             if whole_warps:
                 whole = together
@@ -193,19 +189,15 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
                 if has_rows:
                     load_rows(inputs, first_column, apart_columns, columns, wide_rows, lanes)
                 bits = read_bits(inputs, m, apart)
-            words, first_lane = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)), np.uint32(0)
-            if draws:
-                mine = np.uint64(number + np.uint64(own))
-                words = draw(seed, call, np.uint64(mine // shares))
-                first_lane = np.uint32(np.uint32(mine % shares) * np.uint32(size))
+            words, first_lane = words_of(seed, call, np.uint64(number + np.uint64(own)))
             if whole:
-                if together and exchanged:
+                if exchanges and together:
                     words = exchange(words, np.uint32(lane))
                 bits = compute_chunk(n, words, first_lane, in_mask, lanes, bits, results)
                 store(results, outputs, m, apart)
                 write_bits(bits, outputs, m, apart, lane)
             else:
-                if has_rows and exchanged:
+                if has_rows and exchanges:
                     first_column = next_column(column, own_columns, columns)
                 compute_ends(
                     n, words, first_lane, in_mask, inputs, outputs, results, begin, inner, first_column, columns
@@ -220,4 +212,4 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             if windowed:
                 here = next_turn(here, further, turns)
 
-    return entry(kernel, run_chunks)
+    return entry(kernel, run_chunks, as_array, as_real)

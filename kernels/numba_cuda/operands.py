@@ -241,17 +241,41 @@ def _function(header, lines, names):
 SCALARS = "count, row, turns, period, repeat, run, columns, rows, pitch, start, seed, call, scale, shift, limit"
 
 
-def entry(kernel, run_chunks):
-    """A function with the kernel's name that takes each operand separately and calls `run_chunks`."""
+def entry(kernel, run_chunks, as_array, as_real):
+    """A function with the kernel's name that takes each operand separately and calls `run_chunks`.
+
+    It passes the inputs, the outputs, a tuple n, and other scalars. n has the arguments that the functions of a chunk
+    need: mask, period, repeat, run, scale, shift, limit and row.
+    """
+    real, stored, counted = getattr(np, kernel.real), kernel.stored, kernel.counted
+
+    @device
+    def stream_of(stream, seed, call):
+        stream, seed, call = as_array(stream), np.uint64(seed), np.uint64(call)
+        if stored:
+            seed, call = stream[0], stream[1]
+        return seed, call
+
+    @device
+    def scale_of(kept, row, scale):
+        kept, scale = as_array(kept), as_real(scale)
+        if counted:
+            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
+        return scale
+
     inputs = "".join(f"a{k}, " for k in range(kernel.num_inputs + kernel.num_rows + kernel.reads_bits))
     outputs = "".join(f"y{k}, " for k in range(len(kernel.outputs)))
     text = f"""
-def make(run_chunks):
+def make(run_chunks, as_array, as_real, stream_of, scale_of):
     def {kernel.name}({inputs}{outputs}mask, kept, stream, {SCALARS}):
-        run_chunks(({inputs}), ({outputs}), mask, kept, stream, {SCALARS})
+        seed, call = stream_of(stream, seed, call)
+        scale, shift, limit = scale_of(kept, row, scale), as_real(shift), np.uint32(limit)
+        n = as_array(mask), period, repeat, run, scale, shift, limit, row
+        pitch, start = np.uint64(pitch), np.uint64(start)
+        run_chunks(({inputs}), ({outputs}), n, count, turns, columns, rows, pitch, start, seed, call)
 
     return {kernel.name}
 """
     found = {}
     exec(text, globals(), found)  # noqa: S102  (as above; the simulator needs the globals)
-    return found["make"](run_chunks)
+    return found["make"](run_chunks, as_array, as_real, stream_of, scale_of)

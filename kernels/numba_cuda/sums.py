@@ -4,7 +4,7 @@ A thread processes a chunk of columns in the rows of a group, one row after the 
 registers. If the rows consist of whole chunks of the mask, it accesses the chunks as `map` does. Otherwise it processes
 one element at a time. So it does if arrays are not contiguous or not aligned.
 
-`../cupy_elementwise/sums.cuh` is the same code for CuPy, with the same names.
+`../cupy_elementwise/sums.cuh` is the same loop for CuPy, with the same names. It says which part differs.
 """
 
 import numpy as np
@@ -21,32 +21,21 @@ from gpudrop.kernels.numba_cuda.operands import (
     this_thread,
 )
 
-NO_WORDS = (np.uint32(0),) * 4
-
 
 def body(kernel, contiguous, native, as_array=itself, as_real=itself):
     """The kernel as a Python function, as `map.body` makes it."""
-    size, shares, _, parts, *_ = chunks(kernel)
-    real, windowed, step = getattr(np, kernel.real), kernel.window, size // parts
-    draws, stored, masked, counted = kernel.bits > 0, kernel.stored, kernel.masked, kernel.counted
-    shares, chunk, group_rows = np.uint64(shares), np.uint64(size), np.int64(ROWS)
+    size, _, _, parts, *_ = chunks(kernel)
+    masked, windowed, step = kernel.masked, kernel.window, size // parts
+    chunk, group_rows = np.uint64(size), np.int64(ROWS)
     f = functions_of(kernel)
-    draw, locate, first_turn, next_turn = f["draw"], f["locate"], f["first_turn"], f["next_turn"]
+    locate, first_turn, next_turn = f["locate"], f["first_turn"], f["next_turn"]
     of = operands_of(kernel, contiguous, native, as_array, f)
     load, store, load_rows, read_bits = of["load"], of["store"], of["load_rows"], of["read_bits"]
     aligned, aligned_rows, clear_sums, write_sums = (
         of["aligned"], of["aligned_rows"], of["clear_sums"], of["write_sums"]
     )  # fmt: skip
     new_lanes, new_results, compute_one = of["new_lanes"], of["new_results"], of["compute_one"]
-    compute_chunk, _, next_drawn = chunk_functions(kernel, f, of)
-
-    @device
-    def words_of(seed, call, number):
-        """The random words of a chunk of the mask, and the lane of its first element."""
-        if draws:
-            first_lane = np.uint32(np.uint32(number % shares) * np.uint32(size))
-            return draw(seed, call, np.uint64(number // shares)), first_lane
-        return NO_WORDS, np.uint32(0)
+    words_of, next_drawn, compute_chunk = chunk_functions(kernel, f, of)
 
     @device
     def compute_ends(n, seed, call, origin, at, inputs, outputs, results, e, column, left):
@@ -68,19 +57,9 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
                 compute_one(r, scale, shift, inputs, outputs, results, e + j, column + j, j)
 
     @device
-    def run_chunks(
-        inputs, outputs, mask, kept, stream,
-        count, row, turns, period, repeat, run, columns, rows, pitch, start, seed, call, scale, shift, limit,
-    ):  # fmt: skip
-        mask, kept, stream = as_array(mask), as_array(kept), as_array(stream)
-        pitch, start, seed, call = np.uint64(pitch), np.uint64(start), np.uint64(seed), np.uint64(call)
-        scale, shift, limit = as_real(scale), as_real(shift), np.uint32(limit)
+    def run_chunks(inputs, outputs, n, count, turns, columns, rows, pitch, start, seed, call):
+        _, period, repeat, run, _, _, _, row = n
         lanes, results = new_lanes(), new_results()
-        if stored:
-            seed, call = stream[0], stream[1]
-        if counted:
-            scale = real(real(row) / real(max(kept[0], np.uint64(1))))  # if no element is kept, the scale is not used
-        n = mask, period, repeat, run, scale, shift, limit, row
         straight, wide_rows = False, False
         if contiguous:
             straight = columns % size == 0 and start % chunk == 0 and aligned(inputs, outputs, np.int64(0))
@@ -119,4 +98,4 @@ def body(kernel, contiguous, native, as_array=itself, as_real=itself):
             i += threads
             here = next_turn(here, further, turns)
 
-    return entry(kernel, run_chunks)
+    return entry(kernel, run_chunks, as_array, as_real)
