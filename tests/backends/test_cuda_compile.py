@@ -349,6 +349,7 @@ def test_threads_fill_the_device_before_each_takes_several_chunks():
         (plain, 40_000, 10_000),
         (masked, 10_000, 1000),
         (masked, 160_000, 10_000),
+        (plain, 2**40, 2**31),  # kernels divide the number of a thread as a 32-bit integer
     ):
         assert thread_count(kernel, count, 1000) == wanted
 
