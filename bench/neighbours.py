@@ -325,7 +325,8 @@ FIGURES = {
 def tables(record):
     """The table of a record."""
     table = Table("case", "shape", "GB/s", *FIGURES, title=TITLE, padding=(0, 0))
-    table.columns[0].no_wrap = True
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in record["cases"]:
