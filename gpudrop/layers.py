@@ -532,9 +532,6 @@ if TYPE_CHECKING:
     class Dropout(Layer):
         """A layer that applies `gpudrop.dropout`. `Layer` describes the common parameters."""
 
-        # After a call with a bias it returns a named tuple, and otherwise an array.
-        def backward(self, dy: Array) -> Any: ...
-
     class Dropout1d(Layer):
         """A layer that applies `gpudrop.dropout1d`. `Layer` describes the common parameters."""
 

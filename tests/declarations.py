@@ -30,10 +30,6 @@ BACKWARD = """
         # It returns the gradients of several arrays, unlike the other layers.
         def backward(self, dy: Array) -> {gradients}[Array]: ...  # type: ignore[override]
 """
-BACKWARD_OF_ROWS = """
-        # After a call with a bias it returns a named tuple, and otherwise an array.
-        def backward(self, dy: Array) -> Any: ...
-"""
 GRADIENTS = {"previous": "PreviousGradients", "residual": "ResidualGradients", "value": "GateGradients"}
 FORWARD = """
         def forward(self, {tensors}) -> torch.Tensor: ...{ignored}
@@ -53,8 +49,6 @@ def layer(row):
         text += INIT.format(strength=row.strength)
     if len(row.inputs) > 1:
         text += BACKWARD.format(gradients=GRADIENTS[row.inputs[1]])
-    elif row.rows:
-        text += BACKWARD_OF_ROWS
     return text
 
 
