@@ -45,7 +45,7 @@ class Variation(NamedTuple):
     batch_axis : int, optional
         The axis of x that counts samples. None if there is no such axis.
     other : array, optional
-        The second array that the noise reads. It has the kind, shape and dtype of x.
+        The second array that the noise reads. It has the kind and shape of x. Only a residual may have a wider dtype.
     copies : int, optional
         The number of times x is repeated along a new first axis.
     bias : array, optional
@@ -516,10 +516,8 @@ def _second_input(noise: Noise, other: Any, x: arrays.Operand, called: str) -> t
     (kind, dtype, *rest), wide = wanted, arrays.name_of_dtype(second.array.dtype)
     alike = found == (kind, second.array.dtype, *rest)
     if not alike or WIDTHS.get(wide, 0) <= WIDTHS[arrays.name_of_dtype(dtype)]:
-        raise ValueError(
-            f"{name} must have the kind and shape of {called}, and its dtype or a wider one: {called} is "
-            f"{arrays.describe(*wanted)}, got {arrays.describe(*found)}"
-        )
+        wanted, found = arrays.describe(*wanted), arrays.describe(*found)
+        raise ValueError(f"{name} must be {wanted}, as {called}, or of a wider dtype, got {found}")
     return second, wide
 
 

@@ -939,7 +939,9 @@ def dropout_glu(gate: AnyArray, value: AnyArray | None = None, p: float = 0.5, *
     """
     gate_first = OPTIONS["gate_first"].check(gate_first)
     if isinstance(value, float):
-        raise TypeError(f"value must be an array, got {value}; to pass p without value, write p={value}")
+        raise TypeError(
+            f"value must be a NumPy, CuPy or Numba array, got {value}; to pass p without value, write p={value}"
+        )
     if value is None:
         return Variation(p, packed=gate_first)
     return Variation(p, factor=("value", value))
