@@ -220,11 +220,8 @@ class Kernel(_Fields):  # not a dataclass, which would add half a millisecond to
 
     @cached_property
     def approximate(self) -> bool:
-        """Whether all full outputs have 16 bits. Their rounding hides an error of a few ulps of a float32.
-
-        Sums are not rounded, and may have that error.
-        """
-        return self.dtype in ("float16", "bfloat16")
+        """Whether all results are rounded to 16 bits, which hides a small error of a float32. Sums are not rounded."""
+        return self.dtype in ("float16", "bfloat16") and not self.num_sums
 
 
 class Draw(NamedTuple):

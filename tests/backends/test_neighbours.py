@@ -211,8 +211,6 @@ class Launcher:
             if slot.layout == "sums":
                 assert got.dtype == kernel.real
                 want, terms = self.grouped(want), self.grouped(terms)
-                # A GPU's arithmetic is approximate if all results are rounded to 16 bits. Sums are not.
-                rounding = 2.0**-11 if kernel.approximate and SIMULATED | (self.name in backends.BACKENDS) else rounding
             elif not case.gradients or slot.name == "dx":  # the mask, to the bit
                 dropped = ~keep & (not case.gradients or not case.bits_alone)
                 exact = found["residual"] if case.noise is ADD and not case.gradients else np.zeros(shape)

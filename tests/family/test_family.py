@@ -89,6 +89,13 @@ def test_activation_comes_before_the_noise(backend, poisoned, name, activation):
     np.testing.assert_allclose(backend.get(dx), want_backprop(dy), rtol=1e-5, atol=2e-6)
 
 
+def tolerance_of(dtype, activation):
+    """Some ulps of the result, and the error of the activation near 0 by the table of ulps."""
+    name = np.dtype(dtype).name
+    (allowed, floor), nmant = ulps.allowed(activation, "value", name), ulps.FINFO[name].nmant
+    return {"rtol": 2.0 ** -(nmant - 4), "atol": max(1e-6, allowed * floor * 2.0**-nmant)}
+
+
 ZONEOUTS = list(itertools.product(DTYPES, [None, "relu", "gelu"]))
 
 
@@ -97,7 +104,7 @@ ZONEOUTS = list(itertools.product(DTYPES, [None, "relu", "gelu"]))
 def test_zoneout(backend, poisoned, dtype, activation, p):
     x, previous, dy = (sample((5, 9), seed).astype(dtype) for seed in range(3))
     name = activation or "identity"
-    tolerance = {"rtol": 2.0 ** -(ulps.FINFO[np.dtype(dtype).name].nmant - 4), "atol": 1e-6}
+    tolerance = tolerance_of(dtype, activation or "identity")
     for training, exact in ((True, reference.zoneout), (False, reference.zoneout_expected)):
         stream = SEED if training else {}
         want, want_backprop = exact(x, previous, p, **stream, activation=name)
@@ -117,7 +124,7 @@ def test_zoneout(backend, poisoned, dtype, activation, p):
 @pytest.mark.parametrize(("dtype", "activation"), few(ZONEOUTS, (np.float32, "gelu"), (np.float32, "relu")))
 def test_dropout_add(backend, poisoned, dtype, activation, p, mask_shape):
     x, residual, dy = (sample((5, 9), seed).astype(dtype) for seed in range(3))
-    tolerance = {"rtol": 2.0 ** -(ulps.FINFO[np.dtype(dtype).name].nmant - 4), "atol": 1e-6}
+    tolerance = tolerance_of(dtype, activation or "identity")
     for training in (True, False):
         want, want_backprop = reference.dropout_add(
             x, residual, p if training else 0, mask_shape, **SEED, activation=activation or "identity"
