@@ -116,7 +116,9 @@ class Case:
         for parameter in call.parameters:
             name, kind, default = parameter.name, parameter.kind, parameter.default
             own = {"activation": self.activation, "bits": self.bits}  # the defaults would compile other kernels
-            needed = default is parameter.empty or name in wrong or (name in own and default != own[name])
+            needed = (
+                default is parameter.empty or name in wrong or name == "value" or (name in own and default != own[name])
+            )
             if needed or (self.likely(50) and not (name == "keep_prob" and "p" in kwargs)):
                 value = self.argument(call, name, name in wrong)
                 if kind is parameter.VAR_POSITIONAL:
@@ -351,7 +353,9 @@ def bad_rng(case, call):
 
 def options(case, call):
     """The options of a layer: those that only its function has, activation and bits."""
+    facts = case.result, case.wide, case.has_factor
     _, kwargs = case.arguments(call._replace(function=call.function.function))
+    case.result, case.wide, case.has_factor = facts  # those of arrays that are not passed
     return {name: value for name, value in kwargs.items() if name in call.function.defaults()}
 
 

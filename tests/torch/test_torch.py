@@ -799,7 +799,7 @@ def test_autocast_leaves_the_dtype_unchanged():
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
-@pytest.mark.parametrize("name", few(NAMES, "dropout"))
+@pytest.mark.parametrize("name", few([name for name in NAMES if not FAMILY[name].is_product], "dropout"))
 def test_opcheck(name, activation):
     x, *other = inputs(name, grad=True)
     stream = torch.ops.gpudrop.stream(device="cpu")
