@@ -348,13 +348,14 @@ def _is_sharded(x: Any) -> bool:
 def _check_neighbours(row: variants.Variant, x: Any, other: Any, bias: Any, gain: Any, inplace: bool) -> bool:
     """Check the types of the tensors besides x. Return whether the second one has another dtype than x."""
     tensors = dict(zip(row.inputs[1:], (other,), strict=False)) | {"bias": bias, "gain": gain}
+    sharded = _is_sharded(x)
     for argument, tensor in tensors.items():
         if tensor is None and argument not in row.inputs[: row.least]:
             continue
         if not isinstance(tensor, torch.Tensor):
             got = None if tensor is None else name_of(type(tensor))
             raise TypeError(f"{argument} must be a torch.Tensor, got {got}")
-        if _is_sharded(x) != _is_sharded(tensor):
+        if _is_sharded(tensor) != sharded:
             kinds = name_of(type(x)), name_of(type(tensor))
             raise TypeError(f"{argument} must be a {kinds[0]}, because input is one, got {kinds[1]}")
     mixed = other is not None and other.dtype != x.dtype

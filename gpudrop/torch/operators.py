@@ -431,13 +431,13 @@ class _Layout:
         return self.tensor.is_contiguous()
 
 
-def _kept(call, x, y):
+def _kept(call, x, y, bias=None):
     """Return the tensor that the derivative of the activation needs, unless bits are saved: x, y or None."""
-    return {"x": x, "y": y}.get(_needs(call))
+    return {"x": x, "y": y}.get(_needs(call, x.dtype, bias))
 
 
-def _needs(call, dtype=None, bias=None):
-    """The name of that tensor, or None. dtype: that of x if there is a bias. See `gpudrop.operations.saves`."""
+def _needs(call, dtype, bias):
+    """The name of that tensor, or None. dtype: that of x. See `gpudrop.operations.saves`."""
     activation = find_activation(call[3])
     if activation.slope_of is None:
         return None
@@ -584,8 +584,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, keyset, x, other, bias, gain, stream, *call):
         records = call[-1] or (not _has_factor(call, gain) and _saves_bits(x, call))
         y, *bits = results = _below(FUSED, keyset, x, other, bias, gain, stream, *call[:-1], records)
-        needs = "x" if _has_factor(call, gain) else _needs(call, x.dtype, bias)
-        kept = bits[0] if records else {"x": x, "y": y}.get(needs)
+        kept = bits[0] if records else x if _has_factor(call, gain) else _kept(call, x, y, bias)
         value = other if FAMILY[call[0]].is_product else None
         ctx.bias = None
         if bias is not None and kept is not x:  # only its shape and dtype are read: it may be changed in place
